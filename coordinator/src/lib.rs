@@ -1,0 +1,3 @@
+//! The coordinator: `machine` decides, `store` remembers, `shell` acts.
+
+pub mod store;

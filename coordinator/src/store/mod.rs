@@ -1,0 +1,3 @@
+//! The only user of Redis in the coordinator, and its memory twin.
+
+pub mod link;

@@ -1,0 +1,1 @@
+//! How a program finds and reaches Redis: one server, Sentinel or Cluster.

@@ -1,0 +1,1 @@
+//! What crosses Redis: ids, keys, messages, states, limits. No I/O.

@@ -1,0 +1,1 @@
+//! Harness, end to end, simulation, chaos, benchmarks, tidiness.

@@ -1,0 +1,1 @@
+//! The library with which people write workers, and the stock handlers.

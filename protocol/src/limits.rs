@@ -1,0 +1,36 @@
+//! Every bound of the protocol, by name. Bytes unless the name says otherwise.
+
+/// Longest name of a workflow, step, handler or queue.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Largest value (input, output, error detail) that is accepted by default.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// Values above this travel by reference.
+pub const INLINE_BYTES_MAX: usize = 8 << 10;
+/// Messages above this are compressed with lz4.
+pub const COMPRESS_ABOVE_BYTES: usize = 1 << 10;
+/// Partitions of one installation: 12 bits of a run id carry the partition.
+pub const PARTITIONS_MAX: u16 = 4096;
+/// Steps of one workflow.
+pub const STEPS_MAX: usize = 100_000;
+/// Edges (`needs`) of one workflow.
+pub const EDGES_MAX: usize = 1_000_000;
+/// Text of one workflow.
+pub const WORKFLOW_BYTES_MAX: usize = 32 << 20;
+/// Attempts that a policy may ask for.
+pub const ATTEMPTS_MAX: u32 = 1_000;
+/// Losses of one step (its worker died) before it is poison.
+pub const LOSSES_MAX: u8 = 3;
+/// Step states of one chunk of a run.
+pub const CHUNK_STEPS: u32 = 128;
+/// Longest text of an error message; the rest is cut.
+pub const ERROR_TEXT_BYTES_MAX: usize = 4 << 10;
+/// Longest wait that a server may ask for with retry-after.
+pub const RETRY_AFTER_MS_MAX: u64 = 24 * 3_600_000;
+/// Time between two beats of a worker.
+pub const HEARTBEAT_MS: u64 = 10_000;
+/// A worker whose beat did not move for this long is dead.
+pub const DEAD_AFTER_MS: u64 = 30_000;
+/// A worker that holds a job longer than this reports `started`.
+pub const STARTED_AFTER_MS: u64 = 1_000;
+/// A job that no worker has a handler for is a dead letter after this long.
+pub const NO_HANDLER_MS: u64 = 600_000;

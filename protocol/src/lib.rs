@@ -3,6 +3,14 @@
 //! Everything here is a promise to another process, perhaps of another version: fields are added with defaults and unknown
 //! fields are tolerated.
 
+pub mod beat;
+pub mod codec;
 pub mod duration;
+pub mod failure;
+pub mod id;
+pub mod keys;
 pub mod limits;
+pub mod message;
 pub mod name;
+pub mod state;
+pub mod value;

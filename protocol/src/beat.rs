@@ -1,0 +1,74 @@
+//! What a worker tells of itself with each beat, and what reaches it on its control channel.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{JobId, PartitionId, StreamId},
+    name::Name,
+};
+
+/// A worker's account of itself, in its registry hash with each beat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Version of the message.
+    pub v: u8,
+    /// Milliseconds since the last successful read of job streams.
+    pub read_age_ms: u64,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Slots in all.
+    pub slots: u32,
+    /// Queues, most urgent first.
+    pub queues: Vec<Name>,
+    /// Handlers it has.
+    pub handlers: Vec<Name>,
+    /// The program's version.
+    pub version: String,
+    /// The host's name.
+    pub host: String,
+    /// The process id.
+    pub pid: u32,
+    /// Jobs it holds: running, or taken and not begun.
+    pub held: Vec<Held>,
+}
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Takes jobs.
+    Running,
+    /// Finishes what it has and takes nothing.
+    Draining,
+}
+
+/// A job that a worker holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The job.
+    pub job: JobId,
+    /// The partition of its stream.
+    pub partition: PartitionId,
+    /// The queue of its stream.
+    pub queue: Name,
+    /// Its entry there.
+    pub entry: StreamId,
+    /// How long the handler has been running; none if it has not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_ms: Option<u64>,
+    /// The handler's own account of its progress, in per cent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<u8>,
+}
+
+/// A message on a control channel: of one worker, or of a partition for all workers that may hold its jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// Stop these jobs.
+    Cancel(Vec<JobId>),
+    /// Take nothing more, finish, leave.
+    Drain,
+    /// There are jobs on the stream of this queue (the doorbell of Cluster).
+    Jobs(Name),
+}

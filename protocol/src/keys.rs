@@ -1,0 +1,299 @@
+//! Every Redis key and channel. They are built here and nowhere else.
+//!
+//! All keys of a partition share a hash tag, so that one commit is one slot. Tags come from a fixed table in which any
+//! prefix spreads evenly over the slots: partition `p` has the slot `4 * bit_reverse(p)`.
+
+use std::{fmt::Display, sync::Arc, sync::LazyLock};
+
+use crate::{
+    id::{CommandId, PartitionId, RunId},
+    limits::PARTITIONS_MAX,
+    name::Name,
+    state::State,
+};
+
+/// Slots of a Redis Cluster.
+pub const SLOTS: u16 = 16_384;
+
+/// Key prefix unless the settings say otherwise.
+pub const PREFIX_DEFAULT: &str = "sf:";
+
+/// The consumer group of every job stream.
+pub const GROUP: &str = "workers";
+
+/// CRC16 (XMODEM), as Redis Cluster computes slots. Source: the Redis Cluster specification, appendix A.
+pub fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| {
+        (0..8).fold(
+            crc ^ (u16::from(*byte) << 8),
+            |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 },
+        )
+    })
+}
+
+/// The slot of a key, by its hash tag if it has one.
+pub fn slot_of(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|b| *b == b'{').and_then(|open| {
+        let inner = &key[open + 1..];
+        inner.iter().position(|b| *b == b'}').filter(|len| *len > 0).map(|len| &inner[..len])
+    });
+    crc16(tag.unwrap_or(key)) % SLOTS
+}
+
+/// The tags of all partitions, in their order.
+static TAGS: LazyLock<Vec<Box<str>>> = LazyLock::new(|| {
+    let count = usize::from(PARTITIONS_MAX);
+    let stride = SLOTS / PARTITIONS_MAX;
+    let mut by_slot: Vec<Option<Box<str>>> = vec![None; count];
+    let mut left = count;
+    let mut number = 0u64;
+    while left > 0 {
+        let text = base36(number);
+        number += 1;
+        let slot = crc16(text.as_bytes()) % SLOTS;
+        let place = &mut by_slot[usize::from(slot / stride)];
+        if slot.is_multiple_of(stride) && place.is_none() {
+            *place = Some(text.into());
+            left -= 1;
+        }
+    }
+    let bits = PARTITIONS_MAX.trailing_zeros();
+    let reversed = |p: usize| (p as u16).reverse_bits() >> (16 - bits);
+    (0..count).map(|p| by_slot[usize::from(reversed(p))].clone().expect("every slot has a tag")).collect()
+});
+
+fn base36(mut number: u64) -> String {
+    let mut digits = Vec::new();
+    loop {
+        digits.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize]);
+        number /= 36;
+        if number == 0 {
+            break;
+        }
+    }
+    digits.reverse();
+    String::from_utf8(digits).expect("ASCII")
+}
+
+/// The slot of a partition.
+pub fn slot(partition: PartitionId) -> u16 {
+    slot_of(format!("{{{}}}", tag(partition)).as_bytes())
+}
+
+/// The hash tag of a partition.
+///
+/// # Panics
+/// Beyond [`PARTITIONS_MAX`], which ids cannot express.
+pub fn tag(partition: PartitionId) -> &'static str {
+    &TAGS[usize::from(partition.0)]
+}
+
+/// Keys of one installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    prefix: Arc<str>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self::new(PREFIX_DEFAULT)
+    }
+}
+
+impl Keys {
+    /// With a prefix, which must not contain `{` or `}`.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// Keys of a partition.
+    pub fn partition(&self, partition: PartitionId) -> PartitionKeys {
+        PartitionKeys { partition, stem: format!("{}{{{}}}:", self.prefix, tag(partition)).into() }
+    }
+
+    /// Hash: the list of partitions and the version of the layout.
+    pub fn meta(&self) -> String {
+        format!("{}meta", self.prefix)
+    }
+
+    /// Sorted set: the workers by when they registered.
+    pub fn workers(&self) -> String {
+        format!("{}workers", self.prefix)
+    }
+
+    /// Hash: one worker.
+    pub fn worker(&self, worker: impl Display) -> String {
+        format!("{}worker:{worker}", self.prefix)
+    }
+
+    /// Channel: what reaches one worker at once.
+    pub fn worker_control(&self, worker: impl Display) -> String {
+        format!("{}control:{worker}", self.prefix)
+    }
+
+    /// String with a lifetime: the run of an idempotent submit.
+    pub fn idempotency(&self, namespace: &str, key: &str) -> String {
+        format!("{}idem:{namespace}:{key}", self.prefix)
+    }
+
+    /// Hash: the registered versions of a workflow.
+    pub fn workflow(&self, name: &Name) -> String {
+        format!("{}workflow:{name}", self.prefix)
+    }
+
+    /// Set: the names of registered workflows.
+    pub fn workflows(&self) -> String {
+        format!("{}workflows", self.prefix)
+    }
+
+    /// Hash: queues that were ever used, with their settings.
+    pub fn queues(&self) -> String {
+        format!("{}queues", self.prefix)
+    }
+}
+
+/// Keys of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionKeys {
+    /// Which.
+    pub partition: PartitionId,
+    stem: Arc<str>,
+}
+
+macro_rules! plain_keys {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        impl PartitionKeys {
+            $($(#[$doc])*
+            pub fn $name(&self) -> String {
+                format!(concat!("{}", $text), self.stem)
+            })*
+        }
+    };
+}
+
+plain_keys! {
+    /// Stream: every input of the partition, in order.
+    log = "log";
+    /// Hash: reign, seq, offset, now.
+    head = "head";
+    /// String with a lifetime: who owns the partition.
+    lease = "lease";
+    /// Sorted set: timers by when they are due, in milliseconds.
+    timers = "timers";
+    /// List: work items that later commits continue.
+    todo = "todo";
+    /// Stream: dead letters.
+    dead = "dead";
+    /// Stream: the outbox.
+    events = "events";
+    /// Stream: entries that could not be decided.
+    quarantine = "quarantine";
+    /// Hash: how many runs follow each plan.
+    plan_uses = "plan-uses";
+    /// Set: jobs that are to be stopped.
+    cancels = "cancels";
+    /// Channel: what reaches all workers that may hold jobs of the partition.
+    control = "control";
+    /// Channel: answers to commands.
+    replies = "replies";
+    /// Hash: counters of what was dropped or repaired.
+    counters = "counters";
+    /// Set: queues that have a job stream or a ready set.
+    queues = "queues";
+}
+
+impl PartitionKeys {
+    /// Hash: a run's record, with the states of its first steps.
+    pub fn run(&self, run: &RunId) -> String {
+        format!("{}run:{run}", self.stem)
+    }
+
+    /// Hash: the states of the steps of one later chunk.
+    pub fn chunk(&self, run: &RunId, chunk: u32) -> String {
+        format!("{}run:{run}:{chunk}", self.stem)
+    }
+
+    /// String: a value.
+    pub fn value(&self, id: impl Display) -> String {
+        format!("{}value:{id}", self.stem)
+    }
+
+    /// String: a run's history, packed.
+    pub fn history(&self, run: &RunId) -> String {
+        format!("{}history:{run}", self.stem)
+    }
+
+    /// String: a workflow that runs follow, by its hash.
+    pub fn plan(&self, hash: &str) -> String {
+        format!("{}plan:{hash}", self.stem)
+    }
+
+    /// Sorted set: ready steps of a queue.
+    pub fn ready(&self, queue: &Name) -> String {
+        format!("{}ready:{queue}", self.stem)
+    }
+
+    /// Stream with the group [`GROUP`]: dispatched jobs of a queue.
+    pub fn jobs(&self, queue: &Name) -> String {
+        format!("{}jobs:{queue}", self.stem)
+    }
+
+    /// String with a lifetime: the answer to a command.
+    pub fn reply(&self, command: &CommandId) -> String {
+        format!("{}reply:{command}", self.stem)
+    }
+
+    /// Sorted set: runs in a state, by time.
+    pub fn runs(&self, state: State) -> String {
+        format!("{}runs:{state}", self.stem)
+    }
+
+    /// Sorted set: runs of a workflow, by time.
+    pub fn runs_of(&self, workflow: &Name) -> String {
+        format!("{}runs:wf:{workflow}", self.stem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        // CLUSTER KEYSLOT of a real server.
+        assert_eq!((slot_of(b"foo"), slot_of(b"123456789"), slot_of(b"a{foo}b")), (12_182, 0x31c3, 12_182));
+        assert_eq!(slot_of(b"{}foo"), crc16(b"{}foo") % SLOTS);
+    }
+
+    #[test]
+    fn any_prefix_of_the_partitions_spreads_over_any_number_of_nodes() {
+        for count in [8u16, 16, 64, 4096] {
+            for nodes in 2..=count.min(12) {
+                let mut per_node = vec![0u16; usize::from(nodes)];
+                for p in 0..count {
+                    let node = usize::from(slot(PartitionId(p))) * usize::from(nodes) / usize::from(SLOTS);
+                    per_node[node] += 1;
+                }
+                let fair = count / nodes;
+                assert!(per_node.iter().all(|n| *n >= fair.max(1) - 1 && *n >= 1), "{count} on {nodes}: {per_node:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_of_tags_never_changes() {
+        let all = TAGS.join(",");
+        assert_eq!((TAGS.len(), crc16(all.as_bytes())), (4096, 55_319));
+        let first: Vec<&str> = (0..8).map(|p| tag(PartitionId(p))).collect();
+        assert_eq!(first.join(" "), "1bz fjl 17p 356 5nw 7l1 h85 b3k");
+    }
+
+    #[test]
+    fn keys_of_a_partition_share_its_slot() {
+        let keys = Keys::default().partition(PartitionId(3));
+        let name = Name::new("q").expect("a legal name");
+        for key in [keys.log(), keys.head(), keys.jobs(&name), keys.control(), keys.value("x")] {
+            assert_eq!(slot_of(key.as_bytes()), slot(PartitionId(3)), "{key}");
+        }
+    }
+}

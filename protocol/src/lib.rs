@@ -6,3 +6,4 @@
 pub mod duration;
 pub mod limits;
 pub mod name;
+pub mod workflow;

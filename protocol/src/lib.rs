@@ -14,3 +14,4 @@ pub mod message;
 pub mod name;
 pub mod state;
 pub mod value;
+pub mod workflow;

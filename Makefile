@@ -1,0 +1,58 @@
+# The commands of this project. `make` alone lists them. Each sets up what it needs.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The folder with the real workflow graphs for `make test-real`.
+WFINSTANCES ?= ../shared/data/wfinstances
+# How many seeds `make simulate` runs.
+SEEDS ?= 1000
+
+# Loads the paths that the set-up found; what the caller has set wins.
+WITH_SERVERS = set -a; \
+  given="$${STEPFLEET_TEST_SERVER:-}"; given_tls="$${STEPFLEET_TEST_SERVER_TLS:-}"; . .tools/env; \
+  STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
+  STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
+
+.PHONY: help setup build test demo bench simulate test-real check
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+setup: ## find or install the servers that tests, demo and benchmark need (into .tools/)
+	@tests/setup.sh
+
+build: ## build everything in debug mode
+	cargo build --workspace --all-targets
+
+test: setup ## run every test, on real servers
+	cargo build -p stepfleet
+	@$(WITH_SERVERS) \
+	if cargo nextest --version >/dev/null 2>&1; then \
+	  echo "cargo nextest run --workspace && cargo test --workspace --doc"; \
+	  cargo nextest run --workspace --no-fail-fast && cargo test --workspace --doc; \
+	else \
+	  echo "cargo test --workspace"; \
+	  cargo test --workspace --no-fail-fast; \
+	fi
+
+demo: setup ## a real pipeline on one server, one coordinator and three workers, one of them killed
+	cargo build -p stepfleet
+	@$(WITH_SERVERS) cargo run --quiet -p stepfleet-tests --bin demo
+
+bench: setup ## throughput, latency and memory in a release build; writes target/bench.json
+	cargo build --release -p stepfleet
+	@$(WITH_SERVERS) target/release/stepfleet bench
+
+simulate: ## the seeded simulation, SEEDS=n seeds
+	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
+
+test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
+	cargo build --release -p stepfleet
+	@$(WITH_SERVERS) WFINSTANCES="$(WFINSTANCES)" cargo run --release --quiet -p stepfleet-tests --bin real
+
+check: ## formatting, lints and documentation, every warning an error
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items

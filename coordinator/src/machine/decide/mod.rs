@@ -1,0 +1,267 @@
+//! The rules: one event in, one decision out.
+//!
+//! `decide` changes the run in place and says what else has to be committed with it. It is total: an event that no longer
+//! concerns anything (a late result, a timer of an old job) is a decision too, one that only acks and remarks.
+
+mod command;
+mod finish;
+mod outcome;
+mod work;
+
+use std::sync::Arc;
+
+use stepfleet_protocol::{
+    id::{JobId, Reign, StreamId, WorkerId},
+    message::JobRef,
+    state::State,
+};
+
+use super::{
+    decision::{Decision, Effect, Transition, Why},
+    event::{Event, Timer, Work, WorkKind},
+    retry,
+    run::Run,
+};
+
+/// Steps that one decision touches at most; the rest is a work item.
+pub const STEPS_PER_DECISION: usize = 100;
+
+/// Makes the job ids of one commit.
+#[derive(Debug, Clone, Copy)]
+pub struct Mint {
+    /// The owner's reign.
+    pub reign: Reign,
+    /// The commit.
+    pub seq: u64,
+    /// The next number.
+    pub n: u32,
+}
+
+impl Mint {
+    fn next(&mut self) -> JobId {
+        self.n += 1;
+        JobId { reign: self.reign, seq: self.seq, n: self.n - 1 }
+    }
+
+    /// The id of a dead letter. Ids of one partition only grow, because `now` never goes back and `seq` grows with
+    /// every commit.
+    fn letter(&mut self, now_ms: u64) -> StreamId {
+        self.n += 1;
+        StreamId { ms: now_ms, seq: (self.seq << 24) | u64::from(self.n) }
+    }
+}
+
+/// Decides one event about `run` at `now_ms` (Unix milliseconds of the server).
+///
+/// # Panics
+/// When a rule is broken, such as an illegal move: a bug, which the caller turns into a quarantined entry. The run is then
+/// in an undefined state and must be dropped.
+pub fn decide(run: &mut Run, event: Event, now_ms: u64, mint: &mut Mint) -> Decision {
+    let mut deciding = Deciding { run, now_ms, mint, out: Decision::default(), actor: None };
+    deciding.event(event);
+    deciding.out
+}
+
+struct Deciding<'a> {
+    run: &'a mut Run,
+    now_ms: u64,
+    mint: &'a mut Mint,
+    out: Decision,
+    actor: Option<Arc<str>>,
+}
+
+impl Deciding<'_> {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Submitted { new, actor } => self.submitted(new, actor),
+            Event::Result { of, worker, run_ms, outcome } => self.result(of, worker, run_ms, outcome),
+            Event::Started { of, worker, running_ms } => self.started(of, worker, running_ms),
+            Event::Lost { of, worker, counted } => self.lost(of, worker, counted),
+            Event::Command(command) => self.command(command),
+            Event::Timer(timer) => self.timer(timer),
+            Event::Release { index } => self.release(index),
+            Event::Unrenderable { index, job, failure } => self.unrenderable(index, job, failure),
+            Event::Continue(work) => self.work(work),
+            Event::Audit { index } => self.audit(index),
+        }
+    }
+
+    fn submitted(&mut self, new: stepfleet_protocol::message::NewRun, actor: Arc<str>) {
+        self.actor = Some(actor);
+        self.run.version = new.version;
+        self.run.traceparent = new.traceparent.map(Into::into);
+        if let Some(input) = new.input {
+            self.run.has_input = true;
+            self.effect(Effect::SaveInput { input });
+        }
+        self.move_run(State::Queued, Why::Submitted, None);
+        self.actor = None;
+        self.arm_run();
+        self.work(Work { run: self.run.id, kind: WorkKind::Roots, next: 0 });
+        self.effect(Effect::Answer(stepfleet_protocol::message::Answer::Done { state: self.run.state }));
+    }
+
+    fn arm_run(&mut self) {
+        if self.run.plan.timeout_ms > 0 {
+            let due_ms = self.now_ms + self.run.plan.timeout_ms;
+            self.effect(Effect::SetTimer { due_ms, timer: Timer::Run });
+        }
+    }
+
+    /// A ready step may go to the stream, unless its run is held.
+    fn release(&mut self, index: u32) {
+        let step = self.run.step(index);
+        if step.state != State::Queued || step.in_flight {
+            return;
+        }
+        if self.run.ending.is_some() || self.run.state.is_finished() {
+            self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            return self.settle();
+        }
+        if self.run.state == State::Suspended {
+            self.move_step(index, State::Suspended, Why::Suspended, None, None);
+            return;
+        }
+        let job = self.mint.next();
+        let max_attempts = self.budget(index);
+        let step = self.run.step_mut(index);
+        step.job = Some(job);
+        step.in_flight = true;
+        let attempt = step.attempts + 1;
+        self.effect(Effect::Dispatch { index, job, attempt, max_attempts });
+    }
+
+    /// The number of the last try of the present budget.
+    fn budget(&self, index: u32) -> u32 {
+        let written = &self.run.plan.steps[index as usize].retry;
+        self.run.step(index).spent.saturating_add(retry::max_attempts(written))
+    }
+
+    fn timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Run => self.run_timed_out(),
+            Timer::Retry { index, job } => {
+                let step = self.run.step(index);
+                if step.state == State::Retrying && step.job == Some(job) {
+                    self.retry_due(index);
+                }
+            }
+            Timer::Attempt { index, job } => self.attempt_timed_out(index, job),
+        }
+    }
+
+    fn retry_due(&mut self, index: u32) {
+        if self.run.state == State::Suspended {
+            self.move_step(index, State::Suspended, Why::Suspended, None, None);
+        } else {
+            self.move_step(index, State::Queued, Why::RetryDue, None, None);
+            self.effect(Effect::Ready { index });
+        }
+    }
+
+    fn run_timed_out(&mut self) {
+        if self.run.state.is_finished() || self.run.ending.is_some() {
+            return;
+        }
+        self.stop(super::run::Ending::TimedOut);
+    }
+
+    /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.
+    fn audit(&mut self, index: u32) {
+        let step = self.run.step(index);
+        match step.state {
+            State::Queued if !step.in_flight => {
+                self.remark(index, Why::Repaired, None);
+                self.effect(Effect::Ready { index });
+            }
+            State::Retrying => {
+                self.remark(index, Why::Repaired, None);
+                self.retry_due(index);
+            }
+            State::Queued
+            | State::Created
+            | State::Processing
+            | State::Waiting
+            | State::Completed
+            | State::Failed
+            | State::Suspended
+            | State::Cancelled
+            | State::Skipped => {}
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        self.out.effects.push(effect);
+    }
+
+    fn ack(&mut self, of: &JobRef) {
+        self.effect(Effect::Ack { queue: of.queue.clone(), entry: of.entry });
+    }
+
+    fn move_run(&mut self, to: State, why: Why, note: Option<Arc<str>>) {
+        let from = self.run.state;
+        assert!(from.may_become(to), "illegal move of the run from {from} to {to}");
+        self.run.state = to;
+        self.run.finished_ms = if to.is_finished() { self.now_ms } else { 0 };
+        let (at_ms, actor) = (self.now_ms, self.actor.clone());
+        self.out.transitions.push(Transition {
+            step: None,
+            from,
+            to,
+            at_ms,
+            attempt: 0,
+            why,
+            worker: None,
+            actor,
+            note,
+        });
+    }
+
+    fn move_step(&mut self, index: u32, to: State, why: Why, worker: Option<WorkerId>, note: Option<Arc<str>>) {
+        self.move_step_at(index, to, why, self.now_ms, worker, note);
+    }
+
+    fn move_step_at(
+        &mut self,
+        index: u32,
+        to: State,
+        why: Why,
+        at_ms: u64,
+        worker: Option<WorkerId>,
+        note: Option<Arc<str>>,
+    ) {
+        let from = self.run.move_step(index, to);
+        let attempt = self.attempt_shown(index, from, to);
+        let actor = self.actor.clone();
+        self.out.transitions.push(Transition { step: Some(index), from, to, at_ms, attempt, why, worker, actor, note });
+    }
+
+    /// The try that a transition belongs to: the coming one, unless the transition ends a counted one.
+    fn attempt_shown(&self, index: u32, from: State, to: State) -> u32 {
+        let step = self.run.step(index);
+        match (from, to) {
+            (State::Created, _) => 0,
+            (State::Failed, _) | (_, State::Failed) => step.attempts.max(1),
+            _ => step.attempts + 1,
+        }
+    }
+
+    /// A remark in the history that moves nothing.
+    fn remark(&mut self, index: u32, why: Why, worker: Option<WorkerId>) {
+        let state = self.run.step(index).state;
+        let attempt = self.run.step(index).attempts + 1;
+        let (at_ms, actor) = (self.now_ms, self.actor.clone());
+        let step = Some(index);
+        self.out.transitions.push(Transition {
+            step,
+            from: state,
+            to: state,
+            at_ms,
+            attempt,
+            why,
+            worker,
+            actor,
+            note: None,
+        });
+    }
+}

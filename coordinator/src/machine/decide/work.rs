@@ -1,0 +1,183 @@
+//! Transitions that are too large for one decision, part by part.
+
+use stepfleet_protocol::state::State;
+
+use super::{
+    super::{
+        decision::{Effect, Why},
+        event::{Timer, Work, WorkKind},
+        run::{Ending, Step},
+    },
+    Deciding, STEPS_PER_DECISION,
+};
+
+impl Deciding<'_> {
+    /// Does one bounded part of a work item; what is left is a work item again.
+    pub(super) fn work(&mut self, work: Work) {
+        let begun = work.next > 0;
+        let left = match work.kind {
+            WorkKind::Roots => self.each_root(work.next),
+            WorkKind::Fan { of } => self.each_dependant(of, work.next),
+            WorkKind::Stop => self.each_step(work.next, Self::stop_step),
+            WorkKind::Halt => self.each_step(work.next, Self::halt_step),
+            WorkKind::Resume => self.each_step(work.next, Self::resume_step),
+            WorkKind::Reopen => self.each_step(work.next, Self::reopen_step),
+        };
+        match (begun, left) {
+            (false, None) => {}
+            (false, Some(next)) => {
+                self.run.work += 1;
+                self.effect(Effect::Work(Work { next, ..work }));
+            }
+            (true, Some(next)) => self.effect(Effect::Work(Work { next, ..work })),
+            (true, None) => {
+                self.run.work -= 1;
+                self.settle();
+            }
+        }
+    }
+
+    fn each_root(&mut self, next: u32) -> Option<u32> {
+        let plan = self.run.plan.clone();
+        for (place, index) in (next..).zip(&plan.roots[next as usize..]) {
+            if place as usize - next as usize == STEPS_PER_DECISION {
+                return Some(place);
+            }
+            if self.run.step(*index).state == State::Created {
+                self.enqueue(*index);
+            }
+        }
+        None
+    }
+
+    fn each_dependant(&mut self, of: u32, next: u32) -> Option<u32> {
+        let plan = self.run.plan.clone();
+        let dependants = &plan.steps[of as usize].dependants;
+        for (place, index) in (next..).zip(&dependants[next as usize..]) {
+            if place as usize - next as usize == STEPS_PER_DECISION {
+                return Some(place);
+            }
+            let step = self.run.step_mut(*index);
+            step.needs_left -= 1;
+            if step.needs_left == 0 && step.state == State::Created {
+                self.enqueue(*index);
+            }
+        }
+        None
+    }
+
+    /// created -> queued: every need is met.
+    fn enqueue(&mut self, index: u32) {
+        if self.run.ending.is_some() {
+            return;
+        }
+        self.move_step(index, State::Queued, Why::NeedsMet, None, None);
+        self.effect(Effect::Ready { index });
+    }
+
+    fn each_step(&mut self, next: u32, mut act: impl FnMut(&mut Self, u32) -> bool) -> Option<u32> {
+        let mut acted = 0;
+        for index in next..self.run.plan.steps.len() as u32 {
+            if acted == STEPS_PER_DECISION {
+                return Some(index);
+            }
+            acted += usize::from(act(self, index));
+        }
+        None
+    }
+
+    fn stop_step(&mut self, index: u32) -> bool {
+        let step = *self.run.step(index);
+        let why = match self.run.ending {
+            Some(Ending::TimedOut) => Why::TimedOut,
+            Some(Ending::Cancelled) | None => Why::Cancelled,
+        };
+        match step.state {
+            State::Queued | State::Processing if step.in_flight => {
+                if !step.stopping {
+                    self.run.step_mut(index).stopping = true;
+                    self.effect(Effect::Stop(step.job.expect("a step in flight has a job")));
+                }
+            }
+            State::Queued => {
+                self.effect(Effect::Unready { index });
+                self.move_step(index, State::Cancelled, why, None, None);
+            }
+            State::Retrying => {
+                if let Some(job) = step.job {
+                    self.effect(Effect::ClearTimer { timer: Timer::Retry { index, job } });
+                }
+                self.move_step(index, State::Cancelled, why, None, None);
+            }
+            State::Created | State::Waiting | State::Suspended => {
+                self.move_step(index, State::Cancelled, why, None, None);
+            }
+            State::Processing => unreachable!("a processing step is in flight"),
+            State::Completed | State::Failed | State::Cancelled | State::Skipped => return false,
+        }
+        true
+    }
+
+    fn halt_step(&mut self, index: u32) -> bool {
+        let step = *self.run.step(index);
+        let hit = step.in_flight && !step.stopping && self.run.state == State::Suspended;
+        if hit {
+            self.run.step_mut(index).stopping = true;
+            self.effect(Effect::Stop(step.job.expect("a step in flight has a job")));
+        }
+        hit
+    }
+
+    fn resume_step(&mut self, index: u32) -> bool {
+        let hit = self.run.step(index).state == State::Suspended && self.run.state != State::Suspended;
+        if hit {
+            self.move_step(index, State::Queued, Why::Resumed, None, None);
+            self.effect(Effect::Ready { index });
+        }
+        hit
+    }
+
+    fn reopen_step(&mut self, index: u32) -> bool {
+        let step = *self.run.step(index);
+        match step.state {
+            State::Failed => self.reopen(index, Why::Retried),
+            State::Suspended => return self.resume_step(index),
+            State::Cancelled => self.rebear(index),
+            State::Created
+            | State::Queued
+            | State::Processing
+            | State::Waiting
+            | State::Completed
+            | State::Retrying
+            | State::Skipped => return false,
+        }
+        true
+    }
+
+    /// failed -> retrying -> queued with a fresh budget; the dead letter is closed.
+    pub(super) fn reopen(&mut self, index: u32, why: Why) {
+        let step = self.run.step_mut(index);
+        step.spent = step.attempts;
+        step.losses = 0;
+        step.unhandled_ms = 0;
+        let letter = step.letter.take();
+        if let Some(letter) = letter {
+            self.effect(Effect::CloseLetter(letter));
+        }
+        self.run.errors.retain(|e| e.index != index);
+        self.move_step(index, State::Retrying, why, None, None);
+        self.retry_due(index);
+    }
+
+    /// A step that a time-out cancelled is executed anew: a new generation of it, from its beginning.
+    fn rebear(&mut self, index: u32) {
+        let old = *self.run.step(index);
+        let fresh = Step { needs_left: old.needs_left, generation: old.generation + 1, ..Step::fresh(0) };
+        self.move_step(index, State::Created, Why::Retried, None, None);
+        let step = self.run.step_mut(index);
+        *step = Step { dirty: step.dirty, ..fresh };
+        if old.needs_left == 0 {
+            self.enqueue(index);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What can happen to a run.
+
+use std::sync::Arc;
+
+use stepfleet_protocol::{
+    failure::Failure,
+    id::{JobId, RunId, WorkerId},
+    message::{Command, JobRef, NewRun, Outcome},
+};
+
+/// One thing that happened, with the run it happened to known to the caller.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The run was submitted; [`super::run::Run::new`] made it.
+    Submitted {
+        /// What was asked for.
+        new: NewRun,
+        /// Who asked.
+        actor: Arc<str>,
+    },
+    /// A worker says what became of a job.
+    Result {
+        /// Which job.
+        of: JobRef,
+        /// Who did it.
+        worker: WorkerId,
+        /// How long the handler ran.
+        run_ms: u64,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// A worker has held a job for longer than a moment.
+    Started {
+        /// Which job.
+        of: JobRef,
+        /// Who holds it.
+        worker: WorkerId,
+        /// For how long it has been running.
+        running_ms: u64,
+    },
+    /// A job will never be answered.
+    Lost {
+        /// Which job.
+        of: JobRef,
+        /// Who had it.
+        worker: WorkerId,
+        /// Whether it counts against the budget of losses.
+        counted: bool,
+    },
+    /// Somebody wishes something.
+    Command(Command),
+    /// A timer is due.
+    Timer(Timer),
+    /// A ready step may go to the stream now.
+    Release {
+        /// The step's number.
+        index: u32,
+    },
+    /// The input of a dispatched job could not be made.
+    Unrenderable {
+        /// The step's number.
+        index: u32,
+        /// The job that was to be.
+        job: JobId,
+        /// Why.
+        failure: Failure,
+    },
+    /// A work item goes on.
+    Continue(Work),
+    /// An auditor found the step in no place; `placed` is what the owner's own look found.
+    Audit {
+        /// The step's number.
+        index: u32,
+    },
+}
+
+/// A timer. Its guard is the job id: a timer of an older job changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The run's time-out.
+    Run,
+    /// The wait before a step's next attempt is over.
+    Retry {
+        /// The step's number.
+        index: u32,
+        /// The job that failed.
+        job: JobId,
+    },
+    /// The owner's own time-out of an attempt, far behind the worker's.
+    Attempt {
+        /// The step's number.
+        index: u32,
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// A transition that is too large for one decision; each part is bounded and names where the next begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// The run.
+    pub run: RunId,
+    /// What is being done.
+    pub kind: WorkKind,
+    /// Where to go on: a place in the list of the kind.
+    pub next: u32,
+}
+
+/// What a work item does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Makes the first steps ready.
+    Roots,
+    /// Tells the dependants of a completed step.
+    Fan {
+        /// The completed step.
+        of: u32,
+    },
+    /// Stops every step.
+    Stop,
+    /// Makes suspended steps ready again.
+    Resume,
+    /// Reopens failed and cancelled steps.
+    Reopen,
+    /// Stops the attempts that run while the run is suspended.
+    Halt,
+}

@@ -1,3 +1,4 @@
 //! The coordinator: `machine` decides, `store` remembers, `shell` acts.
 
 pub mod store;
+pub mod workflow;

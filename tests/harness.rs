@@ -186,6 +186,27 @@ async fn a_program_is_watched_signalled_and_ended() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_dropped_program_started_ends_with_it() -> anyhow::Result<()> {
+    let mut program = Program::at("bash", ["-c", "sleep 1000 & echo $!; wait"]).start()?;
+    let child = program.wait_for_line(|_| true, SOON).await?;
+    drop(program);
+    wait_until_gone(&child).await
+}
+
+/// Waits until no process has the id, or only one that waits to be reaped, which has no command line.
+#[cfg(target_os = "linux")]
+async fn wait_until_gone(pid: &str) -> anyhow::Result<()> {
+    let command_line = format!("/proc/{pid}/cmdline");
+    wait::until(SOON, "a process to be gone", async || {
+        let gone = std::fs::read(&command_line).map_or(true, |line| line.is_empty());
+        anyhow::ensure!(gone, "it still runs");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn settings_of_the_caller_are_not_passed_on_to_a_program() -> anyhow::Result<()> {
     let mut program = Program::at("env", Vec::<String>::new()).env("STEPFLEET_GIVEN", "1").start()?;
@@ -217,14 +238,8 @@ async fn the_kernel_ends_the_children_of_a_killed_test() -> anyhow::Result<()> {
     let args = ["--exact", "--nocapture", "the_kernel_ends_the_children_of_a_killed_test"];
     let mut victim = Program::at(this, args).env("HARNESS_VICTIM", "1").start()?;
     let line = victim.wait_for_line(|line| line.starts_with("server "), SOON).await?;
-    let proc = std::path::PathBuf::from(line.replace("server ", "/proc/"));
-    assert!(proc.exists());
+    let pid = line.trim_start_matches("server ");
+    assert!(std::path::Path::new("/proc").join(pid).exists());
     victim.kill_9()?;
-    wait::until(SOON, "the server to be gone", async || {
-        // Until its new parent reaps it, an ended process is a zombie without a command line.
-        let gone = std::fs::read(proc.join("cmdline")).map_or(true, |line| line.is_empty());
-        anyhow::ensure!(gone, "it still runs");
-        Ok(())
-    })
-    .await
+    wait_until_gone(pid).await
 }

@@ -51,6 +51,9 @@ impl Sentinel {
         };
         let starts = (0..sentinels).map(|_| ServerOptions::new().role(role.clone()).start());
         let sentinels = futures::future::try_join_all(starts).await?;
+        for sentinel in &sentinels {
+            quicken(sentinel).await?;
+        }
         let all = Self { servers: [primary, replica], sentinels };
         all.wait_until_all_know_each_other().await?;
         Ok(all)
@@ -131,6 +134,13 @@ impl Sentinel {
         }
         Ok(())
     }
+}
+
+/// Makes a Sentinel look at the servers twice a second instead of every ten.
+async fn quicken(sentinel: &Server) -> anyhow::Result<()> {
+    let mut connection = sentinel.connection().await?;
+    let command = ["DEBUG", "INFO-PERIOD", "500", "PUBLISH-PERIOD", "500"];
+    Ok(redis::cmd("SENTINEL").arg(&command).query_async(&mut connection).await?)
 }
 
 async fn replication(server: &Server) -> anyhow::Result<String> {

@@ -236,7 +236,10 @@ async fn the_kernel_ends_the_children_of_a_killed_test() -> anyhow::Result<()> {
     }
     let this = std::env::current_exe()?;
     let args = ["--exact", "--nocapture", "the_kernel_ends_the_children_of_a_killed_test"];
-    let mut victim = Program::at(this, args).env("HARNESS_VICTIM", "1").start()?;
+    // Nobody removes the folder of the victim's server; so it is put in one that is removed here.
+    let folder = tempfile::tempdir()?;
+    let victim = Program::at(this, args).env("HARNESS_VICTIM", "1").env("TMPDIR", folder.path());
+    let mut victim = victim.start()?;
     let line = victim.wait_for_line(|line| line.starts_with("server "), SOON).await?;
     let pid = line.trim_start_matches("server ");
     assert!(std::path::Path::new("/proc").join(pid).exists());

@@ -122,10 +122,10 @@ async fn a_replica_of_a_cluster_takes_over_and_the_old_primary_comes_back() -> a
 async fn sentinels_fail_over_and_the_old_primary_comes_back_as_replica() -> anyhow::Result<()> {
     let mut fleet = Sentinel::start(3).await?;
     let old = fleet.primary().await?;
-    let _: () = fleet.servers()[old].connection().await?.set("kept", 7).await?;
-    // The acknowledgement of the replica, so that the fail-over cannot lose the key.
-    let replicas: u32 =
-        redis::cmd("WAIT").arg(1).arg(10_000).query_async(&mut fleet.servers()[old].connection().await?).await?;
+    let mut connection = fleet.servers()[old].connection().await?;
+    let _: () = connection.set("kept", 7).await?;
+    // WAIT is about the writes of its own connection. With the replica's acknowledgement the fail-over cannot lose the key.
+    let replicas: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query_async(&mut connection).await?;
     assert_eq!(replicas, 1);
     let new = fleet.fail_over().await?;
     assert_ne!(new, old);

@@ -122,10 +122,10 @@ async fn a_replica_of_a_cluster_takes_over_and_the_old_primary_comes_back() -> a
 async fn sentinels_fail_over_and_the_old_primary_comes_back_as_replica() -> anyhow::Result<()> {
     let mut fleet = Sentinel::start(3).await?;
     let old = fleet.primary().await?;
-    let _: () = fleet.servers()[old].connection().await?.set("kept", 7).await?;
-    // The acknowledgement of the replica, so that the fail-over cannot lose the key.
-    let replicas: u32 =
-        redis::cmd("WAIT").arg(1).arg(10_000).query_async(&mut fleet.servers()[old].connection().await?).await?;
+    let mut connection = fleet.servers()[old].connection().await?;
+    let _: () = connection.set("kept", 7).await?;
+    // WAIT is about the writes of its own connection. With the replica's acknowledgement the fail-over cannot lose the key.
+    let replicas: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query_async(&mut connection).await?;
     assert_eq!(replicas, 1);
     let new = fleet.fail_over().await?;
     assert_ne!(new, old);
@@ -186,6 +186,27 @@ async fn a_program_is_watched_signalled_and_ended() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_dropped_program_started_ends_with_it() -> anyhow::Result<()> {
+    let mut program = Program::at("bash", ["-c", "sleep 1000 & echo $!; wait"]).start()?;
+    let child = program.wait_for_line(|_| true, SOON).await?;
+    drop(program);
+    wait_until_gone(&child).await
+}
+
+/// Waits until no process has the id, or only one that waits to be reaped, which has no command line.
+#[cfg(target_os = "linux")]
+async fn wait_until_gone(pid: &str) -> anyhow::Result<()> {
+    let command_line = format!("/proc/{pid}/cmdline");
+    wait::until(SOON, "a process to be gone", async || {
+        let gone = std::fs::read(&command_line).map_or(true, |line| line.is_empty());
+        anyhow::ensure!(gone, "it still runs");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn settings_of_the_caller_are_not_passed_on_to_a_program() -> anyhow::Result<()> {
     let mut program = Program::at("env", Vec::<String>::new()).env("STEPFLEET_GIVEN", "1").start()?;
@@ -215,16 +236,13 @@ async fn the_kernel_ends_the_children_of_a_killed_test() -> anyhow::Result<()> {
     }
     let this = std::env::current_exe()?;
     let args = ["--exact", "--nocapture", "the_kernel_ends_the_children_of_a_killed_test"];
-    let mut victim = Program::at(this, args).env("HARNESS_VICTIM", "1").start()?;
+    // Nobody removes the folder of the victim's server; so it is put in one that is removed here.
+    let folder = tempfile::tempdir()?;
+    let victim = Program::at(this, args).env("HARNESS_VICTIM", "1").env("TMPDIR", folder.path());
+    let mut victim = victim.start()?;
     let line = victim.wait_for_line(|line| line.starts_with("server "), SOON).await?;
-    let proc = std::path::PathBuf::from(line.replace("server ", "/proc/"));
-    assert!(proc.exists());
+    let pid = line.trim_start_matches("server ");
+    assert!(std::path::Path::new("/proc").join(pid).exists());
     victim.kill_9()?;
-    wait::until(SOON, "the server to be gone", async || {
-        // Until its new parent reaps it, an ended process is a zombie without a command line.
-        let gone = std::fs::read(proc.join("cmdline")).map_or(true, |line| line.is_empty());
-        anyhow::ensure!(gone, "it still runs");
-        Ok(())
-    })
-    .await
+    wait_until_gone(pid).await
 }

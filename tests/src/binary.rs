@@ -66,9 +66,10 @@ fn from_environment(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// The value of `NAME=value` in an env file; `None` if it is missing or empty.
+/// The value of `NAME='value'` in an env file; `None` if it is missing or empty.
 fn setting<'a>(file: &'a str, name: &str) -> Option<&'a str> {
-    file.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).filter(|value| !value.is_empty())
+    let value = file.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+    Some(value.trim_matches('\'')).filter(|value| !value.is_empty())
 }
 
 fn on_path() -> Option<PathBuf> {
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn an_empty_setting_counts_as_missing() {
-        let file = "STEPFLEET_TEST_SERVER=/bin/a b\nSTEPFLEET_TEST_SERVER_TLS=\n";
+        let file = "STEPFLEET_TEST_SERVER='/bin/a b'\nSTEPFLEET_TEST_SERVER_TLS=''\n";
         assert_eq!(setting(file, "STEPFLEET_TEST_SERVER"), Some("/bin/a b"));
         assert_eq!(setting(file, "STEPFLEET_TEST_SERVER_TLS"), None);
         assert_eq!(setting(file, "STEPFLEET"), None);

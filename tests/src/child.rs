@@ -1,14 +1,15 @@
 //! Child processes that never outlive their owner.
 //!
-//! Dropping a [`Child`] kills and reaps it, by its id. If the test process itself dies, the kernel kills the child (Linux
-//! only). That kernel promise is tied to the *thread* that spawned, so all children are spawned by one thread that lives as
+//! Dropping a running [`Child`] kills and reaps it, by its id, with whatever it started in its process group. If the test
+//! process itself dies, the kernel kills the child (Linux only). That kernel promise is tied to the *thread* that spawned, so all children are spawned by one thread that lives as
 //! long as the process.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// A running or ended child process.
@@ -67,7 +68,15 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if let Err(error) = self.kill_9() {
+        // The group has the id of its leader, which is not reaped yet and so cannot be somebody else's. What it started goes
+        // with it: a test that failed leaves nothing behind.
+        let group = Pid::from_raw(self.process.id().cast_signed());
+        let leftovers = match self.ended() {
+            Ok(None) => killpg(group, Signal::SIGKILL).map_err(io::Error::from),
+            Ok(Some(_)) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = leftovers.and_then(|()| self.kill_9()) {
             eprintln!("child {} could not be ended: {error}", self.pid());
         }
     }
@@ -84,6 +93,7 @@ fn start_spawner() -> mpsc::Sender<Order> {
         .name("spawner".into())
         .spawn(move || {
             for Order { mut command, answer } in inbox {
+                command.process_group(0);
                 die_with_parent(&mut command);
                 // Nobody waits for the answer only if the asking thread is gone; its child is then unwanted.
                 if let Err(mpsc::SendError(Ok(mut unwanted))) = answer.send(command.spawn()) {
@@ -99,7 +109,6 @@ fn start_spawner() -> mpsc::Sender<Order> {
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "the standard library offers no other way to ask the kernel to kill a child with us")]
 fn die_with_parent(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one bare system call.
     unsafe {
         command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));

@@ -1,5 +1,7 @@
 //! The coordinator: `machine` decides, `store` remembers, `shell` acts.
 
 pub mod machine;
+pub mod shell;
 pub mod store;
+pub mod time;
 pub mod workflow;

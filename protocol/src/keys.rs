@@ -202,6 +202,14 @@ plain_keys! {
     queues = "queues";
 }
 
+/// The listing that runs in a state are found in.
+pub const fn listing(state: State) -> &'static str {
+    match state {
+        State::Created | State::Queued | State::Processing | State::Waiting | State::Retrying => "active",
+        State::Completed | State::Failed | State::Suspended | State::Cancelled | State::Skipped => state.as_str(),
+    }
+}
+
 impl PartitionKeys {
     /// Hash: a run's record, with the states of its first steps.
     pub fn run(&self, run: &RunId) -> String {
@@ -221,6 +229,11 @@ impl PartitionKeys {
     /// String: a run's history, packed.
     pub fn history(&self, run: &RunId) -> String {
         format!("{}history:{run}", self.stem)
+    }
+
+    /// List: the failed attempts of a run's steps.
+    pub fn errors(&self, run: &RunId) -> String {
+        format!("{}errors:{run}", self.stem)
     }
 
     /// String: a workflow that runs follow, by its hash.
@@ -243,9 +256,10 @@ impl PartitionKeys {
         format!("{}reply:{command}", self.stem)
     }
 
-    /// Sorted set: runs in a state, by time.
+    /// Sorted set: runs in a state, by when they were made, or by when they ended if they did. The states of runs that go
+    /// on share one listing, `active`, because a short run passes through all of them.
     pub fn runs(&self, state: State) -> String {
-        format!("{}runs:{state}", self.stem)
+        format!("{}runs:{}", self.stem, listing(state))
     }
 
     /// Sorted set: runs of a workflow, by time.

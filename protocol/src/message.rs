@@ -93,6 +93,10 @@ pub struct Submit {
     pub actor: String,
     /// The runs.
     pub runs: Vec<NewRun>,
+    /// Sent before, perhaps: the owner looks whether it knows the runs. A first sending need not pay for that, because
+    /// its run ids are fresh.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// One new run.
@@ -218,6 +222,9 @@ pub struct Command {
     pub reason: Option<String>,
     /// What is wished.
     pub verb: Verb,
+    /// Sent before, perhaps: the owner looks whether it has answered already.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// What a command wishes.

@@ -1,0 +1,271 @@
+//! Runs and plans that an owner has loaded, and how they are loaded.
+//!
+//! Loading goes over the owner's own connection, in trips of bounded size.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use redis::Value;
+use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, workflow::Workflow};
+
+use crate::{
+    machine::{
+        plan::Plan,
+        run::{AttemptError, Run},
+    },
+    store::{
+        link::Link,
+        partition::{Partition, TurnError},
+        record::{self, RecordError, RunRecord},
+        reply,
+    },
+    workflow::template::{Source, Template},
+};
+
+/// Runs kept in mind; beyond it those that were not touched by the last batch may go.
+pub const RUNS_MAX: usize = 200_000;
+/// Plans kept in mind.
+const PLANS_MAX: usize = 1_000;
+/// Small values kept in mind.
+const VALUES_MAX: usize = 10_000;
+/// Chunks of step states that are read in one trip: 128 states of about 30 bytes each.
+const CHUNKS_PER_TRIP: usize = 200;
+/// Bytes of a plan that are read in one trip.
+const PLAN_BYTES_PER_TRIP: usize = 1 << 20;
+
+/// A workflow as its owner needs it: the plan for the machine, the inputs for the shell.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// How the input of each step is made.
+    pub inputs: Vec<StepInput>,
+}
+
+/// How the input of a step is made.
+#[derive(Debug)]
+pub enum StepInput {
+    /// There is none.
+    None,
+    /// Always the same value.
+    Static(Bytes),
+    /// One value passed on unread.
+    Whole(Source),
+    /// Rendered.
+    Template(Box<Template>),
+}
+
+/// Stored bytes of a plan, and its key.
+pub fn store_plan(workflow: &Workflow) -> (String, Vec<u8>) {
+    let plain = codec::pack(workflow);
+    (record::plan_hash(&plain), codec::compress(&plain))
+}
+
+impl Compiled {
+    /// Compiles a workflow that the door has checked.
+    pub fn new(hash: &str, workflow: &Workflow) -> Self {
+        let input = |with: &serde_json::Value| match Template::parse(with) {
+            Ok(t) if t.is_static() => {
+                // Escapes are resolved by rendering, which needs nothing here.
+                StepInput::Static(codec::pack(with).into()).unescaped(t)
+            }
+            Ok(t) => match t.whole() {
+                Some(source) => StepInput::Whole(source.clone()),
+                None => StepInput::Template(Box::new(t)),
+            },
+            Err(_) => unreachable!("the door refuses expressions that cannot be compiled"),
+        };
+        let inputs = workflow.steps.values().map(|s| s.with.as_ref().map_or(StepInput::None, input)).collect();
+        Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs }
+    }
+}
+
+impl StepInput {
+    fn unescaped(self, template: Template) -> Self {
+        let scope = super::inputs::empty_scope();
+        match template.render(&scope) {
+            Ok(value) => Self::Static(codec::pack(&value).into()),
+            Err(_) => self,
+        }
+    }
+}
+
+/// What an owner has loaded.
+#[derive(Debug, Default)]
+pub struct Cache {
+    /// Runs by id.
+    pub runs: HashMap<RunId, Run>,
+    /// Plans by key.
+    pub plans: HashMap<Arc<str>, Arc<Compiled>>,
+    /// Small values by id.
+    pub values: HashMap<String, Bytes>,
+}
+
+impl Cache {
+    /// Keeps a small value in mind.
+    pub fn keep_value(&mut self, id: String, bytes: Bytes) {
+        if self.values.len() >= VALUES_MAX {
+            self.values.clear();
+        }
+        self.values.insert(id, bytes);
+    }
+
+    /// Forgets what is beyond the limits. Call it when nothing is uncommitted.
+    pub fn shrink(&mut self) {
+        if self.runs.len() > RUNS_MAX {
+            let mut left = self.runs.len() - RUNS_MAX / 2;
+            self.runs.retain(|_, _| {
+                left = left.saturating_sub(1);
+                left == 0
+            });
+        }
+        if self.plans.len() > PLANS_MAX {
+            self.plans.clear();
+        }
+    }
+
+    /// Loads plans that are not here yet. Unknown ones stay away.
+    ///
+    /// # Errors
+    /// The trip's.
+    pub async fn load_plans<L: Link>(
+        &mut self,
+        partition: &mut Partition<L>,
+        hashes: BTreeSet<String>,
+    ) -> Result<(), TurnError> {
+        for hash in hashes {
+            if self.plans.contains_key(&*hash) || !record::is_plan_hash(&hash) {
+                continue;
+            }
+            let key = partition.keys.plan(&hash);
+            let mut stored = Vec::new();
+            loop {
+                let mut pipe = redis::pipe();
+                pipe.cmd("GETRANGE").arg(&key).arg(stored.len()).arg(stored.len() + PLAN_BYTES_PER_TRIP - 1);
+                let replies = partition.load(&pipe).await?;
+                let part = replies.first().and_then(reply::bytes).ok_or(TurnError::Unexpected("GETRANGE plan"))?;
+                stored.extend_from_slice(part);
+                if part.len() < PLAN_BYTES_PER_TRIP {
+                    break;
+                }
+            }
+            let workflow = codec::decompress(&stored).and_then(|plain| codec::unpack::<Workflow>(&plain));
+            if let Ok(workflow) = workflow {
+                let compiled = Compiled::new(&hash, &workflow);
+                self.plans.insert(compiled.plan.hash.clone(), Arc::new(compiled));
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads runs that are not here yet. Unknown ones stay away, and so do broken ones, which are named.
+    ///
+    /// # Errors
+    /// The trip's.
+    pub async fn load_runs<L: Link>(
+        &mut self,
+        partition: &mut Partition<L>,
+        ids: BTreeSet<RunId>,
+    ) -> Result<Vec<(RunId, RecordError)>, TurnError> {
+        let ids: Vec<RunId> = ids.into_iter().filter(|id| !self.runs.contains_key(id)).collect();
+        let mut broken = Vec::new();
+        for part in ids.chunks(CHUNKS_PER_TRIP) {
+            let mut pipe = redis::pipe();
+            for id in part {
+                pipe.cmd("HGETALL").arg(partition.keys.run(id));
+            }
+            let replies = partition.load(&pipe).await?;
+            let mut found = Vec::new();
+            for (id, fields) in part.iter().zip(replies) {
+                match Stored::read(*id, fields) {
+                    Ok(Some(stored)) => found.push(stored),
+                    Ok(None) => {}
+                    Err(e) => broken.push((*id, e)),
+                }
+            }
+            self.load_plans(partition, found.iter().map(|s| s.record.plan.clone()).collect()).await?;
+            for stored in found {
+                let id = stored.id;
+                match self.restore(partition, stored).await? {
+                    Ok(run) => drop(self.runs.insert(id, run)),
+                    Err(e) => broken.push((id, e)),
+                }
+            }
+        }
+        Ok(broken)
+    }
+
+    async fn restore<L: Link>(
+        &self,
+        partition: &mut Partition<L>,
+        stored: Stored,
+    ) -> Result<Result<Run, RecordError>, TurnError> {
+        let Some(compiled) = self.plans.get(&*stored.record.plan) else {
+            return Ok(Err(RecordError::Broken("plan of a run")));
+        };
+        let trace = stored.trace.as_deref();
+        let mut run = record::restore_run(stored.id, &stored.record, trace, compiled.plan.clone());
+        if let Err(e) = place(&mut run, &stored.steps) {
+            return Ok(Err(e));
+        }
+        let chunks: Vec<u32> = (1..(run.steps().len() as u32).div_ceil(CHUNK_STEPS)).collect();
+        for part in chunks.chunks(CHUNKS_PER_TRIP) {
+            let mut pipe = redis::pipe();
+            for chunk in part {
+                pipe.cmd("HGETALL").arg(partition.keys.chunk(&stored.id, *chunk));
+            }
+            for reply in partition.load(&pipe).await? {
+                if let Err(e) = place(&mut run, &reply::pairs(reply)) {
+                    return Ok(Err(e));
+                }
+            }
+        }
+        if stored.record.has_errors {
+            let mut pipe = redis::pipe();
+            pipe.cmd("LRANGE").arg(partition.keys.errors(&stored.id)).arg(0).arg(-1);
+            let replies = partition.load(&pipe).await?;
+            run.errors = read_errors(replies.first(), &run);
+        }
+        Ok(Ok(run))
+    }
+}
+
+/// Failed attempts of the present budgets; those of earlier ones stay in Redis for the history only.
+fn read_errors(reply: Option<&Value>, run: &Run) -> Vec<AttemptError> {
+    let items = reply.and_then(reply::array).unwrap_or_default();
+    let errors = items.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<AttemptError>(b).ok());
+    errors.filter(|e| run.steps().get(e.index as usize).is_some_and(|s| e.attempt > s.spent)).collect()
+}
+
+/// Puts step states of a hash in place.
+fn place(run: &mut Run, fields: &[(Bytes, Bytes)]) -> Result<(), RecordError> {
+    for (field, value) in fields {
+        let index = std::str::from_utf8(field).ok().and_then(|t| t.parse::<u32>().ok());
+        if let Some(index) = index.filter(|i| (*i as usize) < run.steps().len()) {
+            run.restore_step(index, record::unpack_step(value)?);
+        }
+    }
+    Ok(())
+}
+
+/// A run hash as it was read.
+struct Stored {
+    id: RunId,
+    record: RunRecord,
+    trace: Option<Bytes>,
+    steps: Vec<(Bytes, Bytes)>,
+}
+
+impl Stored {
+    fn read(id: RunId, fields: Value) -> Result<Option<Self>, RecordError> {
+        let steps = reply::pairs(fields);
+        let get = |name: &str| steps.iter().find(|(f, _)| f == name.as_bytes()).map(|(_, v)| v.clone());
+        let Some(bytes) = get(record::FIELD_RECORD) else { return Ok(None) };
+        let record = record::unpack_run(&bytes)?;
+        let trace = get(record::FIELD_TRACE);
+        Ok(Some(Self { id, record, trace, steps }))
+    }
+}

@@ -1,0 +1,222 @@
+//! From log entries, due timers, released steps and work items to one ordered list of items to decide.
+
+use std::sync::Arc;
+
+use stepfleet_protocol::{
+    codec::{self, DecodeError},
+    id::{CommandId, RunId, StreamId},
+    message::{Body, Command, LogEntry, NewRun},
+};
+
+use crate::{
+    machine::event::{Event, Work},
+    store::reply::Fields,
+};
+
+/// Where an item comes from; it names a poison one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// The n-th part of a log entry.
+    Entry(StreamId, u32),
+    /// A timer.
+    Timer,
+    /// The ready set.
+    Ready,
+    /// The list of work items.
+    Todo,
+}
+
+/// One thing to decide.
+#[derive(Debug)]
+pub struct Item {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The time it is decided with, in Unix milliseconds of the server.
+    pub at_ms: u64,
+    /// The run it is about.
+    pub run: RunId,
+    /// What it is.
+    pub what: What,
+}
+
+/// What an item is.
+#[derive(Debug)]
+pub enum What {
+    /// A new run.
+    New {
+        /// The command it belongs to.
+        command: CommandId,
+        /// Sent before, perhaps.
+        again: bool,
+        /// The run.
+        new: NewRun,
+        /// Who asked.
+        actor: Arc<str>,
+    },
+    /// A command about a run.
+    Command(Command),
+    /// Anything else that happens to a run.
+    Event(Event),
+}
+
+impl Item {
+    /// Whether the run or an answer has to be looked up although the caller may never have heard of it.
+    pub fn looks_back(&self) -> bool {
+        match &self.what {
+            What::New { again, .. } => *again,
+            What::Command(_) | What::Event(_) => true,
+        }
+    }
+}
+
+/// An entry that is no message.
+#[derive(Debug)]
+pub struct Malformed {
+    /// Which.
+    pub id: StreamId,
+    /// Why.
+    pub why: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// The entry is of a newer version than this program can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newer(pub u8);
+
+/// Reads log entries into items. Malformed entries come back beside them.
+///
+/// # Errors
+/// [`Newer`] when an entry must not be skipped by this program.
+pub fn from_log(entries: Vec<(StreamId, Fields)>) -> Result<(Vec<Item>, Vec<Malformed>), Newer> {
+    let (mut items, mut malformed) = (Vec::with_capacity(entries.len() * 2), Vec::new());
+    for (id, fields) in entries {
+        let Some((field, bytes)) = fields.first() else {
+            malformed.push(Malformed { id, why: "an entry without fields".into(), bytes: Vec::new() });
+            continue;
+        };
+        match codec::decode::<LogEntry>(field, bytes) {
+            Ok(entry) => split(id, entry.body, &mut items),
+            Err(DecodeError::Newer(version)) => return Err(Newer(version)),
+            Err(DecodeError::Malformed(why)) => malformed.push(Malformed { id, why, bytes: bytes.to_vec() }),
+        }
+    }
+    Ok((items, malformed))
+}
+
+fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
+    let mut n = 0;
+    let mut push = |run: RunId, what: What| {
+        items.push(Item { origin: Origin::Entry(id, n), at_ms: id.ms, run, what });
+        n += 1;
+    };
+    match body {
+        Body::Submit(submit) => {
+            let actor: Arc<str> = submit.actor.into();
+            for new in submit.runs {
+                let what = What::New { command: submit.id, again: submit.again, actor: actor.clone(), new };
+                push(run_of(&what), what);
+            }
+        }
+        Body::Results(results) => {
+            for r in results.results {
+                let worker = results.worker.clone();
+                push(r.of.run, What::Event(Event::Result { of: r.of, worker, run_ms: r.run_ms, outcome: r.outcome }));
+            }
+        }
+        Body::Started(started) => {
+            for (of, running_ms) in started.jobs {
+                let worker = started.worker.clone();
+                push(of.run, What::Event(Event::Started { of, worker, running_ms }));
+            }
+        }
+        Body::Command(command) => push(command.run, What::Command(command)),
+        Body::Lost(lost) => {
+            for of in lost.jobs {
+                let (worker, counted) = (lost.worker.clone(), lost.counted);
+                push(of.run, What::Event(Event::Lost { of, worker, counted }));
+            }
+        }
+        Body::Audit(audit) => {
+            if let Some(index) = audit.index {
+                push(audit.run, What::Event(Event::Audit { index }));
+            }
+        }
+    }
+}
+
+fn run_of(what: &What) -> RunId {
+    match what {
+        What::New { new, .. } => new.run,
+        What::Command(command) => command.run,
+        What::Event(_) => unreachable!("only called for new runs"),
+    }
+}
+
+/// Puts timers between entries: a timer due at T comes after every entry with an id below T, and before the others. Both
+/// lists are in order already.
+pub fn merge(entries: Vec<Item>, timers: Vec<Item>) -> Vec<Item> {
+    if timers.is_empty() {
+        return entries;
+    }
+    let mut out = Vec::with_capacity(entries.len() + timers.len());
+    let mut timers = timers.into_iter().peekable();
+    for entry in entries {
+        while let Some(timer) = timers.next_if(|t| t.at_ms <= entry.at_ms) {
+            out.push(timer);
+        }
+        out.push(entry);
+    }
+    out.extend(timers);
+    out
+}
+
+/// An item for a work item.
+pub fn from_work(work: Work, now_ms: u64) -> Item {
+    Item { origin: Origin::Todo, at_ms: now_ms, run: work.run, what: What::Event(Event::Continue(work)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use stepfleet_protocol::id::PartitionId;
+
+    use super::*;
+    use crate::machine::event::Timer;
+
+    fn item(at_ms: u64, origin: Origin) -> Item {
+        let run = RunId::new(PartitionId(0), 0, 0);
+        Item { origin, at_ms, run, what: What::Event(Event::Timer(Timer::Run)) }
+    }
+
+    #[test]
+    fn a_timer_due_at_t_is_decided_after_every_entry_below_t_and_before_the_others() {
+        let entries = [5, 9, 10, 12].map(|ms| item(ms, Origin::Entry(StreamId { ms, seq: 0 }, 0))).into();
+        let timers = [3, 10, 20].map(|ms| item(ms, Origin::Timer)).into();
+        let merged: Vec<(u64, bool)> =
+            merge(entries, timers).iter().map(|i| (i.at_ms, i.origin == Origin::Timer)).collect();
+        assert_eq!(merged, [(3, true), (5, false), (9, false), (10, true), (10, false), (12, false), (20, true)]);
+    }
+
+    #[test]
+    fn malformed_entries_come_back_with_their_bytes_and_the_rest_goes_on() {
+        let good = codec::pack(&LogEntry::new(Body::Audit(stepfleet_protocol::message::Audit {
+            run: RunId::new(PartitionId(0), 0, 0),
+            index: Some(3),
+        })));
+        let entry = |seq, field: &'static str, bytes: &[u8]| {
+            (StreamId { ms: 1, seq }, vec![(field.into(), bytes::Bytes::copy_from_slice(bytes))])
+        };
+        let entries =
+            vec![entry(0, "m", b"\xc1"), entry(1, "x", &good), entry(2, "m", &good), (StreamId::ZERO, Vec::new())];
+        let (items, malformed) = from_log(entries).expect("nothing newer");
+        assert_eq!((items.len(), malformed.len()), (1, 3));
+        assert_eq!(malformed[0].bytes, b"\xc1");
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_version_is_never_skipped() {
+        let newer = codec::pack(&serde_json::json!({"v": 2, "body": {"from_the_future": {}}}));
+        let fields = vec![("m".into(), newer.into())];
+        assert_eq!(from_log(vec![(StreamId::ZERO, fields)]).map(|_| ()), Err(Newer(2)));
+    }
+}

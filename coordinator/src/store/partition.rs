@@ -1,0 +1,224 @@
+//! A partition as its owner sees it: one connection, one reign, one fenced commit a trip.
+//!
+//! `{p}:head` is the fence. Every commit WATCHes it, checks that reign and seq are the ones this owner wrote, and raises seq
+//! in the same MULTI. So a commit of an older owner, a commit whose EXEC comes late, and a commit on a server that was rolled
+//! back all fail. Any doubt ends the connection and the reign: the caller drops the partition and takes it anew.
+
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use stepfleet_protocol::{
+    id::{PartitionId, Reign, StreamId},
+    keys::{Keys, PartitionKeys, slot},
+};
+
+use super::{
+    commit::Commit,
+    link::{Dial, Link, LinkError},
+    reply::{self, Fields},
+};
+
+/// A trip may take this much longer than its blocking read.
+pub const RESPONSE_MARGIN: Duration = Duration::from_secs(2);
+/// Longest blocking read of an owner.
+pub const BLOCK_MAX: Duration = Duration::from_millis(500);
+/// How long a lease holds.
+pub const LEASE_MS: u64 = 3_000;
+
+/// Why a trip of an owner did not end well. Whatever it was, the reign is over.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TurnError {
+    /// The connection; whether the commit applied is unknown.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Another owner reigns: nothing was written.
+    #[error("fenced: another owner has taken the partition")]
+    Fenced,
+    /// The server refused the commit whole: nothing was written.
+    #[error("commit refused: {0}")]
+    Refused(String),
+    /// A command inside EXEC failed: the commit is torn. A bug, or a stranger who wrote to our keys.
+    #[error("commit torn: {0}")]
+    Torn(String),
+    /// A reply of an impossible shape.
+    #[error("unexpected reply to {0}")]
+    Unexpected(&'static str),
+}
+
+/// What stands in `{p}:head`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Head {
+    /// Commits so far.
+    pub seq: u64,
+    /// Everything up to here is decided.
+    pub offset: StreamId,
+    /// The latest time that was decided with.
+    pub now_ms: u64,
+}
+
+/// What a trip reads behind its commit.
+#[derive(Debug, Default)]
+pub struct Ask {
+    /// At most so many log entries; 0 for no read.
+    pub count: usize,
+    /// Wait so long for the first entry; none to return at once.
+    pub block: Option<Duration>,
+    /// Commands before the read, outside the transaction; their replies come back in order.
+    pub extra: Vec<redis::Cmd>,
+}
+
+/// What a trip brought.
+#[derive(Debug)]
+pub struct Turn {
+    /// Log entries behind the offset.
+    pub entries: Vec<(StreamId, Fields)>,
+    /// The server's time after the read, in Unix milliseconds.
+    pub now_ms: u64,
+    /// Replies to the extra commands.
+    pub extra: Vec<Value>,
+}
+
+/// A partition under a reign.
+#[derive(Debug)]
+pub struct Partition<L> {
+    link: L,
+    /// Its keys.
+    pub keys: PartitionKeys,
+    /// This owner's reign.
+    pub reign: Reign,
+    /// The head after the last commit.
+    pub head: Head,
+    /// Whether this connection has the head watched.
+    broken: bool,
+}
+
+impl<L: Link> Partition<L> {
+    /// Takes a new reign over the partition by compare-and-swap on its own connection. `random` must be fresh: it is the
+    /// part of the reign that fences.
+    ///
+    /// # Errors
+    /// [`TurnError::Fenced`] when another owner took it in the same moment; else the connection's fault.
+    pub async fn take<D: Dial<Link = L>>(
+        dial: &D,
+        keys: &Keys,
+        partition: PartitionId,
+        random: u64,
+    ) -> Result<Self, TurnError> {
+        let mut link = dial.dial(slot(partition), BLOCK_MAX + RESPONSE_MARGIN).await?;
+        let keys = keys.partition(partition);
+        let mut look = redis::pipe();
+        look.cmd("WATCH").arg(keys.head());
+        look.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq").arg("offset").arg("now");
+        let replies = link.trip(&look).await?;
+        let found = replies.get(1).and_then(reply::array).ok_or(TurnError::Unexpected("HMGET head"))?;
+        let old: Reign = found.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default();
+        let head = Head {
+            seq: found.get(1).and_then(reply::number).map_or(0, |n| n as u64),
+            offset: found.get(2).and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
+            now_ms: found.get(3).and_then(reply::number).map_or(0, |n| n as u64),
+        };
+        let reign = Reign { counter: old.counter + 1, random };
+        // A commit of its own: `seq` grows, so that a late commit of the last owner finds neither reign nor seq.
+        let head = Head { seq: head.seq + 1, ..head };
+        let mut swap = redis::pipe();
+        swap.cmd("MULTI");
+        swap.cmd("HSET").arg(keys.head()).arg("reign").arg(reign.to_string()).arg("seq").arg(head.seq);
+        swap.cmd("EXEC");
+        let replies = link.trip(&swap).await?;
+        check_exec(&replies, 1)?;
+        Ok(Self { link, keys, reign, head, broken: false })
+    }
+
+    /// One trip: commits, if there is something to commit, then reads what comes after. All or nothing, one round trip.
+    ///
+    /// # Errors
+    /// See [`TurnError`]; after any of them this value only returns errors.
+    pub async fn turn(&mut self, commit: Option<&Commit>, ask: Ask) -> Result<Turn, TurnError> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(TurnError::Fenced);
+        }
+        let mut pipe = Pipeline::with_capacity(64);
+        let mut writes = 0;
+        if let Some(commit) = commit {
+            pipe.cmd("MULTI");
+            writes = commit.write(&self.keys, self.head.seq + 1, &mut pipe);
+            pipe.cmd("EXEC");
+            self.head.seq += 1;
+            self.head.offset = commit.offset;
+            self.head.now_ms = commit.now_ms;
+        }
+        let (head_key, extras) = (self.keys.head(), ask.extra.len());
+        pipe.cmd("WATCH").arg(&head_key);
+        pipe.cmd("HMGET").arg(&head_key).arg("reign").arg("seq");
+        for cmd in ask.extra {
+            pipe.add_command(cmd);
+        }
+        if ask.count > 0 {
+            pipe.cmd("XREAD").arg("COUNT").arg(ask.count);
+            if let Some(block) = ask.block {
+                // BLOCK 0 would block for ever.
+                pipe.arg("BLOCK").arg(block.min(BLOCK_MAX).as_millis().max(1) as u64);
+            }
+            pipe.arg("STREAMS").arg(self.keys.log()).arg(self.head.offset.to_string());
+        }
+        pipe.cmd("TIME");
+        let replies = self.link.trip(&pipe).await?;
+        let behind = if commit.is_some() { check_exec(&replies, writes)? } else { 0 };
+        let turn = self.read_turn(replies, behind, extras, ask.count > 0)?;
+        self.broken = false;
+        Ok(turn)
+    }
+
+    fn read_turn(&self, replies: Vec<Value>, behind: usize, extras: usize, read: bool) -> Result<Turn, TurnError> {
+        let mut replies = replies.into_iter().skip(behind + 1);
+        let head = replies.next().ok_or(TurnError::Unexpected("HMGET head"))?;
+        let head = reply::array(&head).ok_or(TurnError::Unexpected("HMGET head"))?;
+        let reign: Option<Reign> = head.first().and_then(reply::text).and_then(|t| t.parse().ok());
+        let seq = head.get(1).and_then(reply::number).map(|n| n as u64);
+        if reign != Some(self.reign) || seq != Some(self.head.seq) {
+            return Err(TurnError::Fenced);
+        }
+        let extra: Vec<Value> = replies.by_ref().take(extras).collect();
+        let entries = if read {
+            let value = replies.next().ok_or(TurnError::Unexpected("XREAD"))?;
+            if let Some(text) = reply::error(&value) {
+                return Err(TurnError::Refused(text));
+            }
+            reply::read(value)
+        } else {
+            Vec::new()
+        };
+        let now_ms = replies.next().as_ref().and_then(reply::time_ms).ok_or(TurnError::Unexpected("TIME"))?;
+        Ok(Turn { entries, now_ms, extra })
+    }
+
+    /// Reads on the owner's connection, so that reader and committer are never on different servers.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub async fn load(&mut self, pipe: &Pipeline) -> Result<Vec<Value>, TurnError> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(TurnError::Fenced);
+        }
+        let replies = self.link.trip(pipe).await?;
+        self.broken = false;
+        Ok(replies)
+    }
+}
+
+/// Checks the replies of `MULTI`, `writes` queued commands and `EXEC`. Returns how many replies that is.
+fn check_exec(replies: &[Value], writes: usize) -> Result<usize, TurnError> {
+    let exec = replies.get(writes + 1).ok_or(TurnError::Unexpected("EXEC"))?;
+    if let Some(text) = reply::error(exec) {
+        let queued = replies[..=writes].iter().find_map(reply::error);
+        return Err(TurnError::Refused(queued.unwrap_or(text)));
+    }
+    match exec {
+        Value::Nil => Err(TurnError::Fenced),
+        Value::Array(results) if results.len() == writes => match results.iter().find_map(reply::error) {
+            Some(text) => Err(TurnError::Torn(text)),
+            None => Ok(writes + 2),
+        },
+        _ => Err(TurnError::Unexpected("EXEC")),
+    }
+}

@@ -5,4 +5,6 @@ pub mod core;
 pub mod inputs;
 pub mod intake;
 
+pub mod owner;
 pub mod schedule;
+pub mod upkeep;

@@ -1,3 +1,4 @@
 //! The only user of Redis in the coordinator, and its memory twin.
 
 pub mod link;
+pub mod memory;

@@ -1,0 +1,1 @@
+//! What a comparison with a real server cannot show: time, faults, rollback.

@@ -123,12 +123,6 @@ impl Db {
             self.remove(key);
         }
     }
-
-    /// Puts a value in place of whatever was there, without an expiry.
-    pub(super) fn put(&mut self, key: &[u8], kind: Kind) {
-        self.keys.insert(key.to_vec(), Item { kind, expires_ms: None });
-        self.touch(key);
-    }
 }
 
 /// Typed access: `find` answers `None` for a missing key, `open` makes an empty one.
@@ -145,10 +139,10 @@ macro_rules! typed {
 
             pub(super) fn $open(&mut self, key: &[u8]) -> Result<&mut $type, Refusal> {
                 self.purge(key);
-                let item = self.keys.entry(key.to_vec()).or_insert_with(|| Item {
-                    kind: Kind::$variant(<$type>::default()),
-                    expires_ms: None,
-                });
+                let item = self
+                    .keys
+                    .entry(key.to_vec())
+                    .or_insert_with(|| Item { kind: Kind::$variant(<$type>::default()), expires_ms: None });
                 match &mut item.kind {
                     Kind::$variant(value) => Ok(value),
                     _ => Err(Refusal::wrong_type()),

@@ -1,8 +1,8 @@
 //! Connections to the simulated server.
 
-use super::{Inner, MemoryServer};
 use super::faults::Fate;
 use super::session::Step;
+use super::{Inner, MemoryServer};
 use crate::store::link::{Dial, Link, LinkError};
 use redis::Value;
 use std::time::Duration;
@@ -57,7 +57,8 @@ impl Link for MemoryLink {
 impl MemoryLink {
     /// Carries the commands over a wire with faults.
     async fn carry(&self, mut commands: Vec<Vec<Vec<u8>>>) -> Result<Vec<Value>, LinkError> {
-        let exec_at = commands.iter().position(|args| args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"EXEC")));
+        let exec_at =
+            commands.iter().position(|args| args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"EXEC")));
         let (fate, latency) = self.server.inner.lock().dice.roll(exec_at.is_some());
         // Without this a loop of trips would never let another task run, nor simulated time pass.
         tokio::task::yield_now().await;

@@ -74,8 +74,8 @@ fn parse(args: &[Vec<u8>], grouped: bool) -> Result<Read<'_>, Refusal> {
                 2
             }
             "BLOCK" => {
-                let ms = parse_int(value(1)?)
-                    .map_err(|_| Refusal::new("ERR timeout is not an integer or out of range"))?;
+                let ms =
+                    parse_int(value(1)?).map_err(|_| Refusal::new("ERR timeout is not an integer or out of range"))?;
                 let ms = u64::try_from(ms).map_err(|_| Refusal::new("ERR timeout is negative"))?;
                 read.block = Some((ms > 0).then(|| Duration::from_millis(ms)));
                 2

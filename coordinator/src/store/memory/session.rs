@@ -305,8 +305,8 @@ impl State {
     }
 
     fn eval(&mut self, sha: &str, args: &[Vec<u8>]) -> Reply {
-        let count = usize::try_from(parse_int(&args[2])?)
-            .map_err(|_| Refusal::new("ERR Number of keys can't be negative"))?;
+        let count =
+            usize::try_from(parse_int(&args[2])?).map_err(|_| Refusal::new("ERR Number of keys can't be negative"))?;
         let rest = &args[3..];
         if count > rest.len() {
             return Err(Refusal::new("ERR Number of keys can't be greater than number of args"));
@@ -320,8 +320,7 @@ impl State {
     fn info(&self, wanted: &[Vec<u8>]) -> String {
         let (run, used, limit) = (self.incarnation + 1, self.used_bytes, self.limit_bytes);
         let server = format!("# Server\r\nredis_version:7.2.4\r\nredis_mode:standalone\r\nrun_id:{run:040x}\r\n");
-        let memory =
-            format!("# Memory\r\nused_memory:{used}\r\nmaxmemory:{limit}\r\nmaxmemory_policy:noeviction\r\n");
+        let memory = format!("# Memory\r\nused_memory:{used}\r\nmaxmemory:{limit}\r\nmaxmemory_policy:noeviction\r\n");
         let sections =
             [("SERVER", server), ("MEMORY", memory), ("REPLICATION", "# Replication\r\nrole:master\r\n".into())];
         let asked = |name: &str| wanted.is_empty() || wanted.iter().any(|section| word(section) == name);

@@ -106,11 +106,6 @@ impl Stream {
         self.entries.keys().next().copied().unwrap_or(Id::ZERO)
     }
 
-    /// The highest id that an entry still has, zero if there is none.
-    pub(super) fn last_entry(&self) -> Id {
-        self.entries.keys().next_back().copied().unwrap_or(Id::ZERO)
-    }
-
     /// Shortens the stream exactly and answers how many entries went.
     pub(super) fn trim(&mut self, trim: Trim) -> usize {
         let before = self.entries.len();
@@ -178,7 +173,13 @@ impl Stream {
         }
         let read = match found.read {
             Some(read) if found.last >= self.first() && !self.has_hole_after(found.last) => Some(read + 1),
-            old => if self.added > 0 { self.count_up_to(id) } else { old },
+            old => {
+                if self.added > 0 {
+                    self.count_up_to(id)
+                } else {
+                    old
+                }
+            }
         };
         let found = self.groups.get_mut(group).expect("found above");
         found.read = read;

@@ -61,8 +61,7 @@ pub(super) fn xadd(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let options = add_options(args)?;
     let Some(wanted) = args.get(options.id_at) else { return Err(wrong_count("xadd")) };
     let fields = &args[options.id_at + 1..];
-    let too_small =
-        || Refusal::new("ERR The ID specified in XADD is equal or smaller than the target stream top item");
+    let too_small = || Refusal::new("ERR The ID specified in XADD is equal or smaller than the target stream top item");
     let explicit = match wanted.as_slice() {
         b"*" => None,
         text if text.ends_with(b"-*") => Some((Id::parse(&text[..text.len() - 2], 0)?, true)),

@@ -139,7 +139,9 @@ pub(super) fn zrange(db: &mut Db, args: &[Vec<u8>]) -> Reply {
         By::Lex => {
             let (low, high) = (LexEdge::parse(low)?, LexEdge::parse(high)?);
             let zset = db.find_zset(&args[1])?;
-            zset.map_or_else(Vec::new, |zset| owned(zset.iter().filter(|(m, _)| low.admits_above(m) && high.admits_below(m))))
+            zset.map_or_else(Vec::new, |zset| {
+                owned(zset.iter().filter(|(m, _)| low.admits_above(m) && high.admits_below(m)))
+            })
         }
         By::Index => {
             let (start, stop) = (parse_int(&args[2])?, parse_int(&args[3])?);

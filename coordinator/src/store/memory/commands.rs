@@ -2,7 +2,7 @@
 
 use super::db::{Db, Run};
 use super::reply::{Refusal, Reply, word};
-use super::{groups, hashes, keys, lists, reads, sets, streams, strings, zsets};
+use super::{facts, groups, hashes, keys, lists, reads, sets, streams, strings, zsets};
 
 /// What is known about a command.
 #[derive(Clone, Copy)]
@@ -39,9 +39,13 @@ const COMMANDS: &[Spec] = &[
     session("WATCH", -2),
     session("UNWATCH", 1),
     session("PING", -1),
-    session("CLIENT", -2),
+    session("CLIENT ID", 2),
+    session("CLIENT SETNAME", 3),
+    session("CLIENT SETINFO", 4),
     session("INFO", -1),
-    session("SCRIPT", -2),
+    session("SCRIPT LOAD", 3),
+    session("SCRIPT EXISTS", -3),
+    session("SCRIPT FLUSH", -2),
     session("EVAL", -3),
     session("EVALSHA", -3),
     plain("TIME", 1, keys::time),
@@ -107,27 +111,48 @@ const COMMANDS: &[Spec] = &[
     plain("XTRIM", -4, streams::xtrim),
     plain("XREAD", -4, reads::read),
     plain("XREADGROUP", -7, reads::read),
-    grows("XGROUP", -2, groups::xgroup),
+    grows("XGROUP CREATE", -5, groups::create),
+    grows("XGROUP CREATECONSUMER", 5, groups::create_consumer),
+    plain("XGROUP DELCONSUMER", 5, groups::delete_consumer),
+    plain("XGROUP DESTROY", 4, groups::destroy),
     plain("XACK", -4, groups::xack),
     plain("XPENDING", -3, groups::xpending),
     plain("XCLAIM", -6, groups::xclaim),
-    plain("XINFO", -2, groups::xinfo),
+    plain("XINFO STREAM", 3, facts::stream),
+    plain("XINFO GROUPS", 3, facts::groups),
+    plain("XINFO CONSUMERS", 4, facts::consumers),
 ];
+
+/// Commands that are told apart by their second word.
+const FAMILIES: [&str; 4] = ["CLIENT", "SCRIPT", "XGROUP", "XINFO"];
 
 /// The command that `args` names, if the server has it and the number of arguments is right.
 pub(super) fn find(args: &[Vec<u8>]) -> Result<Spec, Refusal> {
-    let name = args.first().map_or_else(String::new, |name| word(name));
+    let mut name = args.first().map_or_else(String::new, |name| word(name));
+    let family = FAMILIES.contains(&name.as_str());
+    if let Some(verb) = args.get(1).filter(|_| family) {
+        name = format!("{name} {}", word(verb));
+    }
+    let wrong_count = |name: &str| {
+        let name = name.to_lowercase().replace(' ', "|");
+        Refusal::new(format!("ERR wrong number of arguments for '{name}' command"))
+    };
     let Some(spec) = COMMANDS.iter().find(|spec| spec.name == name) else {
-        let given = String::from_utf8_lossy(args.first().map_or(b"".as_slice(), Vec::as_slice)).into_owned();
-        let rest: String = args.iter().skip(1).map(|arg| format!("'{}' ", String::from_utf8_lossy(arg))).collect();
-        return Err(Refusal::new(format!("ERR unknown command '{given}', with args beginning with: {rest}")));
+        return Err(match name.split_once(' ') {
+            Some((family, verb)) => Refusal::new(format!("ERR unknown subcommand '{verb}'. Try {family} HELP.")),
+            None if family => wrong_count(&name),
+            None => unknown(args),
+        });
     };
     let count = i32::try_from(args.len()).unwrap_or(i32::MAX);
     if (spec.arity > 0 && count != spec.arity) || count < -spec.arity {
-        let name = name.to_lowercase();
-        return Err(Refusal::new(format!("ERR wrong number of arguments for '{name}' command")));
+        return Err(wrong_count(&name));
     }
-    // Removing a group or a consumer frees memory; making one does not.
-    let frees = name == "XGROUP" && args.get(1).is_some_and(|verb| ["DESTROY", "DELCONSUMER"].contains(&&*word(verb)));
-    Ok(Spec { grows: spec.grows && !frees, ..*spec })
+    Ok(*spec)
+}
+
+fn unknown(args: &[Vec<u8>]) -> Refusal {
+    let given = String::from_utf8_lossy(args.first().map_or(b"".as_slice(), Vec::as_slice)).into_owned();
+    let rest: String = args.iter().skip(1).map(|arg| format!("'{}' ", String::from_utf8_lossy(arg))).collect();
+    Refusal::new(format!("ERR unknown command '{given}', with args beginning with: {rest}"))
 }

@@ -20,44 +20,41 @@ fn no_stream() -> Refusal {
     )
 }
 
-pub(super) fn xgroup(db: &mut Db, args: &[Vec<u8>]) -> Reply {
-    let verb = word(&args[1]);
-    let wanted = match verb.as_str() {
-        "CREATE" => 5..=8,
-        "DESTROY" => 4..=4,
-        "CREATECONSUMER" | "DELCONSUMER" => 5..=5,
-        _ => return Err(Refusal::new(format!("ERR unknown subcommand '{verb}'. Try XGROUP HELP."))),
-    };
-    if !wanted.contains(&args.len()) {
-        let verb = verb.to_lowercase();
-        return Err(Refusal::new(format!("ERR wrong number of arguments for 'xgroup|{verb}' command")));
-    }
-    if verb == "CREATE" {
-        return create(db, args);
-    }
-    let now_ms = db.now_ms();
-    let stream = db.find_stream(&args[2])?.ok_or_else(no_stream)?;
-    if verb == "DESTROY" {
-        return Ok(yes(stream.groups.remove(&args[3]).is_some()));
-    }
-    let found = stream.groups.get_mut(&args[3]).ok_or_else(|| {
-        let (key, group) = (String::from_utf8_lossy(&args[2]), String::from_utf8_lossy(&args[3]));
-        Refusal::new(format!("NOGROUP No such consumer group '{group}' for key name '{key}'"))
-    })?;
-    if verb == "CREATECONSUMER" {
-        let absent = !found.consumers.contains_key(&args[4]);
-        if absent {
-            found.consumer(&args[4], now_ms);
-        }
-        return Ok(yes(absent));
-    }
-    let before = found.pending.len();
-    found.pending.retain(|_, pending| pending.consumer != args[4]);
-    found.consumers.remove(&args[4]);
-    Ok(int(before - found.pending.len()))
+fn no_such_group(key: &[u8], group: &[u8]) -> Refusal {
+    let (key, group) = (String::from_utf8_lossy(key), String::from_utf8_lossy(group));
+    Refusal::new(format!("NOGROUP No such consumer group '{group}' for key name '{key}'"))
 }
 
-fn create(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+fn open_group<'a>(db: &'a mut Db, args: &[Vec<u8>]) -> Result<&'a mut Group, Refusal> {
+    let stream = db.find_stream(&args[2])?.ok_or_else(no_stream)?;
+    stream.groups.get_mut(&args[3]).ok_or_else(|| no_such_group(&args[2], &args[3]))
+}
+
+pub(super) fn destroy(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+    let stream = db.find_stream(&args[2])?.ok_or_else(no_stream)?;
+    Ok(yes(stream.groups.remove(&args[3]).is_some()))
+}
+
+pub(super) fn create_consumer(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+    let now_ms = db.now_ms();
+    let group = open_group(db, args)?;
+    let absent = !group.consumers.contains_key(&args[4]);
+    if absent {
+        group.consumer(&args[4], now_ms);
+    }
+    Ok(yes(absent))
+}
+
+/// Answers how many entries were pending at the consumer; they are gone with it.
+pub(super) fn delete_consumer(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+    let group = open_group(db, args)?;
+    let before = group.pending.len();
+    group.pending.retain(|_, pending| pending.consumer != args[4]);
+    group.consumers.remove(&args[4]);
+    Ok(int(before - group.pending.len()))
+}
+
+pub(super) fn create(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let (mut make, mut read, mut rest) = (false, None, args[5..].iter());
     while let Some(option) = rest.next() {
         match word(option).as_str() {
@@ -173,80 +170,4 @@ pub(super) fn xclaim(db: &mut Db, args: &[Vec<u8>]) -> Reply {
         group.consumer(&args[3], now_ms).active_ms = Some(now_ms);
     }
     Ok(Value::Array(claimed))
-}
-
-/// XINFO STREAM, GROUPS and CONSUMERS.
-pub(super) fn xinfo(db: &mut Db, args: &[Vec<u8>]) -> Reply {
-    let now_ms = db.now_ms();
-    let missing = || Refusal::new("ERR no such key");
-    let verb = word(&args[1]);
-    let wanted = match verb.as_str() {
-        "STREAM" | "GROUPS" => 3,
-        "CONSUMERS" => 4,
-        _ => return Err(Refusal::new(format!("ERR unknown subcommand '{verb}'. Try XINFO HELP."))),
-    };
-    if args.len() != wanted {
-        let verb = verb.to_lowercase();
-        return Err(Refusal::new(format!("ERR wrong number of arguments for 'xinfo|{verb}' command")));
-    }
-    let stream = db.find_stream(&args[2])?.ok_or_else(missing)?;
-    match verb.as_str() {
-        "STREAM" => Ok(stream_facts(stream)),
-        "GROUPS" => {
-            let groups = stream.groups.iter().map(|(name, group)| group_facts(stream, name, group));
-            Ok(Value::Array(groups.collect()))
-        }
-        _ => {
-            let group = stream.groups.get(&args[3]).ok_or_else(|| no_group(&args[2], &args[3]))?;
-            Ok(consumer_facts(group, now_ms))
-        }
-    }
-}
-
-fn facts(pairs: Vec<(&str, Value)>) -> Value {
-    Value::Array(pairs.into_iter().flat_map(|(name, value)| [bulk(name), value]).collect())
-}
-
-fn counter(count: u64) -> Value {
-    Value::Int(i64::try_from(count).expect("a counter fits 63 bits"))
-}
-
-fn stream_facts(stream: &Stream) -> Value {
-    let entry = |pair: Option<(&Id, &Vec<Vec<u8>>)>| pair.map_or(Value::Nil, |(id, fields)| entry_value(*id, fields));
-    facts(vec![
-        ("length", int(stream.entries.len())),
-        ("radix-tree-keys", Value::Int(1)),
-        ("radix-tree-nodes", Value::Int(2)),
-        ("last-generated-id", stream.last.value()),
-        ("max-deleted-entry-id", stream.max_deleted.value()),
-        ("entries-added", counter(stream.added)),
-        ("recorded-first-entry-id", stream.first().value()),
-        ("groups", int(stream.groups.len())),
-        ("first-entry", entry(stream.entries.first_key_value())),
-        ("last-entry", entry(stream.entries.last_key_value())),
-    ])
-}
-
-fn group_facts(stream: &Stream, name: &[u8], group: &Group) -> Value {
-    facts(vec![
-        ("name", bulk(name)),
-        ("consumers", int(group.consumers.len())),
-        ("pending", int(group.pending.len())),
-        ("last-delivered-id", group.last.value()),
-        ("entries-read", group.read.map_or(Value::Nil, counter)),
-        ("lag", stream.lag(group).map_or(Value::Nil, counter)),
-    ])
-}
-
-fn consumer_facts(group: &Group, now_ms: i64) -> Value {
-    let consumers = group.consumers.iter().map(|(name, consumer)| {
-        let pending = group.pending.values().filter(|pending| pending.consumer == *name).count();
-        facts(vec![
-            ("name", bulk(name.clone())),
-            ("pending", int(pending)),
-            ("idle", Value::Int((now_ms - consumer.seen_ms).max(0))),
-            ("inactive", Value::Int(consumer.active_ms.map_or(-1, |active_ms| (now_ms - active_ms).max(0)))),
-        ])
-    });
-    Value::Array(consumers.collect())
 }

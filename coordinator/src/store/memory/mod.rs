@@ -10,6 +10,7 @@ mod channels;
 mod clock;
 mod commands;
 mod db;
+mod facts;
 mod faults;
 mod groups;
 mod hashes;

@@ -3,6 +3,7 @@
 //! A read that finds nothing and was told to block leaves a [`Wait`] behind; waiting itself is the connection's business.
 
 use super::db::{Db, Wait};
+use super::groups::no_group;
 use super::reply::{Refusal, Reply, bulk, parse_int, word};
 use super::stream::{Id, Pending, entry_value};
 use redis::Value;
@@ -13,8 +14,6 @@ use std::time::Duration;
 enum From {
     /// Behind this id.
     After(Id),
-    /// `$`: behind what is there now.
-    End,
     /// `>`: what the group has not delivered.
     New,
 }
@@ -32,14 +31,14 @@ struct Read<'a> {
 pub(super) fn read(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let grouped = word(&args[0]) == "XREADGROUP";
     let mut read = parse(args, grouped)?;
-    resolve(db, &mut read)?;
+    resolve(db, &mut read, args)?;
     let mut found = Vec::new();
     for (key, from) in &read.streams {
         let entries = match (read.group, from) {
             (Some((group, consumer)), From::After(id)) => Some(history(db, key, (group, consumer), (*id, read.count))?),
             (Some((group, consumer)), _) => deliver(db, key, (group, consumer), &read)?,
             (None, From::After(id)) => plain(db, key, *id, read.count)?,
-            (None, _) => None,
+            (None, From::New) => None,
         };
         if let Some(entries) = entries {
             found.push(Value::Array(vec![bulk((*key).clone()), Value::Array(entries)]));
@@ -101,37 +100,30 @@ fn parse(args: &[Vec<u8>], grouped: bool) -> Result<Read<'_>, Refusal> {
     if grouped && read.group.is_none() {
         return Err(Refusal::new("ERR Missing GROUP option for XREADGROUP"));
     }
-    let (keys, ids) = rest.split_at(rest.len() / 2);
-    read.ids_at = streams_at + keys.len();
-    for (key, id) in keys.iter().zip(ids) {
-        let from = match id.as_slice() {
-            b"$" if !grouped => From::End,
-            b">" if grouped => From::New,
-            b"$" => return Err(Refusal::new("ERR The $ ID is meaningless in the context of XREADGROUP")),
-            b">" => return Err(Refusal::new("ERR The > ID can be specified only when calling XREADGROUP")),
-            id => From::After(Id::parse(id, 0)?),
-        };
-        read.streams.push((key, from));
-    }
+    read.ids_at = streams_at + rest.len() / 2;
     Ok(read)
 }
 
-/// Checks every stream and group first, and turns `$` into the id it means now.
-fn resolve(db: &mut Db, read: &mut Read<'_>) -> Result<(), Refusal> {
-    for (key, from) in &mut read.streams {
+/// Looks at every stream, its group and its id in turn, and turns `$` into the id it means now.
+fn resolve<'a>(db: &mut Db, read: &mut Read<'a>, args: &'a [Vec<u8>]) -> Result<(), Refusal> {
+    let (keys, ids) = args[2 * read.ids_at - args.len()..].split_at(args.len() - read.ids_at);
+    for (key, id) in keys.iter().zip(ids) {
         let stream = db.find_stream(key)?;
         if let Some((group, _)) = read.group
             && !stream.as_ref().is_some_and(|stream| stream.groups.contains_key(group))
         {
-            return Err(Refusal::new(format!(
-                "NOGROUP No such key '{}' or consumer group '{}' in XREADGROUP with GROUP option",
-                String::from_utf8_lossy(key),
-                String::from_utf8_lossy(group)
-            )));
+            return Err(no_group(key, group));
         }
-        if *from == From::End {
-            *from = From::After(stream.map_or(Id::ZERO, |stream| stream.last));
-        }
+        let from = match (id.as_slice(), read.group) {
+            (b"$", None) => From::After(stream.map_or(Id::ZERO, |stream| stream.last)),
+            (b">", Some(_)) => From::New,
+            (b"$", Some(_)) => return Err(Refusal::new("ERR The $ ID is meaningless in the context of XREADGROUP")),
+            (b">", None) => {
+                return Err(Refusal::new("ERR The > ID can be specified only when calling XREADGROUP"));
+            }
+            (id, _) => From::After(Id::parse(id, 0)?),
+        };
+        read.streams.push((key, from));
     }
     Ok(())
 }

@@ -121,8 +121,8 @@ pub(super) fn zrevrangebyscore(db: &mut Db, args: &[Vec<u8>]) -> Reply {
 
 /// ZRANGE by index, BYSCORE or BYLEX, each with REV, LIMIT and WITHSCORES.
 pub(super) fn zrange(db: &mut Db, args: &[Vec<u8>]) -> Reply {
-    let options = RangeOptions::parse(&args[4..])?;
-    if options.by == By::Index && options.limit.is_some() {
+    let mut options = RangeOptions::parse(&args[4..])?;
+    if options.by == By::Index && options.limit.take().is_some_and(|(_, count)| count != -1) {
         return Err(Refusal::new(
             "ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX",
         ));

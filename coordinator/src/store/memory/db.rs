@@ -43,6 +43,7 @@ pub(super) type Keys = BTreeMap<Vec<u8>, Item>;
 #[derive(Debug, Clone)]
 pub(super) struct Wait {
     pub(super) command: Vec<Vec<u8>>,
+    pub(super) keys: Vec<Vec<u8>>,
     /// `None` waits for ever.
     pub(super) block: Option<std::time::Duration>,
 }
@@ -52,15 +53,18 @@ pub(super) struct Wait {
 pub struct Db {
     pub(super) keys: Keys,
     pub(super) channels: Channels,
+    /// What changed since the watchers were told.
     pub(super) touched: BTreeSet<Vec<u8>>,
+    /// Where blocked readers should look again.
+    pub(super) roused: BTreeSet<Vec<u8>>,
     pub(super) wait: Option<Wait>,
     pub(super) full: bool,
     pub(super) now_us: i64,
 }
 
 impl Db {
-    /// Runs one data command as a script's `redis.call` would, an error as [`Value::ServerError`]. Unlike `redis.call`
-    /// it does not end the caller.
+    /// Runs one data command as a script's `redis.call` would, an error as [`Value::ServerError`]; a full server refuses
+    /// what may grow. Unlike `redis.call` an error does not end the caller.
     pub fn call(&mut self, args: &[&[u8]]) -> Value {
         let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
         let reply = match super::commands::find(&args) {
@@ -108,6 +112,7 @@ impl Db {
 
     pub(super) fn touch(&mut self, key: &[u8]) {
         self.touched.insert(key.to_vec());
+        self.roused.insert(key.to_vec());
     }
 
     /// Removes the key if a command left an empty collection behind. Streams may be empty.

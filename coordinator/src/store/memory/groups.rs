@@ -32,7 +32,12 @@ fn open_group<'a>(db: &'a mut Db, args: &[Vec<u8>]) -> Result<&'a mut Group, Ref
 
 pub(super) fn destroy(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let stream = db.find_stream(&args[2])?.ok_or_else(no_stream)?;
-    Ok(yes(stream.groups.remove(&args[3]).is_some()))
+    let was = stream.groups.remove(&args[3]).is_some();
+    if was {
+        // Whoever waits at the group is to be refused now. Watchers of the stream notice nothing, as on a real server.
+        db.roused.insert(args[2].clone());
+    }
+    Ok(yes(was))
 }
 
 pub(super) fn create_consumer(db: &mut Db, args: &[Vec<u8>]) -> Reply {

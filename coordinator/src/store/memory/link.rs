@@ -1,5 +1,6 @@
 //! Connections to the simulated server.
 
+use super::db::Wait;
 use super::faults::Fate;
 use super::session::Step;
 use super::{Inner, MemoryServer};
@@ -88,15 +89,16 @@ impl MemoryLink {
             let step = self.server.inner.execute(self.session, args).ok_or_else(reset)?;
             replies.push(match step {
                 Step::Done(value) => value,
-                Step::Wait(wait) => self.wait(wait.command, wait.block).await?,
+                Step::Wait(wait) => self.wait(wait).await?,
             });
         }
         Ok(replies)
     }
 
     /// Waits until a blocked read is served or its time is over, which answers nil.
-    async fn wait(&self, command: Vec<Vec<u8>>, block: Option<Duration>) -> Result<Value, LinkError> {
-        let (ticket, mut served) = self.server.inner.lock().park(self.session, command);
+    async fn wait(&self, wait: Wait) -> Result<Value, LinkError> {
+        let block = wait.block;
+        let (ticket, mut served) = self.server.inner.lock().park(self.session, wait);
         let parked = Parked { inner: &self.server.inner, ticket };
         let value = match block {
             None => (&mut served).await,

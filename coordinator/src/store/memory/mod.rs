@@ -2,7 +2,7 @@
 //!
 //! The real store runs over it unchanged, with WATCH, MULTI, EXEC and blocking reads in one pipeline, under simulated time
 //! and with seeded faults. Replies have the shapes of RESP2 and come in an order that depends on nothing but the calls;
-//! `coordinator/tests/memory_twin.rs` compares them with a real server. Scripts are twins in Rust, found by the source of
+//! `coordinator/tests/memory_twin` compares them with a real server. Scripts are twins in Rust, found by the source of
 //! the Lua they stand for. Deliberately absent: databases, users, persistence, replication, RESP3, Lua, and every command
 //! that the store does not use.
 

@@ -54,7 +54,8 @@ pub(super) fn read(db: &mut Db, args: &[Vec<u8>]) -> Reply {
                 *place = id.to_string().into_bytes();
             }
         }
-        db.wait = Some(Wait { command, block });
+        let keys = read.streams.iter().map(|(key, _)| key.to_vec()).collect();
+        db.wait = Some(Wait { command, keys, block });
     }
     Ok(Value::Nil)
 }

@@ -41,7 +41,7 @@ struct Queue {
 struct Blocked {
     ticket: u64,
     session: u64,
-    command: Vec<Vec<u8>>,
+    wait: Wait,
     to: oneshot::Sender<Value>,
 }
 
@@ -103,10 +103,10 @@ impl State {
     }
 
     /// Parks a reader; the value comes, or the sender is dropped with the connection.
-    pub(super) fn park(&mut self, session: u64, command: Vec<Vec<u8>>) -> (u64, oneshot::Receiver<Value>) {
+    pub(super) fn park(&mut self, session: u64, wait: Wait) -> (u64, oneshot::Receiver<Value>) {
         let (to, from) = oneshot::channel();
         let ticket = self.number();
-        self.blocked.push(Blocked { ticket, session, command, to });
+        self.blocked.push(Blocked { ticket, session, wait, to });
         (ticket, from)
     }
 
@@ -145,11 +145,20 @@ impl State {
         }
     }
 
-    /// Tries every blocked reader again, the longest waiting first.
+    /// Tries the blocked readers of what changed again, the longest waiting first.
     fn serve_blocked(&mut self) {
+        let roused = std::mem::take(&mut self.db.roused);
+        if roused.is_empty() || self.blocked.is_empty() {
+            return;
+        }
         for blocked in std::mem::take(&mut self.blocked) {
-            let value = match commands::find(&blocked.command) {
-                Ok(spec) => settle((spec.run)(&mut self.db, &blocked.command)),
+            if !blocked.wait.keys.iter().any(|key| roused.contains(key)) {
+                self.blocked.push(blocked);
+                continue;
+            }
+            let command = &blocked.wait.command;
+            let value = match commands::find(command) {
+                Ok(spec) => settle((spec.run)(&mut self.db, command)),
                 Err(refusal) => refusal.into_value(),
             };
             if self.db.wait.take().is_some() {
@@ -322,7 +331,10 @@ impl State {
         let memory = format!("# Memory\r\nused_memory:{used}\r\nmaxmemory:{limit}\r\nmaxmemory_policy:noeviction\r\n");
         let sections =
             [("SERVER", server), ("MEMORY", memory), ("REPLICATION", "# Replication\r\nrole:master\r\n".into())];
-        let asked = |name: &str| wanted.is_empty() || wanted.iter().any(|section| word(section) == name);
+        let asked = |name: &str| {
+            let fits = |section: &Vec<u8>| [name, "ALL", "DEFAULT", "EVERYTHING"].contains(&&*word(section));
+            wanted.is_empty() || wanted.iter().any(fits)
+        };
         let chosen: Vec<String> =
             sections.into_iter().filter(|(name, _)| asked(name)).map(|(_, section)| section).collect();
         chosen.join("\r\n")

@@ -115,7 +115,11 @@ impl Stream {
                     self.entries.pop_first();
                 }
             }
-            Trim::MinId(id) => self.entries = self.entries.split_off(&id),
+            Trim::MinId(id) => {
+                while self.entries.first_key_value().is_some_and(|(first, _)| *first < id) {
+                    self.entries.pop_first();
+                }
+            }
         }
         before - self.entries.len()
     }

@@ -34,6 +34,11 @@ pub(super) fn zadd(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     if only_old && db.find_zset(&args[1])?.is_none() {
         return Ok(Value::Int(0));
     }
+    let moves = |old: f64, new: f64| match (greater, less) {
+        (true, _) => new > old,
+        (_, true) => new < old,
+        (false, false) => new != old,
+    };
     let zset = db.open_zset(&args[1])?;
     let (mut added, mut updated) = (0, 0);
     for (pair, score) in pairs.chunks_exact(2).zip(scores) {
@@ -42,7 +47,7 @@ pub(super) fn zadd(db: &mut Db, args: &[Vec<u8>]) -> Reply {
                 zset.insert(&pair[1], score);
                 added += 1;
             }
-            Some(old) if !only_new && score != old && !(greater && score <= old) && !(less && score >= old) => {
+            Some(old) if !only_new && moves(old, score) => {
                 zset.insert(&pair[1], score);
                 updated += 1;
             }

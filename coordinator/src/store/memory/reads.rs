@@ -149,7 +149,9 @@ fn deliver(
     if stream.entries.keys().next_back().is_none_or(|last| *last <= found.last) {
         return Ok(None);
     }
-    found.consumer(consumer, now_ms).active_ms = Some(now_ms);
+    if !read.no_ack {
+        found.consumer(consumer, now_ms).active_ms = Some(now_ms);
+    }
     let from = found.last.next().expect("an entry is above it");
     let ids: Vec<Id> = stream.entries.range(from..).take(read.count).map(|(id, _)| *id).collect();
     let mut entries = Vec::with_capacity(ids.len());

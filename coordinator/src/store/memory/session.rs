@@ -191,6 +191,7 @@ impl State {
                 Ok(Value::Okay)
             }
             ("MULTI" | "WATCH", Some(queue)) => {
+                // Valkey 9 lets the transaction fail, Redis does not; the stricter one finds more mistakes.
                 queue.failed = true;
                 Err(Refusal::new("ERR Command not allowed inside a transaction"))
             }

@@ -93,7 +93,7 @@ pub(super) fn score_text(score: f64) -> String {
         return if score > 0.0 { "inf".into() } else { "-inf".into() };
     }
     if score == 0.0 {
-        return if score.is_sign_negative() { "-0".into() } else { "0".into() };
+        return "0".into();
     }
     if score.trunc() == score && score.abs() < EXACT {
         return format!("{score:.0}");
@@ -134,4 +134,33 @@ pub(super) fn index_range(start: i64, stop: i64, len: usize) -> Option<std::ops:
         return None;
     }
     Some(usize::try_from(from).ok()?..=usize::try_from(to).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::score_text;
+
+    /// What Redis from 7.2 and Valkey print; older ones write 17 digits where the shortest form is not exact.
+    #[test]
+    fn scores_are_written_as_a_server_writes_them() {
+        let table = [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1_767_225_600_123.0, "1767225600123"),
+            (-1.5, "-1.5"),
+            (0.1, "0.1"),
+            (3.14159, "3.14159"),
+            (0.001, "0.001"),
+            (1e-5, "0.00001"),
+            (0.000_012_34, "1.234e-5"),
+            (1e-7, "1e-7"),
+            (123_456_789_012_345_678.0, "123456789012345680"),
+            (1e20, "1e+20"),
+            (1e22, "1e+22"),
+            (f64::INFINITY, "inf"),
+        ];
+        for (score, text) in table {
+            assert_eq!(score_text(score), text);
+        }
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! The server is the program in `STEPFLEET_TEST_SERVER`, else `valkey-server` or `redis-server` on the PATH. Random
 //! sequences run over two connections on both sides; measured times, texts of errors and the order of what has none are
-//! levelled. The server must be Redis 7.2 or Valkey 8 or later: 7.0 makes a consumer only when it gets something and prints scores with
-//! 17 digits.
+//! levelled. The server must be Redis 7.2, Valkey 8 or later: 7.0 makes a consumer only when it gets something, and prints
+//! scores with 17 digits.
 
 mod lines;
 mod pair;

@@ -10,6 +10,7 @@ mod pair;
 
 use anyhow::bail;
 use pair::Pair;
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 use std::cell::RefCell;
 
@@ -20,10 +21,20 @@ fn cases() -> u32 {
 
 #[test]
 fn the_twin_answers_like_a_real_server() -> anyhow::Result<()> {
+    compare(lines::sequences())
+}
+
+#[test]
+fn the_twin_touches_the_keys_that_a_real_server_touches() -> anyhow::Result<()> {
+    compare(lines::watched_sequences())
+}
+
+/// Runs random sequences on both sides and shows the shortest one that is answered differently.
+fn compare(sequences: impl Strategy<Value = Vec<(usize, String)>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pair = RefCell::new(runtime.block_on(Pair::open())?);
     let mut runner = TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&lines::sequences(), |steps| {
+    let outcome = runner.run(&sequences, |steps| {
         let mut pair = pair.borrow_mut();
         let run = async {
             pair.reset().await?;

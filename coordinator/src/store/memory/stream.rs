@@ -157,8 +157,11 @@ impl Stream {
 
     /// How many entries the group has yet to read; `None` where the server cannot tell either.
     pub(super) fn lag(&self, group: &Group) -> Option<u64> {
-        if self.added == 0 || self.entries.is_empty() {
+        if self.added == 0 {
             return Some(0);
+        }
+        if self.entries.is_empty() {
+            return (group.last <= self.last).then_some(0);
         }
         if group.last < self.first() && self.max_deleted < self.first() {
             return Some(self.entries.len() as u64);

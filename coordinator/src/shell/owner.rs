@@ -401,8 +401,7 @@ impl<L: Link> Owner<L> {
 
     fn keep_timers(&mut self, value: &Value) {
         for pair in reply::array(value).unwrap_or_default().chunks_exact(2) {
-            if let (Some(member), Some(due)) = (reply::bytes(&pair[0]), score(&pair[1]))
-            {
+            if let (Some(member), Some(due)) = (reply::bytes(&pair[0]), score(&pair[1])) {
                 self.core.schedule.timers.set(due, member.to_vec());
             }
         }

@@ -3,6 +3,7 @@
 pub mod commit;
 pub mod history;
 pub mod link;
+pub mod memory;
 pub mod pack;
 pub mod partition;
 pub mod record;

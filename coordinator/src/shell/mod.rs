@@ -3,7 +3,12 @@
 pub mod cache;
 pub mod core;
 pub mod inputs;
+pub mod fleet;
 pub mod intake;
+pub mod lease;
+pub mod links;
+pub mod metrics;
+pub mod observer;
 
 pub mod owner;
 pub mod schedule;

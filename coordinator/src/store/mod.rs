@@ -8,3 +8,4 @@ pub mod pack;
 pub mod partition;
 pub mod record;
 pub mod reply;
+pub mod server;

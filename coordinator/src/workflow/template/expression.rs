@@ -302,8 +302,8 @@ impl Rewriter {
         self.loops.push(c.iter_var.clone());
         self.loops.extend(c.iter_var2.clone());
         self.loops.push(c.accu_var.clone());
-        // The crate appends in place where it recognises `accu + [x]`, with or without a condition, after a constant loop
-        // condition; these shapes are kept and the meter goes inside of them.
+        // The crate recognises some shapes of loops: it appends in place for `accu + [x]` after a constant condition, and
+        // lets errors be overruled for `accu || x`. The shapes are kept and the meter goes inside of them.
         if !matches!(c.loop_cond.expr, Expr::Literal(_)) {
             self.rewrite(&mut c.loop_cond);
             tick_before(&mut c.loop_cond);
@@ -325,6 +325,11 @@ impl Rewriter {
                         }
                         return;
                     }
+                }
+                (operators::LOGICAL_AND | operators::LOGICAL_OR, [left, right]) if is_accumulator(left) => {
+                    self.rewrite(right);
+                    tick_before(right);
+                    return;
                 }
                 (operators::CONDITIONAL, [condition, then, otherwise]) if is_accumulator(otherwise) => {
                     self.rewrite(condition);

@@ -11,5 +11,6 @@ pub mod metrics;
 pub mod observer;
 
 pub mod owner;
+pub mod retention;
 pub mod schedule;
 pub mod upkeep;

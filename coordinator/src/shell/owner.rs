@@ -21,6 +21,7 @@ use super::{
     cache::Cache,
     core::{Core, Poison, Staged},
     inputs,
+    retention::{self, Retention},
     intake::{self, Item, Malformed, Newer, Origin, What},
     schedule::{HORIZON_MS, Schedule},
     upkeep::{Chore, Upkeep},
@@ -79,6 +80,21 @@ pub struct Memory {
     pub last_single: Option<(Origin, RunId)>,
 }
 
+impl Memory {
+    /// The server refused a commit: the next batches are half as large, until the item that it cannot bear is alone, and
+    /// is poison.
+    pub fn halve(&mut self) {
+        let size = if self.batch_items == 0 { BATCH_ITEMS_MAX } else { self.batch_items };
+        match self.last_single.take() {
+            Some(item) => {
+                self.poison.insert(item);
+                self.batch_items = 0;
+            }
+            None => self.batch_items = (size / 2).max(1),
+        }
+    }
+}
+
 /// What an owner has done, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Done {
@@ -90,6 +106,8 @@ pub struct Done {
     pub jobs: u64,
     /// Entries quarantined.
     pub quarantined: u64,
+    /// Runs beyond retention that were deleted.
+    pub expired: u64,
 }
 
 /// The owner of a partition during one reign.
@@ -104,6 +122,8 @@ pub struct Owner<L> {
     more_in_log: bool,
     entry_bytes: usize,
     pending: Option<Commit>,
+    retention: Retention,
+    next_retention_ms: u64,
     /// The server's time at the last turn.
     pub server_ms: u64,
     /// What it has done.
@@ -141,6 +161,8 @@ impl<L: Link> Owner<L> {
             more_in_log: true,
             entry_bytes: 256,
             pending: None,
+            retention: Retention::default(),
+            next_retention_ms: 0,
             server_ms: turn.now_ms,
             done: Done::default(),
         };
@@ -161,20 +183,32 @@ impl<L: Link> Owner<L> {
         self.memory.clone()
     }
 
-    /// Whether everything that was read is decided and committed.
-    pub fn is_idle(&self) -> bool {
-        self.pending.is_none() && self.backlog.is_empty() && self.core.schedule.todo.is_empty()
+    /// Whether workers wait for a doorbell, and what is kept of finished runs.
+    pub fn configure(&mut self, doorbell: bool, retention: Retention) {
+        self.upkeep.doorbell = doorbell;
+        self.retention = retention;
     }
 
-    /// One turn: commits, reads, decides. Waits up to half a second for something to do.
+    /// Whether everything that was decided is committed, so that the owner may leave.
+    pub fn is_settled(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// One turn: commits, reads, decides. Waits up to half a second for something to do, unless it is `leaving`; then it
+    /// commits and reads nothing.
     ///
     /// # Errors
     /// Any of them ends this owner.
-    pub async fn turn(&mut self) -> Result<(), OwnerError> {
+    pub async fn turn(&mut self, leaving: bool) -> Result<(), OwnerError> {
         let commit = self.pending.take();
         let (chores, extra) = self.upkeep.due(&mut self.core.schedule, self.server_ms, self.partition.head.offset);
         let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
         let block = if count > 0 { self.block(&chores) } else { None };
+        if leaving {
+            let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
+            self.server_ms = turn.now_ms;
+            return Ok(());
+        }
         let ask = Ask { count, after: self.read_to, block, extra };
         let turn = self.partition.turn(commit.as_ref(), ask).await?;
         if let Some(commit) = &commit {
@@ -231,6 +265,9 @@ impl<L: Link> Owner<L> {
         self.decide(items, &mut malformed)?;
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
+        if complete && self.server_ms >= self.next_retention_ms {
+            self.expire().await?;
+        }
         let moved = offset > self.partition.head.offset;
         let offset = offset.max(self.partition.head.offset);
         let mut commit = self.core.seal();
@@ -364,6 +401,16 @@ impl<L: Link> Owner<L> {
             *commit.counters.entry("quarantined").or_default() += 1;
             commit.quarantined.push((bad.why, bad.bytes));
         }
+    }
+
+    /// Deletes some runs that are beyond retention, in this batch's commit; more of them in the next, if there are more.
+    async fn expire(&mut self) -> Result<(), OwnerError> {
+        let Self { partition, core, retention, .. } = self;
+        let expired = retention::expire(retention, partition, core, self.server_ms).await?;
+        self.done.expired += expired.runs;
+        let wait_ms = if expired.more { 0 } else { retention::EVERY_MS };
+        self.next_retention_ms = self.server_ms + wait_ms;
+        Ok(())
     }
 
     /// Makes a queue's stream and group, and looks how much is on it.

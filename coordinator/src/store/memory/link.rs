@@ -27,6 +27,16 @@ impl Dial for MemoryDial {
         drop(state);
         Ok(MemoryLink { server: self.server.clone(), session, response_timeout, dead: false })
     }
+
+    fn node(&self, _slot: u16) -> u64 {
+        0
+    }
+
+    fn is_cluster(&self) -> bool {
+        false
+    }
+
+    async fn refresh(&self) {}
 }
 
 /// One connection to a [`MemoryServer`].

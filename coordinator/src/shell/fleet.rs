@@ -6,11 +6,7 @@ use std::{
 };
 
 use rand::RngExt;
-use stepfleet_protocol::{
-    id::PartitionId,
-    keys::Keys,
-    name::Name,
-};
+use stepfleet_protocol::{id::PartitionId, keys::Keys, name::Name};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +93,18 @@ impl<D: Dial> Fleet<D> {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, left_alone) = (HashMap::new(), HashMap::new());
-        Self { dial, config, metrics, leases, tasks: JoinSet::new(), running, left_alone, owned, slots, unreachable: false }
+        Self {
+            dial,
+            config,
+            metrics,
+            leases,
+            tasks: JoinSet::new(),
+            running,
+            left_alone,
+            owned,
+            slots,
+            unreachable: false,
+        }
     }
 
     /// Takes what may be taken, and gives away what is too much.
@@ -142,12 +149,7 @@ impl<D: Dial> Fleet<D> {
             slots: self.slots.subscribe(),
             partition,
             stop: stop.clone(),
-            leases: Leases::new(
-                self.dial.clone(),
-                self.config.keys.clone(),
-                self.config.name.clone(),
-                Duration::ZERO,
-            ),
+            leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
         };
         self.tasks.spawn(task.run());
         self.running.insert(partition, stop);

@@ -41,7 +41,6 @@ pub enum Holder {
 }
 
 /// The leases as one coordinator sees them.
-#[derive(Debug)]
 pub struct Leases<D: Dial> {
     links: Links<D>,
     keys: Keys,

@@ -13,7 +13,6 @@ use crate::store::{
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Links by node. One task uses them.
-#[derive(Debug)]
 pub struct Links<D: Dial> {
     dial: D,
     by_node: HashMap<u64, D::Link>,
@@ -47,7 +46,8 @@ impl<D: Dial> Links<D> {
             self.by_node.insert(node, link);
         }
         let replies = self.by_node.get_mut(&node).expect("just opened").trip(pipe).await?;
-        let moved = |text: &String| ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|w| text.starts_with(w));
+        let moved =
+            |text: &String| ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|w| text.starts_with(w));
         match replies.iter().filter_map(reply::error).find(moved) {
             Some(text) => Err(LinkError::Lost(text)),
             None => Ok(replies),

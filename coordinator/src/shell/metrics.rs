@@ -50,7 +50,8 @@ impl Metrics {
             registry.register(Box::new(counter.clone())).expect("registered once");
             counter
         };
-        let owned = IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
+        let owned =
+            IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
         registry.register(Box::new(owned.clone())).expect("registered once");
         let sizes = vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
         let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);

@@ -2,8 +2,8 @@
 
 pub mod cache;
 pub mod core;
-pub mod inputs;
 pub mod fleet;
+pub mod inputs;
 pub mod intake;
 pub mod lease;
 pub mod links;

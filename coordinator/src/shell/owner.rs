@@ -21,8 +21,8 @@ use super::{
     cache::Cache,
     core::{Core, Poison, Staged},
     inputs,
-    retention::{self, Retention},
     intake::{self, Item, Malformed, Newer, Origin, What},
+    retention::{self, Retention},
     schedule::{HORIZON_MS, Schedule},
     upkeep::{Chore, Upkeep},
 };

@@ -28,7 +28,7 @@ fn a_chain_goes_from_submit_to_completed() {
         let mut worker = Worker::new(dial.clone(), 1);
         let mut done = Vec::new();
         for _ in 0..20 {
-            owner.turn().await.expect("no faults");
+            owner.turn(false).await.expect("no faults");
             if owner.server_ms == 0 {
                 continue;
             }
@@ -93,12 +93,12 @@ async fn one_seed(seed: u64) {
         }
         if let Some(old) = &mut rival
             && rng.random_bool(0.3)
-            && old.turn().await.is_err()
+            && old.turn(false).await.is_err()
         {
             rival = None;
         }
         if let Some(current) = &mut owner
-            && let Err(error) = current.turn().await
+            && let Err(error) = current.turn(false).await
         {
             assert!(is_doubt(&error), "seed {seed}: {error}");
             memory = current.memory();

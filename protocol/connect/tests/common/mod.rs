@@ -114,7 +114,8 @@ impl Cluster {
                 let mut connection = server.connection().await;
                 let state: String =
                     redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.expect("CLUSTER INFO");
-                state.contains("cluster_state:ok") && state.contains("cluster_known_nodes:3")
+                state.contains("cluster_state:ok")
+                    && state.contains("cluster_known_nodes:3")
                     && state.contains("cluster_size:3")
             })
             .await;
@@ -163,7 +164,8 @@ fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("STEPFLEET_TEST_SERVER") {
         return path.into();
     }
-    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools");
     let folders: Vec<_> = on_path.chain([here]).collect();
     let candidates = ["valkey-server", "redis-server"];

@@ -52,7 +52,8 @@ pub fn delay_ms(
     let factor = written.factor.unwrap_or(built_in.factor);
     let cap = written.cap_ms.unwrap_or(built_in.cap_ms) as f64;
     let exponent = i32::try_from(tries.saturating_sub(1)).unwrap_or(i32::MAX);
-    let full = (base * factor.powi(exponent)).min(cap).max(0.0);
+    // A finite factor keeps `0 * factor` at 0, where an infinite one would make it the cap.
+    let full = (base * factor.powi(exponent).min(f64::MAX)).min(cap).max(0.0);
     let share = unit_hash(of.0, of.1, tries);
     let jittered = match written.jitter.unwrap_or_default() {
         Jitter::Full => full * share,

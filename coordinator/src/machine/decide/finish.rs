@@ -31,7 +31,7 @@ impl Deciding<'_> {
         }
     }
 
-    fn begin_run(&mut self) {
+    pub(super) fn begin_run(&mut self) {
         if self.run.state == State::Queued {
             self.move_run(State::Processing, Why::Begun, None);
         }

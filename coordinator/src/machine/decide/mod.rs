@@ -168,7 +168,7 @@ impl Deciding<'_> {
 
     /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.
     fn audit(&mut self, index: u32) {
-        let step = self.run.step(index);
+        let Some(step) = self.run.steps().get(index as usize) else { return };
         match step.state {
             State::Queued if !step.in_flight => {
                 self.remark(index, Why::Repaired, None);
@@ -241,7 +241,11 @@ impl Deciding<'_> {
         let step = self.run.step(index);
         match (from, to) {
             (State::Created, _) => 0,
-            (State::Failed, _) | (_, State::Failed) => step.attempts.max(1),
+            (State::Failed, _) | (_, State::Failed) => {
+                // A loss is no counted try, yet it happened in one: the kept error knows which.
+                let error = self.run.errors.iter().rev().find(|e| e.index == index);
+                error.map_or(step.attempts.max(1), |e| e.attempt)
+            }
             _ => step.attempts + 1,
         }
     }

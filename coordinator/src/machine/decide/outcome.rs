@@ -83,9 +83,9 @@ impl Deciding<'_> {
         self.effect(Effect::Stopped(of.job));
         if let Outcome::Completed(Some(Payload::Ref(value))) = outcome {
             let step = self.run.steps().get(of.index as usize);
-            // RACE: a result sent twice names the value that its first copy made the step's output; only a value of a
-            // replaced job is nobody's.
-            if step.is_none_or(|s| s.job != Some(of.job)) {
+            // RACE: a result sent twice names the value that its first copy made the step's output; any other value,
+            // of a replaced job or of one that was given up, is nobody's.
+            if step.is_none_or(|s| s.job != Some(of.job) || s.state != State::Completed) {
                 self.effect(Effect::DropValue { id: value.id.clone() });
             }
         }
@@ -134,6 +134,9 @@ impl Deciding<'_> {
     fn completed(&mut self, of: &JobRef, output: Option<Payload>) {
         let step = self.run.step_mut(of.index);
         step.has_output = output.is_some();
+        if step.attempts > 0 || step.losses > 0 {
+            self.run.errors.retain(|e| e.index != of.index);
+        }
         if let Some(output) = output {
             self.effect(Effect::SaveOutput { job: of.job, output });
         }

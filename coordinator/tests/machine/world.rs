@@ -43,18 +43,25 @@ pub(crate) struct World {
     pub(crate) reasons: BTreeSet<u8>,
     /// Every job of a step, oldest first.
     pub(crate) history: BTreeMap<u32, Vec<JobId>>,
+    /// Every letter that was ever written, with its step.
+    pub(crate) letters_ever: BTreeMap<StreamId, u32>,
     mint: Mint,
     seen: HashSet<JobId>,
     awaited: BTreeMap<u32, JobId>,
     last_letter: StreamId,
     run_state: State,
     states: Vec<State>,
+    needs: Vec<Vec<usize>>,
 }
 
 impl World {
     /// A world in which nothing happened yet.
     pub(crate) fn new(plan: Arc<Plan>) -> Self {
         let states = vec![State::Created; plan.steps.len()];
+        let mut needs = vec![Vec::new(); plan.steps.len()];
+        for (need, step) in plan.steps.iter().enumerate() {
+            step.dependants.iter().for_each(|index| needs[*index as usize].push(need));
+        }
         Self {
             run: Run::new(RunId::new(PartitionId(0), START_MS, 7), plan),
             now_ms: START_MS,
@@ -67,12 +74,14 @@ impl World {
             letters: BTreeMap::new(),
             reasons: BTreeSet::new(),
             history: BTreeMap::new(),
+            letters_ever: BTreeMap::new(),
             mint: Mint { reign: Reign { counter: 1, random: 0xfe }, seq: 0, n: 0 },
             seen: HashSet::new(),
             awaited: BTreeMap::new(),
             last_letter: StreamId::ZERO,
             run_state: State::Created,
             states,
+            needs,
         }
     }
 
@@ -150,11 +159,8 @@ impl World {
                 self.awaited.retain(|_, awaited| awaited != job);
             }
             Event::Release { index } => drop(self.ready.remove(index)),
-            Event::Submitted { .. }
-            | Event::Started { .. }
-            | Event::Command(_)
-            | Event::Continue(_)
-            | Event::Audit { .. } => {}
+            Event::Continue(work) => self.todo.retain(|w| w != work),
+            Event::Submitted { .. } | Event::Started { .. } | Event::Command(_) | Event::Audit { .. } => {}
         }
     }
 
@@ -165,8 +171,9 @@ impl World {
                 None => &mut self.run_state,
             };
             assert_eq!(*state, t.from, "{t} does not go on from where the history stands");
-            let remark =
-                t.from == t.to && matches!(t.why, Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost);
+            let remark = t.from == t.to
+                && (t.step.is_none()
+                    || matches!(t.why, Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost));
             let reborn = t.step.is_some() && t.from == State::Cancelled && t.to == State::Created;
             assert!(remark || reborn || t.from.may_become(t.to), "illegal: {t}");
             assert!(t.at_ms <= self.now_ms, "{t} is in the future");
@@ -203,6 +210,7 @@ impl World {
                 assert!(letter.attempts.iter().all(|e| e.index == letter.index) && !letter.attempts.is_empty());
                 self.last_letter = letter.id;
                 self.letters.insert(letter.id, letter.index);
+                self.letters_ever.insert(letter.id, letter.index);
             }
             Effect::CloseLetter(id) => assert!(self.letters.remove(id).is_some(), "{id} was not open"),
             Effect::Work(work) => self.todo.push_back(*work),
@@ -224,9 +232,8 @@ impl World {
         assert_eq!(before, None, "step {index} has two jobs in flight");
         assert!(attempt <= max_attempts, "attempt {attempt} of {max_attempts}");
         assert!(self.run.ending.is_none() && self.run.state != State::Suspended, "a held run dispatches nothing");
-        for (need, step) in self.run.plan.steps.iter().enumerate() {
-            let needed = step.dependants.contains(&index);
-            assert!(!needed || self.states[need] == State::Completed, "step {index} needs step {need}");
+        for need in &self.needs[index as usize] {
+            assert_eq!(self.states[*need], State::Completed, "step {index} needs step {need}");
         }
         self.jobs.insert(job, index);
         self.history.entry(index).or_default().push(job);

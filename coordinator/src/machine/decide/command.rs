@@ -23,7 +23,7 @@ impl Deciding<'_> {
         self.actor = Some(command.actor.into());
         let reason = command.reason.map(Arc::from);
         let answer = match command.verb {
-            Verb::Cancel => self.cancel(),
+            Verb::Cancel => self.cancel(reason),
             Verb::Suspend { now } => self.suspend(reason, now),
             Verb::Resume => self.resume(reason),
             Verb::Retry => self.retry(reason),
@@ -43,23 +43,20 @@ impl Deciding<'_> {
         Answer::Conflict { state, message }
     }
 
-    fn cancel(&mut self) -> Answer {
+    fn cancel(&mut self, reason: Option<Arc<str>>) -> Answer {
         if self.run.state.is_final() {
             return self.conflict("cancel", "any state but completed and cancelled");
         }
         if self.run.ending == Some(Ending::Cancelled) {
             return self.done();
         }
-        // A failed run is stopped too, so that nobody retries it by mistake.
-        self.stop_for_good();
-        self.done()
-    }
-
-    fn stop_for_good(&mut self) {
         if self.run.state == State::Failed {
-            return self.move_run(State::Cancelled, Why::Cancelled, None);
+            // So that nobody retries it by mistake.
+            self.move_run(State::Cancelled, Why::Cancelled, reason);
+        } else {
+            self.stop(Ending::Cancelled, reason);
         }
-        self.stop(Ending::Cancelled);
+        self.done()
     }
 
     fn suspend(&mut self, reason: Option<Arc<str>>, now: bool) -> Answer {

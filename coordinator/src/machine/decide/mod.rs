@@ -115,7 +115,7 @@ impl Deciding<'_> {
             return;
         }
         if self.run.ending.is_some() || self.run.state.is_finished() {
-            self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            self.move_step(index, State::Cancelled, self.stop_why(), None, None);
             return self.settle();
         }
         if self.run.state == State::Suspended {
@@ -163,7 +163,7 @@ impl Deciding<'_> {
         if self.run.state.is_finished() || self.run.ending.is_some() {
             return;
         }
-        self.stop(super::run::Ending::TimedOut);
+        self.stop(super::run::Ending::TimedOut, None);
     }
 
     /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.
@@ -208,6 +208,23 @@ impl Deciding<'_> {
             step: None,
             from,
             to,
+            at_ms,
+            attempt: 0,
+            why,
+            worker: None,
+            actor,
+            note,
+        });
+    }
+
+    /// A remark in the history of the run that moves nothing.
+    fn remark_run(&mut self, why: Why, note: Option<Arc<str>>) {
+        let state = self.run.state;
+        let (at_ms, actor) = (self.now_ms, self.actor.clone());
+        self.out.transitions.push(Transition {
+            step: None,
+            from: state,
+            to: state,
             at_ms,
             attempt: 0,
             why,

@@ -171,7 +171,7 @@ impl Deciding<'_> {
     /// The step goes back to the ready set, uncounted, unless its run ends or is held.
     fn again(&mut self, index: u32, why: Why, worker: WorkerId) {
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, Some(worker), None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), Some(worker), None);
         }
         match self.run.step(index).state {
             State::Processing => self.move_step(index, State::Queued, why, Some(worker), None),
@@ -183,7 +183,7 @@ impl Deciding<'_> {
     /// The worker confirms that it stopped the job because it was told to.
     fn halted(&mut self, index: u32, worker: WorkerId) {
         if self.run.ending.is_some() {
-            self.move_step(index, State::Cancelled, Why::Cancelled, Some(worker), None);
+            self.move_step(index, State::Cancelled, self.stop_why(), Some(worker), None);
         } else if self.run.state == State::Suspended {
             self.move_step(index, State::Suspended, Why::Suspended, Some(worker), None);
         } else {
@@ -297,7 +297,7 @@ impl Deciding<'_> {
     /// failed -> retrying, and on to queued when there is nothing to wait for.
     fn try_again(&mut self, index: u32, wait_ms: u64) {
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
         self.move_step(index, State::Retrying, Why::RetryPlanned, None, None);
         if wait_ms == 0 {
@@ -312,7 +312,7 @@ impl Deciding<'_> {
         let index = failed.index;
         self.fail_step(&failed, Why::GaveUp);
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
         self.run.review |= cause == Cause::Data;
         let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();

@@ -6,7 +6,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::{Ending, Step},
+        run::Step,
     },
     Deciding, STEPS_PER_DECISION,
 };
@@ -88,10 +88,7 @@ impl Deciding<'_> {
 
     fn stop_step(&mut self, index: u32) -> bool {
         let step = *self.run.step(index);
-        let why = match self.run.ending {
-            Some(Ending::TimedOut) => Why::TimedOut,
-            Some(Ending::Cancelled) | None => Why::Cancelled,
-        };
+        let why = self.stop_why();
         match step.state {
             State::Queued | State::Processing if step.in_flight => {
                 if !step.stopping {

@@ -96,6 +96,11 @@ fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     struct Versioned {
         v: u8,
     }
+    // A struct may also be read from an array: random bytes would pass for a newer message, which nobody may skip.
+    let is_map = bytes.first().is_some_and(|tag| matches!(tag, 0x80..=0x8f | 0xde | 0xdf));
+    if !is_map {
+        return Err(DecodeError::Malformed("a message is a map".into()));
+    }
     let reason = match read::<T>(bytes) {
         Ok(message) => match read::<Versioned>(bytes) {
             Ok(Versioned { v }) if v > VERSION => return Err(DecodeError::Newer(v)),

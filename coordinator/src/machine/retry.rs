@@ -99,6 +99,14 @@ mod tests {
     }
 
     #[test]
+    fn no_wait_stays_no_wait_however_large_the_factor_grows() {
+        let none = RetryPolicy { base_ms: Some(0), factor: Some(100.0), ..Default::default() };
+        assert_eq!(delay_ms(&none, Category::Transient, (run(1), 0), 999, None), 0);
+        let some = RetryPolicy { base_ms: Some(1), jitter: Some(Jitter::None), ..none };
+        assert_eq!(delay_ms(&some, Category::Transient, (run(1), 0), 999, None), BACKOFF_CAP.0);
+    }
+
+    #[test]
     fn a_servers_wait_is_obeyed_beyond_the_cap_up_to_a_day() {
         let policy = RetryPolicy::default();
         let wait = |asked| delay_ms(&policy, Category::RateLimited, (run(1), 0), 1, Some(asked));

@@ -77,7 +77,7 @@ impl World {
                 }
             }
             10 | 11 => {
-                let late = if how % 3 == 0 { u64::from(which) } else { 0 };
+                let late = if how.is_multiple_of(3) { u64::from(which) } else { 0 };
                 self.fire_next(late);
             }
             12 => self.now_ms += u64::from(how),
@@ -135,7 +135,7 @@ impl World {
         let steps = self.run.plan.steps.len();
         let letters: Vec<(StreamId, u32)> = self.letters.iter().map(|(letter, index)| (*letter, *index)).collect();
         let verb = match how % 12 {
-            0 if which % 4 == 0 => Verb::Cancel,
+            0 if which.is_multiple_of(4) => Verb::Cancel,
             0 | 1 => Verb::Suspend { now: false },
             2 | 3 => Verb::Suspend { now: true },
             4..=6 => Verb::Resume,

@@ -11,6 +11,7 @@ use stepfleet_coordinator::machine::{
     decision::{Decision, Effect, Transition, Why},
     event::{Event, Timer, Work},
     plan::Plan,
+    retry,
     run::Run,
 };
 use stepfleet_protocol::{
@@ -228,6 +229,9 @@ impl World {
 
     fn dispatch(&mut self, index: u32, job: JobId, attempt: u32, max_attempts: u32) {
         assert!(self.seen.insert(job), "{job} is not fresh");
+        let step = self.run.step(index);
+        let budget = retry::max_attempts(&self.run.plan.steps[index as usize].retry);
+        assert_eq!((attempt, max_attempts), (step.attempts + 1, step.spent + budget), "step {index}: its budget");
         let before = self.awaited.insert(index, job);
         assert_eq!(before, None, "step {index} has two jobs in flight");
         assert!(attempt <= max_attempts, "attempt {attempt} of {max_attempts}");

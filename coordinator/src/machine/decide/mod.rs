@@ -234,10 +234,12 @@ impl Deciding<'_> {
         });
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a move is one flat fact, told at thirty places")]
     fn move_step(&mut self, index: u32, to: State, why: Why, worker: Option<WorkerId>, note: Option<Arc<str>>) {
         self.move_step_at(index, to, why, self.now_ms, worker, note);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "as `move_step`, with the time that a worker tells")]
     fn move_step_at(
         &mut self,
         index: u32,

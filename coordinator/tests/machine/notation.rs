@@ -5,6 +5,7 @@ use std::fmt::Write;
 use stepfleet_coordinator::machine::{
     decision::{Decision, Effect, Letter, Transition},
     event::Timer,
+    run::Step,
 };
 use stepfleet_protocol::{
     id::{JobId, StreamId},
@@ -39,7 +40,11 @@ impl World {
                 write!(text, ", {count} {what}").expect("text takes everything");
             }
         }
-        let lines: Vec<Line> = (0u32..).zip(run.steps()).map(|(i, s)| (Some(i), s.state.to_string())).collect();
+        let step = |s: &Step| {
+            let generation = if s.generation > 1 { format!(", generation {}", s.generation) } else { String::new() };
+            format!("{}{generation}{}", s.state, if s.patched { ", patched" } else { "" })
+        };
+        let lines: Vec<Line> = (0u32..).zip(run.steps()).map(|(i, s)| (Some(i), step(s))).collect();
         text + "\n" + &self.fold(&lines)
     }
 

@@ -96,13 +96,16 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
     ];
     let command = |reason: Option<&str>, verb| {
         let reason = reason.map(str::to_owned);
-        Body::Command(Command { id: command_id(), actor: "ann".into(), run: run_id(), reason, verb })
+        Body::Command(Command { id: command_id(), actor: "ann".into(), run: run_id(), reason, verb, again: false })
     };
     let bare = NewRun { run: run_id(), plan: "sha".into(), version: None, input: None, traceparent: None };
     let full = NewRun { version: Some(3), input: Some(inline()), traceparent: job().traceparent, ..bare.clone() };
     let letter = StreamId { ms: 9, seq: 1 };
     let bodies = vec![
-        ("log-submit", Body::Submit(Submit { id: command_id(), actor: "ann".into(), runs: vec![bare, full] })),
+        (
+            "log-submit",
+            Body::Submit(Submit { id: command_id(), actor: "ann".into(), runs: vec![bare, full], again: false }),
+        ),
         ("log-results", Body::Results(Results { worker: worker(), results: outcomes })),
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
         ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()] })),

@@ -95,7 +95,14 @@ impl World {
     /// A command about the run.
     pub(crate) fn command(&self, verb: Verb) -> Event {
         let id = CommandId(uuid::Uuid::from_u128(1));
-        Event::Command(Command { id, actor: "ann".into(), run: self.run.id, reason: Some("why not".into()), verb })
+        Event::Command(Command {
+            id,
+            actor: "ann".into(),
+            run: self.run.id,
+            reason: Some("why not".into()),
+            verb,
+            again: false,
+        })
     }
 
     /// Where a job is: its stream entry tells nothing but itself.

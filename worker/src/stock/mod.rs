@@ -1,0 +1,14 @@
+//! The stock handlers: what many steps need, without a worker of one's own.
+
+mod fail;
+mod sleep;
+
+use crate::builder::Builder;
+
+/// Adds them all.
+pub(crate) fn register(builder: Builder) -> Builder {
+    builder
+        .handler("noop", |_, _: serde::de::IgnoredAny| std::future::ready(Ok(())))
+        .handler("sleep", sleep::sleep)
+        .handler("fail", fail::fail)
+}

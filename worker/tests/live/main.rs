@@ -1,0 +1,7 @@
+//! Workers against a real server. The test is the coordinator: it dispatches jobs and reads the logs.
+
+mod capacity;
+mod outcomes;
+mod owner;
+mod server;
+mod stops;

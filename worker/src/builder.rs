@@ -169,9 +169,8 @@ impl Builder {
     /// All problems at once.
     pub fn build(self) -> Result<Worker, BuildError> {
         let mut problems = Vec::new();
-        let mut named = |what: &str, text: &str| {
-            Name::new(text).map_err(|error| problems.push(format!("{what}: {error}"))).ok()
-        };
+        let mut named =
+            |what: &str, text: &str| Name::new(text).map_err(|error| problems.push(format!("{what}: {error}"))).ok();
         let name = match &self.name {
             Some(name) => named("name", name),
             None => named("name of the host", &host()),

@@ -56,11 +56,7 @@ pub(crate) struct Kit {
 #[derive(Debug)]
 pub(crate) enum Report {
     /// What became of a job, with the value that it carries by reference.
-    Result {
-        partition: PartitionId,
-        result: JobResult,
-        value: Option<Bytes>,
-    },
+    Result { partition: PartitionId, result: JobResult, value: Option<Bytes> },
     /// A job is held longer than a second.
     Started { partition: PartitionId, job: JobRef, running_ms: u64 },
     /// An entry of a job stream that names no job.

@@ -97,7 +97,8 @@ fn work(kit: Arc<Kit>, attempt: Attempt, handler: Arc<dyn Call>, input: Input) -
         };
         handler.call(attempt, input).await
     };
-    let caught = AssertUnwindSafe(body).catch_unwind().map(|ended| ended.unwrap_or_else(|panic| Err(panicked(&*panic))));
+    let caught =
+        AssertUnwindSafe(body).catch_unwind().map(|ended| ended.unwrap_or_else(|panic| Err(panicked(&*panic))));
     caught.instrument(span).boxed()
 }
 

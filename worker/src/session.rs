@@ -48,11 +48,11 @@ pub(crate) async fn run(plan: Plan, shutdown: impl Future<Output = ()>) -> Resul
     let (recalls, recalled) = mpsc::channel(RECALLS_MAX);
     let writer = tokio::spawn(Sink::new(Arc::clone(&kit), received, recalled).run());
     let reader = tokio::spawn(source::run(Arc::clone(&kit), recalls));
+    let beats = tokio::spawn(beat::run(Arc::clone(&kit)));
     let mut duties = vec![
         tokio::spawn(duties::follow_partitions(Arc::clone(&kit))),
         tokio::spawn(duties::report_started(Arc::clone(&kit))),
         tokio::spawn(control::run(Arc::clone(&kit))),
-        tokio::spawn(beat::run(Arc::clone(&kit))),
     ];
     if let Some(listener) = listener {
         duties.push(tokio::spawn(health::serve(Arc::clone(&kit), listener)));
@@ -63,7 +63,7 @@ pub(crate) async fn run(plan: Plan, shutdown: impl Future<Output = ()>) -> Resul
         () = kit.drain.cancelled() => {}
     }
     drain(&kit, reader, drain_timeout).await;
-    leave(&kit, writer).await;
+    leave(&kit, writer, beats).await;
     duties.iter().for_each(JoinHandle::abort);
     Ok(())
 }
@@ -135,13 +135,17 @@ async fn drain(kit: &Arc<Kit>, reader: JoinHandle<()>, timeout: Duration) {
 }
 
 /// Writes the last results and leaves the registry.
-async fn leave(kit: &Arc<Kit>, writer: JoinHandle<()>) {
+async fn leave(kit: &Arc<Kit>, writer: JoinHandle<()>, beats: JoinHandle<()>) {
     if tokio::time::timeout(LEAVE_TIMEOUT, kit.table.empty()).await.is_err() {
         tracing::error!(held = kit.table.all().len(), "the last results could not be written");
     }
     kit.flush.cancel();
     if tokio::time::timeout(LEAVE_TIMEOUT, writer).await.is_err() {
         tracing::error!("the writer did not end in time");
+    }
+    // RACE: a beat under way would register the worker again. It ends first.
+    if tokio::time::timeout(LEAVE_TIMEOUT, beats).await.is_err() {
+        tracing::error!("the last beat did not end in time");
     }
     match tokio::time::timeout(LEAVE_TIMEOUT, beat::leave(kit)).await {
         Ok(Ok(())) => tracing::info!(worker = %kit.worker, "the worker has left"),

@@ -68,12 +68,7 @@ impl Entry {
 }
 
 /// The entries of one partition's reports: first what was started, then what became of jobs, in their order.
-pub(super) fn entries(
-    partition: PartitionId,
-    reports: Vec<Report>,
-    keys: &Keys,
-    worker: &WorkerId,
-) -> Vec<Arc<Entry>> {
+pub(super) fn entries(partition: PartitionId, reports: Vec<Report>, keys: &Keys, worker: &WorkerId) -> Vec<Arc<Entry>> {
     let mut entries = Vec::new();
     let mut started: Vec<(JobRef, u64)> = Vec::new();
     let mut batch = Batch::default();

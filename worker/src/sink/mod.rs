@@ -27,14 +27,12 @@ use tokio::{
 
 use self::{
     entry::{Entry, entries},
-    lane::{Flight, Lane, Landed, Line},
+    lane::{Flight, Landed, Lane, Line},
     recent::Recent,
 };
 use crate::{
     kit::{Kit, Report},
-    limits::{
-        ENTRY_RESULTS_MAX, RECENT_BYTES_MAX, RECENT_FOR, WAITING_BYTES_MAX, WAITING_MAX, WRITER_PROBE_EVERY,
-    },
+    limits::{ENTRY_RESULTS_MAX, RECENT_BYTES_MAX, RECENT_FOR, WAITING_BYTES_MAX, WAITING_MAX, WRITER_PROBE_EVERY},
 };
 
 /// Asks the writer for the jobs whose results it wrote lately.

@@ -42,7 +42,12 @@ struct Taken {
 }
 
 /// Takes in what was read. `slots` are free slots, which the jobs share; what is left of them is free again.
-pub(super) async fn take(kit: &Arc<Kit>, streams: &Streams, entries: Vec<Entry>, mut slots: Option<OwnedSemaphorePermit>) {
+pub(super) async fn take(
+    kit: &Arc<Kit>,
+    streams: &Streams,
+    entries: Vec<Entry>,
+    mut slots: Option<OwnedSemaphorePermit>,
+) {
     if entries.is_empty() {
         return;
     }
@@ -135,7 +140,9 @@ fn decoded(streams: &Streams, entry: Entry) -> Result<Taken, Unreadable> {
     };
     let stream = &streams.all()[entry.stream];
     let plain = match entry.field.as_slice() {
-        field if field == codec::FIELD_LZ4.as_bytes() => codec::decompress(&entry.bytes).ok().map(|bytes| bytes.to_vec()),
+        field if field == codec::FIELD_LZ4.as_bytes() => {
+            codec::decompress(&entry.bytes).ok().map(|bytes| bytes.to_vec())
+        }
         _ => None,
     };
     match codec::unpack::<Head>(plain.as_ref().unwrap_or(&entry.bytes)) {

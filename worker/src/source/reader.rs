@@ -294,8 +294,7 @@ impl Reader {
         block: Option<Duration>,
         from: &str,
     ) -> Result<Vec<Entry>, String> {
-        let command =
-            self.streams.command(read, self.kit.worker.as_str(), block.map(|block| block.as_millis()), from);
+        let command = self.streams.command(read, self.kit.worker.as_str(), block.map(|block| block.as_millis()), from);
         let reply = plain.one(&command).await.map_err(|error| error.to_string())?;
         match reply::read(reply, read, &self.streams) {
             Got::Entries(entries) => {

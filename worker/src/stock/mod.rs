@@ -1,6 +1,8 @@
 //! The stock handlers: what many steps need, without a worker of one's own.
 
+mod exec;
 mod fail;
+mod http;
 mod sleep;
 
 use crate::builder::Builder;
@@ -11,4 +13,6 @@ pub(crate) fn register(builder: Builder) -> Builder {
         .handler("noop", |_, _: serde::de::IgnoredAny| std::future::ready(Ok(())))
         .handler("sleep", sleep::sleep)
         .handler("fail", fail::fail)
+        .handler("exec", exec::exec)
+        .handler("http", http::http)
 }

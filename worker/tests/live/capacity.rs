@@ -131,10 +131,15 @@ async fn thousands_of_jobs_are_each_done_once_in_few_writes() {
     })
     .await;
     println!("4000 jobs in {:?}, {entries} log entries", begun.elapsed());
-    let mut seen: Vec<u32> = owner.results().await.into_iter().map(|result| match result.outcome {
-        Outcome::Completed(Some(Payload::Inline(bytes))) => codec::unpack(&bytes).expect("a number"),
-        other => panic!("{other:?}"),
-    }).collect();
+    let mut seen: Vec<u32> = owner
+        .results()
+        .await
+        .into_iter()
+        .map(|result| match result.outcome {
+            Outcome::Completed(Some(Payload::Inline(bytes))) => codec::unpack(&bytes).expect("a number"),
+            other => panic!("{other:?}"),
+        })
+        .collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..4_000).collect::<Vec<u32>>());
     worker.left().await;

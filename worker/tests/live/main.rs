@@ -4,4 +4,5 @@ mod capacity;
 mod outcomes;
 mod owner;
 mod server;
+mod stock;
 mod stops;

@@ -23,21 +23,21 @@ use crate::server::{Server, until};
 static JOBS: AtomicU32 = AtomicU32::new(1);
 
 /// Dispatches and reads. Partitions are `0..partitions`.
-pub struct Owner {
-    pub connection: MultiplexedConnection,
+pub(crate) struct Owner {
+    pub(crate) connection: MultiplexedConnection,
     partitions: u16,
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).expect("a legal name")
 }
 
-pub fn keys(partition: u16) -> PartitionKeys {
+pub(crate) fn keys(partition: u16) -> PartitionKeys {
     Keys::default().partition(PartitionId(partition))
 }
 
 /// A job for a handler, of the first partition.
-pub fn job(handler: &str, input: Json) -> Job {
+pub(crate) fn job(handler: &str, input: Json) -> Job {
     let n = JOBS.fetch_add(1, Ordering::Relaxed);
     let input = match input {
         Json::Null => Input::None,
@@ -61,18 +61,18 @@ pub fn job(handler: &str, input: Json) -> Job {
 }
 
 impl Owner {
-    pub async fn new(server: &Server, partitions: u16) -> Self {
+    pub(crate) async fn new(server: &Server, partitions: u16) -> Self {
         let mut owner = Self { connection: server.connection().await, partitions };
         owner.ask(redis::cmd("HSET").arg(Keys::default().meta()).arg("partitions").arg(partitions)).await;
         owner
     }
 
-    pub async fn ask(&mut self, command: &redis::Cmd) -> Value {
+    pub(crate) async fn ask(&mut self, command: &redis::Cmd) -> Value {
         command.query_async(&mut self.connection).await.expect("the server does it")
     }
 
     /// Puts a job on the stream of a queue.
-    pub async fn dispatch(&mut self, partition: u16, queue: &str, job: &Job) -> StreamId {
+    pub(crate) async fn dispatch(&mut self, partition: u16, queue: &str, job: &Job) -> StreamId {
         let wire = codec::encode(job);
         let stream = keys(partition).jobs(&name(queue));
         let id = self.ask(redis::cmd("XADD").arg(stream).arg("*").arg(wire.field).arg(&wire.bytes)).await;
@@ -83,7 +83,7 @@ impl Owner {
     }
 
     /// Every log entry so far.
-    pub async fn log(&mut self, partition: u16) -> Vec<Body> {
+    pub(crate) async fn log(&mut self, partition: u16) -> Vec<Body> {
         let rows: Vec<(String, HashMap<String, Vec<u8>>)> = redis::cmd("XRANGE")
             .arg(keys(partition).log())
             .arg("-")
@@ -99,7 +99,7 @@ impl Owner {
     }
 
     /// Every result so far, of all partitions.
-    pub async fn results(&mut self) -> Vec<JobResult> {
+    pub(crate) async fn results(&mut self) -> Vec<JobResult> {
         let mut all = Vec::new();
         for partition in 0..self.partitions {
             for body in self.log(partition).await {
@@ -112,7 +112,7 @@ impl Owner {
     }
 
     /// Waits for the result of a job.
-    pub async fn result(&mut self, job: &Job) -> JobResult {
+    pub(crate) async fn result(&mut self, job: &Job) -> JobResult {
         let mut found = None;
         until("there is a result", async || {
             found = self.results().await.into_iter().find(|result| result.of.job == job.id);
@@ -123,13 +123,13 @@ impl Owner {
     }
 
     /// Dispatches to the queue `q` of the first partition and waits for the outcome.
-    pub async fn outcome(&mut self, job: &Job) -> Outcome {
+    pub(crate) async fn outcome(&mut self, job: &Job) -> Outcome {
         self.dispatch(0, "q", job).await;
         self.result(job).await.outcome
     }
 
     /// Waits for as many results.
-    pub async fn wait_for(&mut self, count: usize) -> Vec<JobResult> {
+    pub(crate) async fn wait_for(&mut self, count: usize) -> Vec<JobResult> {
         let mut results = Vec::new();
         until("there are all results", async || {
             results = self.results().await;
@@ -140,7 +140,7 @@ impl Owner {
     }
 
     /// The workers that are registered.
-    pub async fn workers(&mut self) -> Vec<WorkerId> {
+    pub(crate) async fn workers(&mut self) -> Vec<WorkerId> {
         let ids: Vec<String> = redis::cmd("ZRANGE")
             .arg(Keys::default().workers())
             .arg(0)
@@ -152,7 +152,7 @@ impl Owner {
     }
 
     /// Waits until a worker is registered.
-    pub async fn worker(&mut self) -> WorkerId {
+    pub(crate) async fn worker(&mut self) -> WorkerId {
         let mut found = None;
         until("a worker beats", async || {
             found = self.workers().await.pop();
@@ -164,13 +164,13 @@ impl Owner {
 }
 
 /// A worker that runs in this process until it is told to stop.
-pub struct Running {
+pub(crate) struct Running {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    pub fn start(worker: Worker) -> Self {
+    pub(crate) fn start(worker: Worker) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let shutdown = async {
@@ -181,25 +181,25 @@ impl Running {
         Self { stop: Some(stop), task }
     }
 
-    pub fn tell_to_drain(&mut self) {
+    pub(crate) fn tell_to_drain(&mut self) {
         self.stop.take();
     }
 
-    pub fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         self.task.is_finished()
     }
 
-    pub async fn left(mut self) {
+    pub(crate) async fn left(mut self) {
         self.stop.take();
         self.task.await.expect("the worker ends in peace");
     }
 }
 
 /// A worker of the queue `q`, to be completed.
-pub fn worker(server: &Server) -> Builder {
+pub(crate) fn worker(server: &Server) -> Builder {
     Worker::builder().redis(&server.url()).name("w").queue("q").stock_handlers()
 }
 
-pub fn start(builder: Builder) -> Running {
+pub(crate) fn start(builder: Builder) -> Running {
     Running::start(builder.build().expect("a worker that is built right"))
 }

@@ -13,7 +13,7 @@ use redis::aio::MultiplexedConnection;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One server process.
-pub struct Server {
+pub(crate) struct Server {
     port: u16,
     folder: tempfile::TempDir,
     child: Option<Child>,
@@ -21,7 +21,7 @@ pub struct Server {
 
 impl Server {
     /// Starts a server that keeps what it is told over a kill.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("the temporary folder can be written");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let mut server = Self { port, folder, child: None };
@@ -30,7 +30,7 @@ impl Server {
     }
 
     /// Starts it again on the same port.
-    pub async fn up(&mut self) {
+    pub(crate) async fn up(&mut self) {
         let program = program();
         let child = Command::new(&program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
@@ -45,17 +45,17 @@ impl Server {
     }
 
     /// Kills it with -9.
-    pub fn down(&mut self) {
+    pub(crate) fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().and_then(|()| child.wait().map(|_| ())).expect("our own child can be killed");
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub async fn connection(&self) -> MultiplexedConnection {
+    pub(crate) async fn connection(&self) -> MultiplexedConnection {
         self.connected().await.expect("our server answers")
     }
 
@@ -88,7 +88,7 @@ fn program() -> PathBuf {
 }
 
 /// Waits until it is so.
-pub async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !so().await {
         assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");

@@ -1,13 +1,16 @@
 //! How one attempt is run: limits, stops and panics around the handler, and the result at its end.
 
 use std::{
+    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use stepfleet_protocol::{
     failure::{Category, Failure as WireFailure},
     keys,
@@ -60,46 +63,42 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
 }
 
 /// What the handler returned; none if it was told to stop and did not in time.
-async fn supervised(kit: &Arc<Kit>, attempt: &Attempt, handler: Arc<dyn Call>, input: Input) -> Option<Called> {
-    let mut work = Some(work(Arc::clone(kit), attempt.clone(), handler, input));
-    let limit = attempt.limit();
-    let ended = {
-        let work = work.as_mut().expect("it was just made");
-        let first = tokio::select! {
-            biased;
-            called = &mut *work => Some(called),
-            () = attempt.cancelled() => None,
-            () = past(limit) => {
-                attempt.stop(Cause::TimedOut);
-                None
-            }
-        };
-        match first {
-            Some(called) => Some(called),
-            None => tokio::time::timeout(grace(attempt.cause()), work).await.ok(),
-        }
-    };
-    // A handler that is given up is dropped here; what it panics with then is of no use to anybody.
-    let _panicked = catch_unwind(AssertUnwindSafe(|| drop(work.take())));
-    ended
-}
-
-/// The whole work of an attempt: the input, the handler, and its panics.
-fn work(kit: Arc<Kit>, attempt: Attempt, handler: Arc<dyn Call>, input: Input) -> BoxFuture<'static, Called> {
+async fn supervised(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input) -> Option<Called> {
     let span = tracing::info_span!(
         "attempt", run = %attempt.run(), step = attempt.step(), attempt = attempt.attempt(), job = %attempt.job()
     );
-    let body = async move {
-        let input = match input {
-            Input::None => Bytes::new(),
-            Input::Whole(Payload::Inline(bytes)) => bytes,
-            Input::Whole(Payload::Ref(value)) => fetched(&kit, &attempt, &value).await?,
-        };
-        handler.call(attempt, input).await
+    let work = AssertUnwindSafe(work(kit, attempt, handler, input)).catch_unwind().instrument(span);
+    let mut work = pin!(Some(work));
+    let mut called = poll_fn(|context| match work.as_mut().as_pin_mut() {
+        Some(work) => work.poll(context).map(|ended| ended.unwrap_or_else(|panic| Err(panicked(&*panic)))),
+        None => Poll::Pending,
+    });
+    let first = tokio::select! {
+        biased;
+        called = &mut called => Some(called),
+        () = attempt.cancelled() => None,
+        () = past(attempt.limit()) => {
+            attempt.stop(Cause::TimedOut);
+            None
+        }
     };
-    let caught =
-        AssertUnwindSafe(body).catch_unwind().map(|ended| ended.unwrap_or_else(|panic| Err(panicked(&*panic))));
-    caught.instrument(span).boxed()
+    let ended = match first {
+        Some(called) => Some(called),
+        None => tokio::time::timeout(grace(attempt.cause()), called).await.ok(),
+    };
+    // A handler that is given up is dropped here; what it panics with then is of no use to anybody.
+    let _panicked = catch_unwind(AssertUnwindSafe(|| work.set(None)));
+    ended
+}
+
+/// The whole work of an attempt: the input, then the handler.
+async fn work(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input) -> Called {
+    let input = match input {
+        Input::None => Bytes::new(),
+        Input::Whole(Payload::Inline(bytes)) => bytes,
+        Input::Whole(Payload::Ref(value)) => fetched(kit, attempt, &value).await?,
+    };
+    handler.call(attempt.clone(), input).await
 }
 
 async fn past(limit: Option<Duration>) {

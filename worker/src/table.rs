@@ -3,7 +3,7 @@
 //! One short lock, taken once a batch: the reader adds, the writer removes, beats and cancels look.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,17 +27,20 @@ struct State {
 }
 
 impl Table {
-    /// Adds jobs and returns those that are new: a job that is held already is dropped from the list.
-    pub(crate) fn add(&self, mut jobs: Vec<Attempt>) -> Vec<Attempt> {
+    /// Adds jobs and returns those that are new, each with whether a cancel of it came before. A job that is held
+    /// already is dropped from the list.
+    pub(crate) fn add(&self, jobs: Vec<Attempt>) -> Vec<(Attempt, bool)> {
         let mut state = self.state();
-        jobs.retain(|job| match state.held.entry(job.job()) {
-            std::collections::hash_map::Entry::Vacant(place) => {
+        let State { held, cancelled, .. } = &mut *state;
+        let fresh = jobs.into_iter().filter_map(|job| match held.entry(job.job()) {
+            Entry::Vacant(place) => {
                 place.insert(job.clone());
-                true
+                let is_cancelled = !cancelled.is_empty() && cancelled.contains(&job.job());
+                Some((job, is_cancelled))
             }
-            std::collections::hash_map::Entry::Occupied(_) => false,
+            Entry::Occupied(_) => None,
         });
-        jobs
+        fresh.collect()
     }
 
     /// Removes jobs whose results were acknowledged.
@@ -70,12 +73,6 @@ impl Table {
             }
         }
         jobs.iter().filter_map(|job| state.held.get(job).cloned()).collect()
-    }
-
-    /// Whether a cancel of this job came before.
-    pub(crate) fn is_cancelled(&self, job: JobId) -> bool {
-        let state = self.state();
-        !state.cancelled.is_empty() && state.cancelled.contains(&job)
     }
 
     /// Waits until nothing is held.

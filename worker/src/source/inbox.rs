@@ -64,32 +64,24 @@ pub(super) async fn take(
     }
     let fresh = kit.table.add(attempts);
     let mut inputs = inputs.into_iter();
-    for attempt in fresh {
+    for (attempt, is_cancelled) in fresh {
         let (_, input, broken) =
             inputs.find(|(job, ..)| *job == attempt.job()).expect("new jobs keep the order they were read in");
-        begin(kit, attempt, input, broken, &mut slots).await;
+        let early = if is_cancelled {
+            Some(Outcome::Cancelled)
+        } else if let Some(failure) = broken {
+            Some(Outcome::Failed(failure))
+        } else {
+            kit.drain.is_cancelled().then_some(Outcome::Returned(Returned::Drain))
+        };
+        match early {
+            Some(outcome) => runner::report(kit, &attempt, Duration::ZERO, outcome).await,
+            None => begin(kit, attempt, input, &mut slots).await,
+        }
     }
 }
 
-async fn begin(
-    kit: &Arc<Kit>,
-    attempt: Attempt,
-    input: Input,
-    broken: Option<Failure>,
-    slots: &mut Option<OwnedSemaphorePermit>,
-) {
-    let early = if kit.table.is_cancelled(attempt.job()) {
-        Some(Outcome::Cancelled)
-    } else if let Some(failure) = broken {
-        Some(Outcome::Failed(failure))
-    } else if kit.drain.is_cancelled() {
-        Some(Outcome::Returned(Returned::Drain))
-    } else {
-        None
-    };
-    if let Some(outcome) = early {
-        return runner::report(kit, &attempt, Duration::ZERO, outcome).await;
-    }
+async fn begin(kit: &Arc<Kit>, attempt: Attempt, input: Input, slots: &mut Option<OwnedSemaphorePermit>) {
     let Some(handler) = kit.handlers.get(&attempt.message().handler).cloned() else {
         return hold(kit, attempt, slots);
     };

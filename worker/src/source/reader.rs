@@ -1,6 +1,10 @@
 //! One reader: one connection to one server, which never has more jobs out than the worker has slots.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use redis::{Pipeline, Value};
 use stepfleet_connect::{NodeId, Plain};
@@ -41,7 +45,9 @@ pub(super) struct Reader {
     stop: CancellationToken,
     streams: Streams,
     /// Partitions whose streams and groups are there.
-    made: HashSet<PartitionId>,
+    made: Vec<PartitionId>,
+    /// The number of partitions that `made` was looked up for, and when.
+    looked_up: (u16, Instant),
     /// Which partition is read first.
     turn: usize,
     /// Changes when a job may be there; on Cluster only.
@@ -59,7 +65,8 @@ impl Reader {
         stop: CancellationToken,
     ) -> Self {
         let doorbell = kit.doorbell.subscribe();
-        Self { kit, node, recalls, stop, streams: Streams::default(), made: HashSet::new(), turn: 0, doorbell }
+        let looked_up = (0, Instant::now());
+        Self { kit, node, recalls, stop, streams: Streams::default(), made: Vec::new(), turn: 0, doorbell, looked_up }
     }
 
     /// Reads until the worker drains, and comes back after every loss.
@@ -106,6 +113,7 @@ impl Reader {
         let ended = async {
             let client = client_id(&mut plain).await?;
             self.made.clear();
+            self.looked_up.0 = 0;
             self.streams = Streams::default();
             loop {
                 if self.is_over() {
@@ -129,13 +137,19 @@ impl Reader {
     /// Brings the streams up to the number of partitions; creates what is missing. True if there are new ones.
     async fn follow_partitions(&mut self, plain: &mut Plain) -> Result<bool, String> {
         let count = *self.kit.partitions.borrow();
+        // On Cluster, slots move between nodes without a word.
+        let may_have_moved = self.node.is_some() && self.looked_up.1.elapsed() >= DOORBELL_WAIT;
+        if count == self.looked_up.0 && !may_have_moved {
+            return Ok(false);
+        }
+        self.looked_up = (count, Instant::now());
         let mine: Vec<PartitionId> = (0..count).map(PartitionId).filter(|partition| self.serves(*partition)).collect();
-        if mine.len() == self.made.len() && mine.iter().all(|partition| self.made.contains(partition)) {
+        if mine == self.made {
             return Ok(false);
         }
         self.streams = Streams::new(&self.kit.keys, &self.kit.queues, &mine);
         self.make_groups(plain).await?;
-        self.made = mine.into_iter().collect();
+        self.made = mine;
         Ok(true)
     }
 

@@ -52,13 +52,17 @@ impl Streams {
         self.all.len().checked_div(self.partitions).unwrap_or(0)
     }
 
-    /// A read of one queue that brings at most `free` jobs: of all its partitions where there are slots enough, else of
-    /// as many as there are slots, beginning with another one each `turn`.
-    pub(super) fn of_queue(&self, queue: usize, free: usize, turn: usize) -> Read {
-        let named = self.partitions.min(free).max(1);
+    /// A read of one queue that brings at most `free` jobs. It names the partitions after the first `done`, counted from
+    /// another one each `turn`: all of them where there are slots enough, else as many as there are slots. None when all
+    /// are done.
+    pub(super) fn of_queue(&self, queue: usize, done: usize, free: usize, turn: usize) -> Option<Read> {
+        let named = self.partitions.saturating_sub(done).min(free);
+        if named == 0 {
+            return None;
+        }
         let first = queue * self.partitions;
-        let streams = (0..named).map(|n| first + (turn + n) % self.partitions.max(1)).collect();
-        Read { streams, count: (free / named).max(1) }
+        let streams = (done..done + named).map(|n| first + (turn + n) % self.partitions).collect();
+        Some(Read { streams, count: free / named })
     }
 
     /// A read to wait with, over all streams, when all were empty. With fewer free slots than streams it may bring more
@@ -108,9 +112,14 @@ mod tests {
         let streams = streams(3, 8);
         for free in 1..100 {
             for queue in 0..3 {
-                let read = streams.of_queue(queue, free, 5);
-                assert!(read.streams.len() * read.count <= free, "{free}: {read:?}");
-                assert!(read.streams.iter().all(|at| at / 8 == queue));
+                let (mut done, mut seen) = (0, Vec::new());
+                while let Some(read) = streams.of_queue(queue, done, free, 5) {
+                    assert!(read.count >= 1 && read.streams.len() * read.count <= free, "{free}: {read:?}");
+                    done += read.streams.len();
+                    seen.extend(read.streams);
+                }
+                seen.sort_unstable();
+                assert_eq!(seen, (queue * 8..queue * 8 + 8).collect::<Vec<_>>(), "every partition once");
             }
         }
     }
@@ -118,7 +127,7 @@ mod tests {
     #[test]
     fn every_partition_gets_its_turn() {
         let streams = streams(1, 8);
-        let first: Vec<usize> = (0..8).map(|turn| streams.of_queue(0, 1, turn).streams[0]).collect();
+        let first: Vec<usize> = (0..8).filter_map(|turn| Some(streams.of_queue(0, 0, 1, turn)?.streams[0])).collect();
         assert_eq!(first, [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 

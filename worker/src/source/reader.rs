@@ -267,12 +267,11 @@ impl Reader {
     async fn sweep(&self, plain: &mut Plain, free: usize) -> Result<Vec<Entry>, String> {
         let mut all = Vec::new();
         for queue in 0..self.streams.queues() {
-            let left = free - all.len();
-            if left == 0 {
-                break;
+            let mut done = 0;
+            while let Some(read) = self.streams.of_queue(queue, done, free - all.len(), self.turn) {
+                done += read.streams.len();
+                all.extend(self.read(plain, &read, None, ">").await?);
             }
-            let read = self.streams.of_queue(queue, left, self.turn);
-            all.extend(self.read(plain, &read, None, ">").await?);
         }
         Ok(all)
     }

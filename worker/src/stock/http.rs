@@ -186,10 +186,10 @@ fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Failure {
 fn read_body(headers: &HeaderMap, bytes: &[u8]) -> Json {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if kind == "application/json" || kind.ends_with("+json") {
-        if let Ok(value) = serde_json::from_slice(bytes) {
-            return value;
-        }
+    if (kind == "application/json" || kind.ends_with("+json"))
+        && let Ok(value) = serde_json::from_slice(bytes)
+    {
+        return value;
     }
     Json::String(String::from_utf8_lossy(bytes).into_owned())
 }

@@ -69,7 +69,6 @@ pub(crate) async fn report_started(kit: Arc<Kit>) {
             () = kit.flush.cancelled() => return,
         }
         let held = kit.table.all();
-        kit.metrics.slots_used.set(kit.slots.saturating_sub(kit.free.available_permits()) as i64);
         for attempt in held {
             let Some(running) = attempt.tell_started(after) else { continue };
             let report = Report::Started {

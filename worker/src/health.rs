@@ -39,6 +39,5 @@ async fn ready(State(kit): State<Arc<Kit>>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(kit): State<Arc<Kit>>) -> String {
-    kit.metrics.slots_used.set(kit.slots.saturating_sub(kit.free.available_permits()) as i64);
     kit.metrics.text()
 }

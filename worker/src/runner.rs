@@ -39,11 +39,13 @@ pub(crate) async fn run(
     slot: OwnedSemaphorePermit,
 ) {
     let begun = attempt.begin();
+    kit.metrics.slots_used.inc();
     let called = supervised(&kit, &attempt, handler, input).await;
     let ran = begun.elapsed();
     kit.metrics.run_seconds.observe(ran.as_secs_f64());
     let outcome = outcome_of(&attempt, called);
     report(&kit, &attempt, ran, outcome).await;
+    kit.metrics.slots_used.dec();
     drop(slot);
 }
 

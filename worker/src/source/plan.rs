@@ -21,6 +21,8 @@ pub(super) struct Stream {
 pub(super) struct Streams {
     all: Vec<Stream>,
     partitions: usize,
+    /// On Cluster a read names one stream only: each partition is a slot of its own.
+    apart: bool,
 }
 
 /// One XREADGROUP.
@@ -33,7 +35,7 @@ pub(super) struct Read {
 }
 
 impl Streams {
-    pub(super) fn new(keys: &Keys, queues: &[Name], partitions: &[PartitionId]) -> Self {
+    pub(super) fn new(keys: &Keys, queues: &[Name], partitions: &[PartitionId], apart: bool) -> Self {
         let all = queues.iter().flat_map(|queue| {
             partitions.iter().map(|partition| Stream {
                 key: keys.partition(*partition).jobs(queue),
@@ -41,7 +43,7 @@ impl Streams {
                 queue: queue.clone(),
             })
         });
-        Self { all: all.collect(), partitions: partitions.len() }
+        Self { all: all.collect(), partitions: partitions.len(), apart }
     }
 
     pub(super) fn all(&self) -> &[Stream] {
@@ -56,7 +58,8 @@ impl Streams {
     /// another one each `turn`: all of them where there are slots enough, else as many as there are slots. None when all
     /// are done.
     pub(super) fn of_queue(&self, queue: usize, done: usize, free: usize, turn: usize) -> Option<Read> {
-        let named = self.partitions.saturating_sub(done).min(free);
+        let most = if self.apart { 1 } else { free };
+        let named = self.partitions.saturating_sub(done).min(free).min(most);
         if named == 0 {
             return None;
         }
@@ -104,7 +107,7 @@ mod tests {
     fn streams(queues: usize, partitions: u16) -> Streams {
         let queues: Vec<Name> = (0..queues).map(|n| Name::new(&format!("q{n}")).expect("a legal name")).collect();
         let partitions: Vec<PartitionId> = (0..partitions).map(PartitionId).collect();
-        Streams::new(&Keys::default(), &queues, &partitions)
+        Streams::new(&Keys::default(), &queues, &partitions, false)
     }
 
     #[test]

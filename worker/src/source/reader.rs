@@ -147,7 +147,7 @@ impl Reader {
         if mine == self.made {
             return Ok(false);
         }
-        self.streams = Streams::new(&self.kit.keys, &self.kit.queues, &mine);
+        self.streams = Streams::new(&self.kit.keys, &self.kit.queues, &mine, self.node.is_some());
         self.make_groups(plain).await?;
         self.made = mine;
         Ok(true)

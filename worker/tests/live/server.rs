@@ -16,15 +16,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Server {
     port: u16,
     folder: tempfile::TempDir,
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
 impl Server {
     /// Starts a server that keeps what it is told over a kill.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await
+    }
+
+    /// Starts a server with these arguments.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("the temporary folder can be written");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
-        let mut server = Self { port, folder, child: None };
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut server = Self { port: free_port(), folder, arguments, child: None };
         server.up().await;
         server
     }
@@ -34,8 +40,9 @@ impl Server {
         let program = program();
         let child = Command::new(&program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
+            .arg("--dir")
             .arg(self.folder.path())
+            .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -49,6 +56,10 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             child.kill().and_then(|()| child.wait().map(|_| ())).expect("our own child can be killed");
         }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn url(&self) -> String {
@@ -71,6 +82,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+/// A port that nobody has now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
 fn program() -> PathBuf {

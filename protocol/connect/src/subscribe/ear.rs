@@ -124,7 +124,8 @@ fn heard(push: PushInfo, outlet: &Outlet, doubt: &Doubt) {
         // RACE: the server unsubscribes because the slot moved, while we unsubscribe ourselves. Either may be counted as
         // ours; the other one then ends the connection, so no channel stays deaf.
         PushKind::SUnsubscribe => {
-            let ours = doubt.leaving.try_update(Ordering::AcqRel, Ordering::Acquire, |leaving| leaving.checked_sub(1));
+            let ours =
+                doubt.leaving.fetch_update(Ordering::AcqRel, Ordering::Acquire, |leaving| leaving.checked_sub(1));
             if ours.is_err() {
                 doubt.raised.notify_one();
             }

@@ -109,14 +109,36 @@ impl Cluster {
                 command(&mut connection, &["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string(), bus]).await;
             }
         }
+        self.settle().await;
+    }
+
+    /// Waits until every node sees all three and all slots.
+    pub(crate) async fn settle(&self) {
         for server in &self.nodes {
             until("the cluster is whole", || async {
                 let mut connection = server.connection().await;
                 let state: String =
                     redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.expect("CLUSTER INFO");
-                state.contains("cluster_state:ok")
-                    && state.contains("cluster_known_nodes:3")
-                    && state.contains("cluster_size:3")
+                ["cluster_state:ok", "cluster_known_nodes:3", "cluster_size:3"].iter().all(|part| state.contains(part))
+            })
+            .await;
+        }
+    }
+
+    /// Gives an empty slot to another node.
+    pub(crate) async fn move_slot(&mut self, slot: u16, from: u16, to: u16) {
+        let (mut source, mut target) = (self.node(from).connection().await, self.node(to).connection().await);
+        let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut target).await.expect("CLUSTER MYID");
+        for connection in [&mut target, &mut source] {
+            command(connection, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await;
+        }
+        for server in &self.nodes {
+            until("all nodes know the slot's new place", || async {
+                let mut connection = server.connection().await;
+                let slots: String =
+                    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.expect("CLUSTER NODES");
+                let line = slots.lines().find(|line| line.starts_with(&id)).expect("the node is known");
+                line.split_whitespace().any(|part| part == slot.to_string())
             })
             .await;
         }

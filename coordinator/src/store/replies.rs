@@ -1,0 +1,89 @@
+//! Answers of owners on their way to those who wait for them.
+//!
+//! An answer is kept under its command's id and announced on the partition's channel. The announcement is the fast way; the
+//! key is read again and again, less and less often, because an announcement may be lost.
+
+use std::{collections::HashMap, sync::Mutex, time::Duration};
+
+use stepfleet_connect::Redis;
+use stepfleet_protocol::{
+    codec,
+    id::CommandId,
+    keys::{PartitionKeys, slot},
+    message::Reply,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    ask::{self, AskError},
+    client::lock,
+    reply,
+};
+
+/// How long a caller waits for an answer.
+const WAIT: Duration = Duration::from_secs(5);
+/// Callers that may wait at once.
+const WAITING_MAX: usize = 50_000;
+/// When the key of an answer is read, after the command was sent.
+const LOOKS_MS: [u64; 5] = [100, 300, 1_000, 2_500, 4_500];
+
+/// Those who wait.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    waiting: Mutex<HashMap<CommandId, oneshot::Sender<Reply>>>,
+}
+
+/// One who waits; dropping it ends the waiting.
+#[derive(Debug)]
+pub(super) struct Wait<'a> {
+    replies: &'a Replies,
+    id: CommandId,
+    comes: oneshot::Receiver<Reply>,
+    until: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        lock(&self.replies.waiting).remove(&self.id);
+    }
+}
+
+impl Replies {
+    /// Announces that somebody waits for the answer to `id`; none if too many wait already.
+    pub(super) fn expect(&self, id: CommandId) -> Option<Wait<'_>> {
+        let (tell, comes) = oneshot::channel();
+        let mut waiting = lock(&self.waiting);
+        if waiting.len() >= WAITING_MAX {
+            return None;
+        }
+        // Two callers with one id: the earlier one finds the key.
+        waiting.insert(id, tell);
+        Some(Wait { replies: self, id, comes, until: Instant::now() + WAIT })
+    }
+}
+
+impl Wait<'_> {
+    /// The answer; none if it does not come in time.
+    pub(super) async fn answer(mut self, redis: &Redis, keys: &PartitionKeys) -> Result<Option<Reply>, AskError> {
+        let begun = Instant::now();
+        for look in LOOKS_MS {
+            let next = (begun + Duration::from_millis(look)).min(self.until);
+            match timeout_at(next, &mut self.comes).await {
+                Ok(Ok(reply)) => return Ok(Some(reply)),
+                // Another caller with the same id has taken the place.
+                Ok(Err(_)) => sleep_until(next).await,
+                Err(_) => {}
+            }
+            let mut pipe = redis::pipe();
+            pipe.cmd("GET").arg(keys.reply(&self.id));
+            let found = ask::all_good(ask::ask_twice(redis, slot(keys.partition), &pipe).await?)?;
+            if let Some(reply) = found.first().and_then(reply::bytes).and_then(|b| codec::unpack(b).ok()) {
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -102,6 +102,8 @@ pub(super) struct Shared {
     pub(super) plans: super::submit::PlansWritten,
     pub(super) versions: Mutex<HashMap<(String, u32), Arc<super::workflows::Stored>>>,
     pub(super) replies: Replies,
+    pub(super) read_plans: Mutex<HashMap<String, Arc<stepfleet_protocol::workflow::Workflow>>>,
+    pub(super) pulses: super::read::fleet::Pulses,
 }
 
 /// A lock whose holder cannot have left the value half-changed.

@@ -1,7 +1,7 @@
 //! The only user of Redis in the coordinator, and its memory twin.
 //!
 //! The owner's side is [`partition`], [`commit`] and [`record`]; the clients' side is [`client`], [`submit`] and [`workflows`], which
-//! append to logs.
+//! append to logs, and [`read`], which only reads.
 
 mod ask;
 pub mod client;
@@ -10,6 +10,7 @@ pub mod history;
 pub mod link;
 pub mod pack;
 pub mod partition;
+pub mod read;
 pub mod record;
 mod replies;
 pub mod reply;

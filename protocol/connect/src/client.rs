@@ -151,14 +151,10 @@ impl Redis {
             return Ok(pool.clone());
         }
         let client = self.shared.dialer.client(node.host(), node.port(), Party::Data, ProtocolVersion::RESP2)?;
-        let manager =
-            Manager::new_with_config(client.get_connection_info().clone(), patience(POOL_RESPONSE_TIMEOUT))
-                .map_err(|error| Error::of(&node.to_string(), &error))?;
-        let timeouts = Timeouts {
-            wait: Some(POOL_WAIT),
-            create: Some(CONNECT_TIMEOUT),
-            recycle: Some(POOL_RESPONSE_TIMEOUT),
-        };
+        let manager = Manager::new_with_config(client.get_connection_info().clone(), patience(POOL_RESPONSE_TIMEOUT))
+            .map_err(|error| Error::of(&node.to_string(), &error))?;
+        let timeouts =
+            Timeouts { wait: Some(POOL_WAIT), create: Some(CONNECT_TIMEOUT), recycle: Some(POOL_RESPONSE_TIMEOUT) };
         let mut config = PoolConfig::new(POOL_CONNECTIONS_MAX);
         config.timeouts = timeouts;
         let pool = Pool::builder(manager)

@@ -45,7 +45,13 @@ impl Dialer {
     }
 
     /// A client for one address; it connects to nothing yet.
-    pub(crate) fn client(&self, host: &str, port: u16, party: Party, protocol: ProtocolVersion) -> Result<Client, Error> {
+    pub(crate) fn client(
+        &self,
+        host: &str,
+        port: u16,
+        party: Party,
+        protocol: ProtocolVersion,
+    ) -> Result<Client, Error> {
         let node = address(host, port);
         let addr = if self.settings.tls {
             ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: false, tls_params: None }
@@ -126,9 +132,10 @@ pub(crate) struct Hello {
 /// Asks a server who it is.
 pub(crate) async fn hello(connection: &mut MultiplexedConnection, node: &str) -> Result<Hello, Error> {
     let answer = ask(connection, node, &redis::cmd("HELLO")).await?;
-    let mut fields: std::collections::HashMap<String, Value> =
-        redis::from_redis_value(answer).map_err(|error| Error::Refused { node: node.to_owned(), why: error.to_string() })?;
-    let mut text = |name: &str| fields.remove(name).and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default();
+    let mut fields: std::collections::HashMap<String, Value> = redis::from_redis_value(answer)
+        .map_err(|error| Error::Refused { node: node.to_owned(), why: error.to_string() })?;
+    let mut text =
+        |name: &str| fields.remove(name).and_then(|value| redis::from_redis_value(value).ok()).unwrap_or_default();
     Ok(Hello { role: text("role"), mode: text("mode") })
 }
 

@@ -83,7 +83,11 @@ impl Settings {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong(FIELD, "a text without `://`", FORMS))?;
         let (topology, tls) = scheme_of(scheme)?;
         if rest.contains(['?', '#']) {
-            return Err(wrong("the query of redis.url", "present", "no `?` and no `#`; encode them in a password as `%3F` and `%23`"));
+            return Err(wrong(
+                "the query of redis.url",
+                "present",
+                "no `?` and no `#`; encode them in a password as `%3F` and `%23`",
+            ));
         }
         let (login, rest) = match rest.rsplit_once('@') {
             Some((login, rest)) => (Some(login), rest),
@@ -122,7 +126,11 @@ impl Settings {
             return Err(wrong("a TLS file of redis", &found, "none without TLS; hint: write `rediss` in redis.url"));
         }
         if self.client_cert_file.is_some() != self.client_key_file.is_some() {
-            return Err(wrong("the client certificate of redis", "half a pair", "both the certificate and its key, or neither"));
+            return Err(wrong(
+                "the client certificate of redis",
+                "half a pair",
+                "both the certificate and its key, or neither",
+            ));
         }
         Ok(())
     }
@@ -173,9 +181,11 @@ fn scheme_of(scheme: &str) -> Result<(Topology, bool), Error> {
 
 fn login_of(login: &str) -> Result<(Option<String>, Option<Secret>), Error> {
     const LOGIN: &str = "the login of redis.url";
-    let (user, password) =
-        login.split_once(':').ok_or_else(|| wrong(LOGIN, "a name without a password", "`user:password@` or `:password@`"))?;
-    let decode = |text| decoded(text).ok_or_else(|| wrong(LOGIN, "a broken `%` escape", "`%` and two hex digits, UTF-8"));
+    let (user, password) = login
+        .split_once(':')
+        .ok_or_else(|| wrong(LOGIN, "a name without a password", "`user:password@` or `:password@`"))?;
+    let decode =
+        |text| decoded(text).ok_or_else(|| wrong(LOGIN, "a broken `%` escape", "`%` and two hex digits, UTF-8"));
     let (user, password) = (decode(user)?, decode(password)?);
     if password.is_empty() {
         return Err(wrong(LOGIN, "an empty password", "`user:password@`, or no login at all"));
@@ -205,7 +215,11 @@ fn seeds_of(hosts: &str, topology: Topology) -> Result<Vec<(String, u16)>, Error
     let most = if topology == Topology::Single { 1 } else { SEEDS_MAX };
     if seeds.len() > most {
         let hint = "hint: several servers need `redis-cluster://` or `redis-sentinel://`";
-        return Err(wrong("the hosts of redis.url", &format!("{} hosts", seeds.len()), &format!("1 to {most}; {hint}")));
+        return Err(wrong(
+            "the hosts of redis.url",
+            &format!("{} hosts", seeds.len()),
+            &format!("1 to {most}; {hint}"),
+        ));
     }
     Ok(seeds)
 }
@@ -231,7 +245,8 @@ fn path_of(path: &str, topology: Topology) -> Result<(Option<String>, i64), Erro
     match topology {
         Topology::Single if path.is_empty() => Ok((None, 0)),
         Topology::Single => {
-            let db = path.parse::<u16>().map_err(|_| wrong(PATH, path, "a database number from 0 to 65535, or nothing"))?;
+            let db =
+                path.parse::<u16>().map_err(|_| wrong(PATH, path, "a database number from 0 to 65535, or nothing"))?;
             Ok((None, i64::from(db)))
         }
         Topology::Sentinel if path.is_empty() || path.contains('/') => {

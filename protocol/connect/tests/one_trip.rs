@@ -131,7 +131,11 @@ async fn a_silent_server_times_the_trip_out_and_ends_the_connection() {
     let server = Server::start(&[]).await;
     let redis = server.redis().await;
     let mut owner = redis.plain(0, Duration::from_millis(200)).await.expect("our server is a primary");
-    assert_eq!(owner.trip(&commit(1, &[], "0")).await, Err(TripError::TimedOut), "the block is longer than the time-out");
+    assert_eq!(
+        owner.trip(&commit(1, &[], "0")).await,
+        Err(TripError::TimedOut),
+        "the block is longer than the time-out"
+    );
     assert!(matches!(owner.one(&redis::cmd("PING")).await, Err(TripError::Lost(_))));
 }
 

@@ -8,12 +8,14 @@ pub mod client;
 pub mod commit;
 pub mod history;
 pub mod link;
+pub mod memory;
 pub mod pack;
 pub mod partition;
 pub mod read;
 pub mod record;
 mod replies;
 pub mod reply;
+pub mod server;
 pub mod submit;
 pub mod workflows;
 

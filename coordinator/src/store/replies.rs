@@ -5,10 +5,10 @@
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
-use stepfleet_connect::Redis;
+use stepfleet_connect::{Event, Redis};
 use stepfleet_protocol::{
     codec,
-    id::CommandId,
+    id::{CommandId, PartitionId},
     keys::{PartitionKeys, slot},
     message::Reply,
 };
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     ask::{self, AskError},
-    client::lock,
+    client::{Client, lock},
     reply,
 };
 
@@ -27,6 +27,8 @@ use super::{
 const WAIT: Duration = Duration::from_secs(5);
 /// Callers that may wait at once.
 const WAITING_MAX: usize = 50_000;
+/// Time between two looks for new partitions, and between tries to find the first.
+const LOOK_FOR_PARTITIONS: Duration = Duration::from_secs(1);
 /// When the key of an answer is read, after the command was sent.
 const LOOKS_MS: [u64; 5] = [100, 300, 1_000, 2_500, 4_500];
 
@@ -62,6 +64,52 @@ impl Replies {
         // Two callers with one id: the earlier one finds the key.
         waiting.insert(id, tell);
         Some(Wait { replies: self, id, comes, until: Instant::now() + WAIT })
+    }
+
+    /// Hands announced answers to those who wait for them.
+    fn announce(&self, message: &[u8]) {
+        let Ok(replies) = codec::unpack::<Vec<Reply>>(message) else { return };
+        let mut waiting = lock(&self.waiting);
+        for reply in replies {
+            if let Some(tell) = waiting.remove(&reply.id) {
+                // Whoever waited may have left.
+                let _ = tell.send(reply);
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Listens to the announcements of all partitions, for ever; one subscription connection a node. Without it answers
+    /// are still found, but later.
+    pub async fn hear(&self) {
+        let (subscriber, mut events) = self.redis.subscribe();
+        let subscribing = async {
+            let mut wanted = 0;
+            loop {
+                let count = self.partitions().await.unwrap_or(wanted);
+                for partition in (wanted..count).map(PartitionId) {
+                    let channel = self.keys.partition(partition).replies();
+                    // Without a confirmation the wish stands.
+                    let _ = subscriber.ssubscribe(slot(partition), channel.as_bytes()).await;
+                }
+                wanted = count;
+                tokio::time::sleep(LOOK_FOR_PARTITIONS).await;
+            }
+        };
+        let hearing = async {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::Message { payload, .. } => self.shared.replies.announce(&payload),
+                    // Whoever waits looks at the keys in any case.
+                    Event::Live { .. } | Event::Lost { .. } | Event::Overflow => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = subscribing => {}
+            () = hearing => {}
+        }
     }
 }
 

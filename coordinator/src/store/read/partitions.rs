@@ -62,12 +62,12 @@ impl Client {
     pub async fn unowned(&self) -> Result<Vec<u16>, ClientError> {
         let ids = self.all_partitions().await?;
         let lease = |id: &PartitionId| {
-            let mut cmd = redis::cmd("EXISTS");
+            let mut cmd = redis::cmd("GET");
             cmd.arg(self.keys.partition(*id).lease());
             (slot(*id), cmd)
         };
         let replies = self.ask_all(ids.iter().map(lease).collect()).await?;
-        Ok(ids.iter().zip(&replies).filter(|(_, v)| count(Some(v)) == 0).map(|(id, _)| id.0).collect())
+        Ok(ids.iter().zip(&replies).filter(|(_, v)| owner(v).is_none()).map(|(id, _)| id.0).collect())
     }
 
     fn partition_looks(&self, id: PartitionId) -> Vec<(u16, redis::Cmd)> {
@@ -97,6 +97,11 @@ impl Client {
     }
 }
 
+/// A released lease is there, but empty.
+fn owner(lease: &redis::Value) -> Option<&str> {
+    reply::text(lease).filter(|name| !name.is_empty())
+}
+
 fn read(id: PartitionId, found: &[redis::Value]) -> Seen {
     let head = reply::array(&found[1]).unwrap_or_default();
     let offset = head.get(2).and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default();
@@ -110,7 +115,7 @@ fn read(id: PartitionId, found: &[redis::Value]) -> Seen {
     });
     Seen {
         id: id.0,
-        owner: reply::text(&found[0]).map(str::to_owned),
+        owner: owner(&found[0]).map(str::to_owned),
         reign: head.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
         seq: count(head.get(1)),
         offset,

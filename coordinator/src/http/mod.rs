@@ -1,0 +1,166 @@
+//! The API by resource, with its OpenAPI description.
+//!
+//! | route | does |
+//! |---|---|
+//! | `POST /api/v1/runs` | submits a run: [`view::SubmitRequest`] -> 201, 200 (known) or 202 [`view::Submitted`]; `Idempotency-Key` |
+//! | `POST /api/v1/runs/bulk` | NDJSON of [`view::SubmitRequest`] -> NDJSON of [`view::BulkAnswer`], one a line, in order |
+//! | `GET /api/v1/runs?state=&workflow=&limit=&cursor=` | [`view::Page`] of [`view::RunSummary`], newest first |
+//! | `GET /api/v1/runs/{id}` | [`view::RunView`] |
+//! | `GET /api/v1/runs/{id}/steps?limit=&cursor=` | page of [`view::StepView`] |
+//! | `GET /api/v1/runs/{id}/history?limit=&cursor=` | page of [`view::HistoryView`], oldest first |
+//! | `GET /api/v1/runs/{id}/input`, `GET /api/v1/runs/{id}/output?step=` | the value itself as JSON; without `step` an object of the outputs of the last steps |
+//! | `POST /api/v1/runs/{id}/cancel`, `/resume`, `/retry` | [`view::CommandRequest`] (optional) -> 200 or 202 [`view::CommandTaken`], 409 |
+//! | `POST /api/v1/runs/{id}/suspend` | [`view::SuspendRequest`] (optional) -> the same |
+//! | `POST /api/v1/workflows` | YAML or JSON text -> 201 or 200 [`view::Registered`], 422 with every problem |
+//! | `POST /api/v1/workflows/check` | YAML or JSON text -> 200 [`view::Checked`] |
+//! | `GET /api/v1/workflows?limit=&cursor=` | page of [`view::WorkflowSummary`] by name |
+//! | `GET /api/v1/workflows/{name}?version=` | [`view::WorkflowDetail`] |
+//! | `GET /api/v1/workflows/schema` | the JSON Schema of definitions |
+//! | `GET /api/v1/dead-letters?workflow=&handler=&queue=&category=&limit=&cursor=` | page of [`view::LetterView`], newest first |
+//! | `GET /api/v1/dead-letters/{id}` | [`view::LetterView`] with attempts and input |
+//! | `POST /api/v1/dead-letters/{id}/replay` | [`view::ReplayRequest`] (optional) -> [`view::Replayed`] |
+//! | `POST /api/v1/dead-letters/replay` | [`view::ReplayAll`] -> [`view::Replayed`] |
+//! | `GET /api/v1/workers` | page of [`view::WorkerView`] |
+//! | `GET /api/v1/workers/health` | [`view::FleetHealth`]; 200 whatever the level |
+//! | `GET /api/v1/workers/stats` | [`view::FleetStats`] |
+//! | `GET /api/v1/workers/{id}` | [`view::WorkerView`] |
+//! | `POST /api/v1/workers/{id}/drain` | 202 [`view::Draining`] |
+//! | `GET /api/v1/queues` | page of [`view::QueueView`] |
+//! | `GET /api/v1/partitions`, `POST` [`view::AddPartitions`] | page of [`view::PartitionView`] |
+//! | `GET /api/v1/quarantine?cursor=`, `GET` and `DELETE /api/v1/quarantine/{id}` | page of, one [`view::QuarantineView`]; [`view::Discarded`] |
+//! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
+//! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
+//! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
+//!
+//! Errors are [`view::Problem`].
+
+mod commands;
+mod error;
+mod fleet;
+mod guard;
+mod letters;
+mod operate;
+mod partitions;
+mod runs;
+mod show;
+mod submit;
+mod take;
+pub mod view;
+mod workflows;
+
+use std::{io, sync::Arc};
+
+use axum::{Json, Router, extract::DefaultBodyLimit, http::Uri, middleware, routing::get};
+use prometheus::Registry;
+use stepfleet_protocol::id::RunId;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::store::client::Client;
+use error::ApiError;
+
+/// Bytes of a request, but for definitions and bulk submits.
+const BODY_BYTES_MAX: usize = 2 << 20;
+/// Bulk submits at once: each may hold its whole request in memory.
+const BULKS_MAX: usize = 4;
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    client: Client,
+    registry: Registry,
+    counts: guard::Counts,
+    requests: Arc<Semaphore>,
+    bulks: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// Over this client. `/metrics` shows `registry` too, that of the coordinator in the same process.
+    pub fn new(client: Client, registry: Registry) -> Self {
+        Self {
+            client,
+            registry,
+            counts: guard::Counts::new(),
+            requests: Arc::new(Semaphore::new(guard::REQUESTS_MAX)),
+            bulks: Arc::new(Semaphore::new(BULKS_MAX)),
+        }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Stepfleet",
+    description = "Runs workflows on a fleet of workers.",
+    license(name = "Apache-2.0")
+))]
+struct Description;
+
+/// Every route, and the description of the API.
+fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(runs::router())
+        .merge(submit::router())
+        .merge(commands::router())
+        .merge(workflows::router())
+        .merge(letters::router())
+        .merge(fleet::router())
+        .merge(partitions::router())
+        .merge(operate::router())
+        .split_for_parts()
+}
+
+/// The description of the API, as `/api/v1/openapi.json` gives it.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().1
+}
+
+/// The whole API as a service, to be served or called.
+pub fn router(app: AppState) -> Router {
+    let (router, description) = routes();
+    let description = Arc::new(description);
+    let router =
+        [runs::legacy, commands::legacy, fleet::legacy, operate::legacy].into_iter().fold(router, |r, add| add(r));
+    router
+        .route(
+            "/api/v1/openapi.json",
+            get(move || {
+                let description = description.clone();
+                async move { Json(serde_json::to_value(&*description).unwrap_or_default()) }
+            }),
+        )
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(100).collect();
+    ApiError::not_found("no_such_route", format!("there is nothing at `{}`", path.escape_debug()))
+        .hint("GET /api/v1/openapi.json lists what there is")
+}
+
+async fn wrong_method(method: axum::http::Method) -> ApiError {
+    let text = format!("`{method}` is not allowed here");
+    ApiError::new(axum::http::StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+}
+
+/// Serves the API until `shutdown`, then finishes the requests that are under way.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(listener: TcpListener, app: AppState, shutdown: CancellationToken) -> io::Result<()> {
+    let client = app.client.clone();
+    let served = axum::serve(listener, router(app)).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::select! {
+        served = served => served,
+        () = client.hear() => Err(io::Error::other("the subscription to answers has ended")),
+    }
+}
+
+fn run_url(run: RunId) -> String {
+    format!("/api/v1/runs/{run}")
+}

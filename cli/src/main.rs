@@ -1,2 +1,6 @@
 //! The one program.
+
+#[cfg(test)]
+mod wfformat;
+
 fn main() {}

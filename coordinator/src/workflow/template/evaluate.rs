@@ -20,9 +20,8 @@ use serde_json::{Number, Value};
 
 use super::{
     Scope,
-    expression::{Body, ENV, Expression, variable},
-    meter,
-    path::DataPath,
+    expression::{Body, Cel, ENV, Expression, variable},
+    meter, stack,
 };
 
 /// Levels of a value that an expression may touch.
@@ -38,10 +37,10 @@ impl Expression {
     pub(super) fn evaluate<'s>(&self, scope: &'s Scope, limit: Duration) -> Result<Cow<'s, Value>, String> {
         match &self.body {
             Body::Path(path) => path.look_up(scope),
-            Body::Cel(tree, paths) => {
+            Body::Cel(cel) => {
                 let limit = limit.min(Duration::from_millis(meter::EXPRESSION_MS_MAX));
-                let run = || meter::metered(limit, || run(tree, paths, scope));
-                match catch_unwind(AssertUnwindSafe(run)) {
+                let run = || meter::metered(limit, || run(cel, scope));
+                match stack::with_room(cel.is_deep, || catch_unwind(AssertUnwindSafe(run))) {
                     Ok(Ok(result)) => result.map(Cow::Owned),
                     Ok(Err(exceeded)) => Err(exceeded.to_owned()),
                     Err(_) => Err("it cannot be evaluated".to_owned()),
@@ -51,15 +50,15 @@ impl Expression {
     }
 }
 
-fn run(tree: &cel::IdedExpr, paths: &[DataPath], scope: &Scope) -> Result<Value, String> {
-    let found: Vec<Result<Cow<'_, Value>, String>> = paths.iter().map(|path| path.look_up(scope)).collect();
+fn run(cel: &Cel, scope: &Scope) -> Result<Value, String> {
+    let found: Vec<Result<Cow<'_, Value>, String>> = cel.paths.iter().map(|path| path.look_up(scope)).collect();
     let mut context = Context::with_env(Arc::clone(&ENV));
     for (i, value) in found.iter().enumerate() {
         if let Ok(value) = value {
             context.add_variable_as_val(variable(i), to_cel(value, 0)?);
         }
     }
-    let result = cel::Value::resolve(tree, &context).map_err(|error| explain(&error, &found))?;
+    let result = cel::Value::resolve(&cel.tree, &context).map_err(|error| explain(&error, &found))?;
     to_json(result, 0)
 }
 

@@ -16,6 +16,7 @@ use cel::{
 use super::{
     meter,
     path::{DataPath, Key},
+    stack,
 };
 use crate::workflow::report::shown;
 
@@ -25,6 +26,12 @@ pub const EXPRESSION_BYTES_MAX: usize = 2_000;
 pub const EXPRESSION_DEPTH_MAX: u16 = 24;
 /// Levels of the compiled expression; a chain of operators counts each.
 const TREE_DEPTH_MAX: usize = 100;
+
+/// Levels of a rewritten expression that are evaluated on the stack of the caller.
+const TREE_DEPTH_INLINE_MAX: usize = 16;
+/// Bytes, and levels of brackets and conditions, of an expression that is parsed on the stack of the caller.
+const INLINE_BYTES_MAX: usize = 60;
+const INLINE_DEPTH_MAX: usize = 3;
 
 /// The words of CEL that stand for types, which an expression may compare with.
 const TYPES: [&str; 11] =
@@ -83,8 +90,17 @@ pub(super) struct Expression {
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     Path(DataPath),
-    /// CEL in which the variable `@i` stands for the path `i`.
-    Cel(Box<IdedExpr>, Vec<DataPath>),
+    /// The variable `@i` stands for the path `i`.
+    Cel(Cel),
+}
+
+/// A compiled expression of CEL.
+#[derive(Debug, Clone)]
+pub(super) struct Cel {
+    pub(super) tree: Box<IdedExpr>,
+    pub(super) paths: Vec<DataPath>,
+    /// Whether evaluating it may need more stack than a thread of the runtime has.
+    pub(super) is_deep: bool,
 }
 
 impl Expression {
@@ -98,7 +114,7 @@ impl Expression {
         }
         let body = match DataPath::read(text) {
             Some(path) => Body::Path(path.map_err(|e| vec![e])?),
-            None => compile_cel(text)?,
+            None => stack::with_room(looks_deep(text), || compile_cel(text))?,
         };
         Ok(Self { text: text.to_owned(), body })
     }
@@ -107,9 +123,23 @@ impl Expression {
     pub(super) fn paths(&self) -> &[DataPath] {
         match &self.body {
             Body::Path(path) => std::slice::from_ref(path),
-            Body::Cel(_, paths) => paths,
+            Body::Cel(cel) => &cel.paths,
         }
     }
+}
+
+/// Whether parsing may need much stack: long chains and nested brackets do. Guessed from the text, never too low.
+fn looks_deep(text: &str) -> bool {
+    let (mut open, mut deepest) = (0usize, text.bytes().filter(|b| *b == b'?').count());
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(open);
+    }
+    text.len() > INLINE_BYTES_MAX || deepest > INLINE_DEPTH_MAX
 }
 
 fn compile_cel(text: &str) -> Result<Body, Vec<String>> {
@@ -131,7 +161,11 @@ fn compile_cel(text: &str) -> Result<Body, Vec<String>> {
     if let Some(path) = rewriter.only_path(&tree) {
         return if rewriter.faults.is_empty() { Ok(Body::Path(path)) } else { Err(rewriter.faults) };
     }
-    if rewriter.faults.is_empty() { Ok(Body::Cel(Box::new(tree), rewriter.paths)) } else { Err(rewriter.faults) }
+    if !rewriter.faults.is_empty() {
+        return Err(rewriter.faults);
+    }
+    let is_deep = depth(&tree) > TREE_DEPTH_INLINE_MAX;
+    Ok(Body::Cel(Cel { tree: Box::new(tree), paths: rewriter.paths, is_deep }))
 }
 
 /// Levels of the tree, counted without recursion because it may be too deep for that.
@@ -268,8 +302,8 @@ impl Rewriter {
         self.loops.push(c.iter_var.clone());
         self.loops.extend(c.iter_var2.clone());
         self.loops.push(c.accu_var.clone());
-        // The crate appends in place where it recognises `accu + [x]`, with or without a condition, after a constant loop
-        // condition; these shapes are kept and the meter goes inside of them.
+        // The crate recognises some shapes of loops: it appends in place for `accu + [x]` after a constant condition, and
+        // lets errors be overruled for `accu || x`. The shapes are kept and the meter goes inside of them.
         if !matches!(c.loop_cond.expr, Expr::Literal(_)) {
             self.rewrite(&mut c.loop_cond);
             tick_before(&mut c.loop_cond);
@@ -291,6 +325,11 @@ impl Rewriter {
                         }
                         return;
                     }
+                }
+                (operators::LOGICAL_AND | operators::LOGICAL_OR, [left, right]) if is_accumulator(left) => {
+                    self.rewrite(right);
+                    tick_before(right);
+                    return;
                 }
                 (operators::CONDITIONAL, [condition, then, otherwise]) if is_accumulator(otherwise) => {
                     self.rewrite(condition);

@@ -9,6 +9,7 @@ mod expression;
 mod meter;
 mod path;
 mod render;
+mod stack;
 mod text;
 
 #[cfg(test)]

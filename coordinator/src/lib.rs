@@ -1,5 +1,6 @@
 //! The coordinator: `machine` decides, `store` remembers, `shell` acts.
 
+pub mod http;
 pub mod machine;
 pub mod shell;
 pub mod store;

@@ -1,0 +1,167 @@
+//! Dead letters and their replay.
+
+use serde::{Deserialize, Serialize};
+use stepfleet_protocol::{failure::Category, id::RunId, state::State};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Problem, ValueView};
+use crate::machine::decision::Cause;
+
+/// One failed attempt of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AttemptView {
+    /// The step.
+    pub step: String,
+    /// Which try.
+    pub attempt: u32,
+    /// The job.
+    pub job: String,
+    /// Who tried; none when it failed before any worker had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// When it failed.
+    pub at: String,
+    /// How long it ran.
+    pub run_ms: u64,
+    /// What kind of trouble it was.
+    #[schema(value_type = String)]
+    pub category: Category,
+    /// The handler's word for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// One sentence.
+    pub message: String,
+    /// The causes, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    /// The wait that the other side asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// Anything more that the handler kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<ValueView>,
+}
+
+/// A step that gave up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LetterView {
+    /// `<partition>-<milliseconds>-<sequence>`.
+    pub id: String,
+    /// The run.
+    #[schema(value_type = String)]
+    pub run: RunId,
+    /// The workflow's name.
+    pub workflow: String,
+    /// Its registered version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// The step.
+    pub step: String,
+    /// Which deliberate execution of the step.
+    pub generation: u32,
+    /// The handler.
+    pub handler: String,
+    /// The queue.
+    pub queue: String,
+    /// Why it gave up.
+    pub cause: Cause,
+    /// Category of the last failure.
+    #[schema(value_type = String)]
+    pub category: Category,
+    /// When.
+    pub at: String,
+    /// Message of the last failure.
+    pub message: String,
+    /// Failed attempts of the budget.
+    pub attempts_count: u32,
+    /// Every failed attempt, oldest first; only where one letter is shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<AttemptView>,
+    /// The input of the last job; only where one letter is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<ValueView>,
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct LetterFilter {
+    /// Of this workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// Of this handler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
+    /// Of this queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// Of this category.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    #[param(value_type = Option<String>)]
+    pub category: Option<Category>,
+}
+
+/// Replays one letter. The body may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// The input to use instead of the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub input: Option<serde_json::Value>,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Replays many letters: at most 100 with one request; `next` says where the following one begins.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayAll {
+    /// Must be true: it says that many letters are meant.
+    pub all: bool,
+    /// Of this workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// Of this handler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
+    /// Of this queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// Of this category.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub category: Option<Category>,
+    /// Letters of one request, 1 to 100; 100 if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// `next` of the request before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Only count what would be replayed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Replayed {
+    /// Letters that were found.
+    pub matched: u64,
+    /// Letters whose steps are retried.
+    pub replayed: u64,
+    /// Letters still without an answer of the coordinator.
+    pub pending: u64,
+    /// Letters that could not be replayed, each with its problem.
+    #[serde(default)]
+    pub failed: Vec<(String, Problem)>,
+    /// Where the following request begins; none at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The run's state, where one letter was replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub state: Option<State>,
+}

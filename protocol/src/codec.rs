@@ -16,6 +16,8 @@ pub const FIELD_PLAIN: &str = "m";
 /// Field of compressed messages.
 pub const FIELD_LZ4: &str = "z";
 
+/// No message or value nests deeper: deeper bytes would overflow the stack, which no caller could catch.
+const DEPTH_MAX: usize = 128;
 /// No message unpacks to more than this.
 const UNPACKED_BYTES_MAX: u32 = 64 << 20;
 
@@ -51,9 +53,15 @@ pub fn pack<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 /// Reads plain MessagePack bytes.
 ///
 /// # Errors
-/// [`DecodeError::Malformed`] with the decoder's reason.
+/// [`DecodeError::Malformed`] with the decoder's reason; bytes that nest deeper than 128 levels are malformed too.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    rmp_serde::from_slice(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))
+    read(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, rmp_serde::decode::Error> {
+    let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
+    reader.set_max_depth(DEPTH_MAX);
+    T::deserialize(&mut reader)
 }
 
 /// Encodes a message for a stream, compressed above [`COMPRESS_ABOVE_BYTES`] where that makes it smaller.
@@ -88,15 +96,20 @@ fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     struct Versioned {
         v: u8,
     }
-    let reason = match rmp_serde::from_slice::<T>(bytes) {
-        Ok(message) => match rmp_serde::from_slice::<Versioned>(bytes) {
+    // A struct may also be read from an array: random bytes would pass for a newer message, which nobody may skip.
+    let is_map = bytes.first().is_some_and(|tag| matches!(tag, 0x80..=0x8f | 0xde | 0xdf));
+    if !is_map {
+        return Err(DecodeError::Malformed("a message is a map".into()));
+    }
+    let reason = match read::<T>(bytes) {
+        Ok(message) => match read::<Versioned>(bytes) {
             Ok(Versioned { v }) if v > VERSION => return Err(DecodeError::Newer(v)),
             Ok(_) => return Ok(message),
             Err(e) => e.to_string(),
         },
         Err(e) => e.to_string(),
     };
-    match rmp_serde::from_slice::<Versioned>(bytes) {
+    match read::<Versioned>(bytes) {
         Ok(Versioned { v }) if v > VERSION => Err(DecodeError::Newer(v)),
         _ => Err(DecodeError::Malformed(reason)),
     }

@@ -121,6 +121,11 @@ impl Keys {
         format!("{}workers", self.prefix)
     }
 
+    /// Sorted set: the coordinators by when they were last seen, in milliseconds of the server.
+    pub fn coordinators(&self) -> String {
+        format!("{}coordinators", self.prefix)
+    }
+
     /// Hash: one worker.
     pub fn worker(&self, worker: impl Display) -> String {
         format!("{}worker:{worker}", self.prefix)

@@ -110,3 +110,49 @@ impl std::str::FromStr for State {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| UnknownState(text.chars().take(40).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of the design, word for word.
+    const TABLE: &str = "
+        created    -> queued | failed | cancelled | skipped
+        queued     -> processing | suspended | cancelled
+        processing -> completed | failed | waiting | suspended | cancelled | queued
+        waiting    -> processing | failed | suspended | cancelled
+        failed     -> retrying | suspended | cancelled
+        retrying   -> queued | suspended | cancelled
+        suspended  -> queued | failed | completed | cancelled
+        completed  ->
+        cancelled  ->
+        skipped    ->";
+
+    #[test]
+    fn the_legal_moves_are_the_table_of_the_design_and_no_others() {
+        let mut rows = 0;
+        for line in TABLE.lines().filter(|l| !l.trim().is_empty()) {
+            let (from, to) = line.split_once("->").expect("a row");
+            let from: State = from.trim().parse().expect("a state");
+            let to: Vec<State> =
+                to.split('|').filter(|w| !w.trim().is_empty()).map(|w| w.trim().parse().expect("a state")).collect();
+            let legal: Vec<State> = to.iter().copied().filter(|to| from.may_become(*to)).collect();
+            assert_eq!(legal, to, "from {from}");
+            assert_eq!(State::ALL.into_iter().filter(|to| from.may_become(*to)).count(), to.len(), "from {from}");
+            assert_eq!(from.is_final(), to.is_empty(), "final is what has no way out: {from}");
+            rows += 1;
+        }
+        assert_eq!(rows, State::ALL.len(), "every state has its row");
+    }
+
+    #[test]
+    fn a_state_keeps_its_number_and_its_name() {
+        for (number, state) in (0u8..).zip(State::ALL) {
+            assert_eq!((state as u8, State::from_u8(number)), (number, Some(state)));
+            assert_eq!(state.as_str().parse(), Ok(state));
+            assert_eq!(serde_json::to_value(state).expect("a word"), state.as_str());
+        }
+        assert_eq!(State::from_u8(10), None);
+        assert!("Queued".parse::<State>().is_err());
+    }
+}

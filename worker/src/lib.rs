@@ -1,1 +1,56 @@
 //! The library with which people write workers, and the stock handlers.
+//!
+//! A worker takes jobs of its queues from Redis streams, runs their handlers and reports what became of them. It never
+//! acks a job: the coordinator does, in the moment in which it records the result. So a job is delivered at least once,
+//! and a handler makes its own side effects idempotent with [`Attempt::idempotency_key`].
+//!
+//! ```no_run
+//! use stepfleet_worker::{Attempt, Failure, Worker};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Order { amount: u32 }
+//! #[derive(serde::Serialize)]
+//! struct Receipt { id: String }
+//!
+//! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+//! Worker::builder()
+//!     .redis("redis://127.0.0.1:6379")
+//!     .queue("payments")
+//!     .handler("charge", |attempt: Attempt, order: Order| async move {
+//!         if order.amount == 0 {
+//!             return Err(Failure::permanent("nothing to charge").code("amount_zero"));
+//!         }
+//!         Ok(Receipt { id: attempt.idempotency_key() })
+//!     })
+//!     .build()?
+//!     .run()
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod attempt;
+mod backoff;
+mod beat;
+mod builder;
+mod control;
+mod duties;
+mod failure;
+mod handler;
+mod health;
+mod kit;
+pub mod limits;
+mod metrics;
+mod runner;
+mod session;
+mod sink;
+mod source;
+mod stock;
+mod table;
+mod value;
+
+pub use attempt::Attempt;
+pub use builder::{BuildError, Builder, RunError, Worker};
+pub use failure::Failure;
+pub use stepfleet_connect::Settings;
+pub use stepfleet_protocol::failure::Category;

@@ -67,7 +67,7 @@ pub enum Event {
     },
     /// A work item goes on.
     Continue(Work),
-    /// An auditor found the step in no place; `placed` is what the owner's own look found.
+    /// An auditor found the step in no place, and neither did the owner's own look.
     Audit {
         /// The step's number.
         index: u32,
@@ -118,9 +118,9 @@ pub enum WorkKind {
     },
     /// Stops every step.
     Stop,
-    /// Makes suspended steps ready again.
+    /// Makes suspended steps ready again, and begins a new generation of those that the run's time-out cancelled.
     Resume,
-    /// Reopens failed and cancelled steps.
+    /// Reopens failed steps, beside all that `Resume` does.
     Reopen,
     /// Stops the attempts that run while the run is suspended.
     Halt,

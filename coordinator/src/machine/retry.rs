@@ -52,7 +52,8 @@ pub fn delay_ms(
     let factor = written.factor.unwrap_or(built_in.factor);
     let cap = written.cap_ms.unwrap_or(built_in.cap_ms) as f64;
     let exponent = i32::try_from(tries.saturating_sub(1)).unwrap_or(i32::MAX);
-    let full = (base * factor.powi(exponent)).min(cap).max(0.0);
+    // A finite factor keeps `0 * factor` at 0, where an infinite one would make it the cap.
+    let full = (base * factor.powi(exponent).min(f64::MAX)).min(cap).max(0.0);
     let share = unit_hash(of.0, of.1, tries);
     let jittered = match written.jitter.unwrap_or_default() {
         Jitter::Full => full * share,
@@ -95,6 +96,14 @@ mod tests {
         let custom = RetryPolicy { base_ms: Some(30_000), factor: Some(1.5), ..exact };
         let waits: Vec<u64> = (1..=3).map(|n| delay_ms(&custom, Category::Transient, (run(1), 0), n, None)).collect();
         assert_eq!(waits, [30_000, 45_000, 60_000], "the numbers of checklist item 17");
+    }
+
+    #[test]
+    fn no_wait_stays_no_wait_however_large_the_factor_grows() {
+        let none = RetryPolicy { base_ms: Some(0), factor: Some(100.0), ..Default::default() };
+        assert_eq!(delay_ms(&none, Category::Transient, (run(1), 0), 999, None), 0);
+        let some = RetryPolicy { base_ms: Some(1), jitter: Some(Jitter::None), ..none };
+        assert_eq!(delay_ms(&some, Category::Transient, (run(1), 0), 999, None), BACKOFF_CAP.0);
     }
 
     #[test]

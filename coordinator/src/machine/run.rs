@@ -209,8 +209,8 @@ impl Run {
         dirty
     }
 
-    /// Checks what must hold after every decision: the counters equal a count of the steps, and no finished run has
-    /// anything left to do. For tests and the simulation; it walks the whole graph.
+    /// Checks what must hold after every decision: the counters equal a count of the steps, no finished run has anything
+    /// left to do, and any other run that nobody suspended has. For tests and the simulation; it walks the whole graph.
     ///
     /// # Errors
     /// The first thing that does not hold.
@@ -229,9 +229,16 @@ impl Run {
         if self.state.is_finished() && (self.active > 0 || self.work > 0) {
             return Err(format!("{} with {} active steps and {} work items", self.state, self.active, self.work));
         }
+        let idle = self.active == 0 && self.work == 0;
+        if idle && self.state != State::Created && !(self.state.is_finished() || self.state == State::Suspended) {
+            return Err(format!("{} with nothing to wait for: it would never end", self.state));
+        }
         for (index, step) in self.steps.iter().enumerate() {
             if step.in_flight && !matches!(step.state, State::Queued | State::Processing) {
                 return Err(format!("step {index} is {} and in flight", step.state));
+            }
+            if step.state == State::Processing && !step.in_flight {
+                return Err(format!("step {index} is processing without a job in flight"));
             }
             if step.in_flight && step.job.is_none() {
                 return Err(format!("step {index} is in flight without a job"));

@@ -237,7 +237,12 @@ impl Cache {
 fn read_errors(reply: Option<&Value>, run: &Run) -> Vec<AttemptError> {
     let items = reply.and_then(reply::array).unwrap_or_default();
     let errors = items.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<AttemptError>(b).ok());
-    errors.filter(|e| run.steps().get(e.index as usize).is_some_and(|s| e.attempt > s.spent)).collect()
+    errors
+        .filter(|e| {
+            let step = run.steps().get(e.index as usize);
+            step.is_some_and(|s| e.attempt > s.spent && s.state != stepfleet_protocol::state::State::Completed)
+        })
+        .collect()
 }
 
 /// Puts step states of a hash in place.

@@ -166,7 +166,7 @@ impl Core {
     fn ack(&mut self, queue: stepfleet_protocol::name::Name, entry: stepfleet_protocol::id::StreamId) {
         let q = self.schedule.queue(&queue);
         q.outstanding = q.outstanding.saturating_sub(1);
-        q.behind.insert(entry);
+        q.behind.push(entry);
         self.staged.commit.acks.entry(queue).or_default().push(entry);
     }
 

@@ -2,7 +2,15 @@
 
 pub mod cache;
 pub mod core;
+pub mod fleet;
 pub mod inputs;
 pub mod intake;
+pub mod lease;
+pub mod links;
+pub mod metrics;
+pub mod observer;
 
+pub mod owner;
+pub mod retention;
 pub mod schedule;
+pub mod upkeep;

@@ -66,7 +66,7 @@ pub struct Queue {
     /// The stream and its group exist.
     pub exists: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.
-    pub behind: BTreeSet<StreamId>,
+    pub behind: Vec<StreamId>,
     /// The lowest pending entry, and when it was first seen at the head.
     pub head: Option<(StreamId, u64)>,
 }

@@ -36,4 +36,13 @@ pub trait Dial: Clone + Send + Sync + 'static {
         slot: u16,
         response_timeout: std::time::Duration,
     ) -> impl Future<Output = Result<Self::Link, LinkError>> + Send;
+
+    /// A number for the node that serves `slot` now, so that short commands for several slots can share a link.
+    fn node(&self, slot: u16) -> u64;
+
+    /// Whether streams of several partitions may be on different nodes, so that idle workers need a doorbell.
+    fn is_cluster(&self) -> bool;
+
+    /// Looks again which node serves what. Called after a link was lost.
+    fn refresh(&self) -> impl Future<Output = ()> + Send;
 }

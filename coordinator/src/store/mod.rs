@@ -3,7 +3,9 @@
 pub mod commit;
 pub mod history;
 pub mod link;
+pub mod memory;
 pub mod pack;
 pub mod partition;
 pub mod record;
 pub mod reply;
+pub mod server;

@@ -61,6 +61,8 @@ pub struct Head {
 pub struct Ask {
     /// At most so many log entries; 0 for no read.
     pub count: usize,
+    /// Entries behind this one.
+    pub after: StreamId,
     /// Wait so long for the first entry; none to return at once.
     pub block: Option<Duration>,
     /// Commands before the read, outside the transaction; their replies come back in order.
@@ -72,6 +74,8 @@ pub struct Ask {
 pub struct Turn {
     /// Log entries behind the offset.
     pub entries: Vec<(StreamId, Fields)>,
+    /// The server's time before the read, in Unix milliseconds: an entry that the read did not see has no lower id.
+    pub before_ms: u64,
     /// The server's time after the read, in Unix milliseconds.
     pub now_ms: u64,
     /// Replies to the extra commands.
@@ -88,7 +92,7 @@ pub struct Partition<L> {
     pub reign: Reign,
     /// The head after the last commit.
     pub head: Head,
-    /// Whether this connection has the head watched.
+    /// A trip failed, or was dropped half-way: nothing is known any more.
     broken: bool,
 }
 
@@ -153,13 +157,14 @@ impl<L: Link> Partition<L> {
         for cmd in ask.extra {
             pipe.add_command(cmd);
         }
+        pipe.cmd("TIME");
         if ask.count > 0 {
             pipe.cmd("XREAD").arg("COUNT").arg(ask.count);
             if let Some(block) = ask.block {
                 // BLOCK 0 would block for ever.
                 pipe.arg("BLOCK").arg(block.min(BLOCK_MAX).as_millis().max(1) as u64);
             }
-            pipe.arg("STREAMS").arg(self.keys.log()).arg(self.head.offset.to_string());
+            pipe.arg("STREAMS").arg(self.keys.log()).arg(ask.after.to_string());
         }
         pipe.cmd("TIME");
         let replies = self.link.trip(&pipe).await?;
@@ -179,6 +184,8 @@ impl<L: Link> Partition<L> {
             return Err(TurnError::Fenced);
         }
         let extra: Vec<Value> = replies.by_ref().take(extras).collect();
+        let time = |value: Option<Value>| value.as_ref().and_then(reply::time_ms).ok_or(TurnError::Unexpected("TIME"));
+        let before_ms = time(replies.next())?;
         let entries = if read {
             let value = replies.next().ok_or(TurnError::Unexpected("XREAD"))?;
             if let Some(text) = reply::error(&value) {
@@ -188,8 +195,8 @@ impl<L: Link> Partition<L> {
         } else {
             Vec::new()
         };
-        let now_ms = replies.next().as_ref().and_then(reply::time_ms).ok_or(TurnError::Unexpected("TIME"))?;
-        Ok(Turn { entries, now_ms, extra })
+        let now_ms = time(replies.next())?;
+        Ok(Turn { entries, before_ms, now_ms, extra })
     }
 
     /// Reads on the owner's connection, so that reader and committer are never on different servers.

@@ -144,9 +144,10 @@ impl Graph {
                 for (mine, theirs) in bits.iter_mut().zip(reached[*need as usize]) {
                     *mine |= theirs;
                 }
-                if let Ok(lane) = lanes.binary_search_by_key(&rank[*need as usize], |s| rank[*s as usize]) {
-                    bits[lane / 64] |= 1 << (lane % 64);
-                }
+            }
+            // A source counts as above itself, so that those who need it find it there.
+            if let Ok(lane) = lanes.binary_search_by_key(&rank[*step as usize], |s| rank[*s as usize]) {
+                bits[lane / 64] |= 1 << (lane % 64);
             }
             reached[*step as usize] = bits;
         }

@@ -23,7 +23,7 @@ impl Deciding<'_> {
         self.actor = Some(command.actor.into());
         let reason = command.reason.map(Arc::from);
         let answer = match command.verb {
-            Verb::Cancel => self.cancel(),
+            Verb::Cancel => self.cancel(reason),
             Verb::Suspend { now } => self.suspend(reason, now),
             Verb::Resume => self.resume(reason),
             Verb::Retry => self.retry(reason),
@@ -43,23 +43,20 @@ impl Deciding<'_> {
         Answer::Conflict { state, message }
     }
 
-    fn cancel(&mut self) -> Answer {
+    fn cancel(&mut self, reason: Option<Arc<str>>) -> Answer {
         if self.run.state.is_final() {
             return self.conflict("cancel", "any state but completed and cancelled");
         }
         if self.run.ending == Some(Ending::Cancelled) {
             return self.done();
         }
-        // A failed run is stopped too, so that nobody retries it by mistake.
-        self.stop_for_good();
-        self.done()
-    }
-
-    fn stop_for_good(&mut self) {
         if self.run.state == State::Failed {
-            return self.move_run(State::Cancelled, Why::Cancelled, None);
+            // So that nobody retries it by mistake.
+            self.move_run(State::Cancelled, Why::Cancelled, reason);
+        } else {
+            self.stop(Ending::Cancelled, reason);
         }
-        self.stop(Ending::Cancelled);
+        self.done()
     }
 
     fn suspend(&mut self, reason: Option<Arc<str>>, now: bool) -> Answer {
@@ -78,17 +75,18 @@ impl Deciding<'_> {
         if self.run.state != State::Suspended || self.run.ending.is_some() {
             return self.conflict("resume", "suspended");
         }
-        if self.run.failed > 0 && self.run.active == 0 && !self.has_held_steps() {
+        if self.run.failed > 0 && self.run.active == 0 && self.run.work == 0 && !self.has_held_steps() {
             return self.conflict("resume", "suspended with steps to go on with; retry its failed steps instead");
         }
         self.move_run(State::Queued, Why::Resumed, reason);
+        self.begin_if_at_work();
         self.work(Work { run: self.run.id, kind: WorkKind::Resume, next: 0 });
         self.settle();
         self.done()
     }
 
     fn has_held_steps(&self) -> bool {
-        self.run.steps().iter().any(|s| s.state == State::Suspended)
+        self.run.steps().iter().any(|s| matches!(s.state, State::Suspended | State::Cancelled))
     }
 
     fn retry(&mut self, reason: Option<Arc<str>>) -> Answer {
@@ -119,6 +117,8 @@ impl Deciding<'_> {
         }
         if matches!(self.run.state, State::Failed | State::Suspended) {
             self.reopen_run(Why::Replayed, reason);
+            // What is held, or was cancelled by the run's time-out, goes on too: nothing else would ever move it.
+            self.work(Work { run: self.run.id, kind: WorkKind::Resume, next: 0 });
         }
         self.reopen(index, Why::Replayed);
         self.done()
@@ -126,11 +126,18 @@ impl Deciding<'_> {
 
     /// The run goes on, with a fresh time-out.
     fn reopen_run(&mut self, why: Why, reason: Option<Arc<str>>) {
-        self.run.review = false;
         if self.run.state == State::Failed {
             self.move_run(State::Retrying, why, reason.clone());
         }
         self.move_run(State::Queued, why, reason);
+        self.begin_if_at_work();
         self.arm_run();
+    }
+
+    /// A run that was suspended may go on with attempts that never stopped.
+    fn begin_if_at_work(&mut self) {
+        if self.run.steps().iter().any(|s| s.state == State::Processing) {
+            self.begin_run();
+        }
     }
 }

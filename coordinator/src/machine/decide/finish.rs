@@ -1,5 +1,7 @@
 //! When a run ends, and as what.
 
+use std::sync::Arc;
+
 use stepfleet_protocol::{state::State, workflow::OnFailure};
 
 use super::{
@@ -31,7 +33,7 @@ impl Deciding<'_> {
         }
     }
 
-    fn begin_run(&mut self) {
+    pub(super) fn begin_run(&mut self) {
         if self.run.state == State::Queued {
             self.move_run(State::Processing, Why::Begun, None);
         }
@@ -48,10 +50,19 @@ impl Deciding<'_> {
         self.move_run(as_what, why, None);
     }
 
-    /// Begins to stop the whole run; it ends when every worker has confirmed.
-    pub(super) fn stop(&mut self, ending: Ending) {
+    /// Begins to stop the whole run; it ends when every worker has confirmed. The history says at once who wished it.
+    pub(super) fn stop(&mut self, ending: Ending, note: Option<Arc<str>>) {
         self.run.ending = Some(ending);
+        self.remark_run(self.stop_why(), note);
         self.work(Work { run: self.run.id, kind: WorkKind::Stop, next: 0 });
         self.settle();
+    }
+
+    /// Why steps of the run are cancelled.
+    pub(super) fn stop_why(&self) -> Why {
+        match self.run.ending {
+            Some(Ending::TimedOut) => Why::TimedOut,
+            Some(Ending::Cancelled) | None => Why::Cancelled,
+        }
     }
 }

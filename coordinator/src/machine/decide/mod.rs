@@ -115,7 +115,7 @@ impl Deciding<'_> {
             return;
         }
         if self.run.ending.is_some() || self.run.state.is_finished() {
-            self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            self.move_step(index, State::Cancelled, self.stop_why(), None, None);
             return self.settle();
         }
         if self.run.state == State::Suspended {
@@ -163,12 +163,12 @@ impl Deciding<'_> {
         if self.run.state.is_finished() || self.run.ending.is_some() {
             return;
         }
-        self.stop(super::run::Ending::TimedOut);
+        self.stop(super::run::Ending::TimedOut, None);
     }
 
     /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.
     fn audit(&mut self, index: u32) {
-        let step = self.run.step(index);
+        let Some(step) = self.run.steps().get(index as usize) else { return };
         match step.state {
             State::Queued if !step.in_flight => {
                 self.remark(index, Why::Repaired, None);
@@ -217,10 +217,29 @@ impl Deciding<'_> {
         });
     }
 
+    /// A remark in the history of the run that moves nothing.
+    fn remark_run(&mut self, why: Why, note: Option<Arc<str>>) {
+        let state = self.run.state;
+        let (at_ms, actor) = (self.now_ms, self.actor.clone());
+        self.out.transitions.push(Transition {
+            step: None,
+            from: state,
+            to: state,
+            at_ms,
+            attempt: 0,
+            why,
+            worker: None,
+            actor,
+            note,
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a move is one flat fact, told at thirty places")]
     fn move_step(&mut self, index: u32, to: State, why: Why, worker: Option<WorkerId>, note: Option<Arc<str>>) {
         self.move_step_at(index, to, why, self.now_ms, worker, note);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "as `move_step`, with the time that a worker tells")]
     fn move_step_at(
         &mut self,
         index: u32,
@@ -241,7 +260,11 @@ impl Deciding<'_> {
         let step = self.run.step(index);
         match (from, to) {
             (State::Created, _) => 0,
-            (State::Failed, _) | (_, State::Failed) => step.attempts.max(1),
+            (State::Failed, _) | (_, State::Failed) => {
+                // A loss is no counted try, yet it happened in one: the kept error knows which.
+                let error = self.run.errors.iter().rev().find(|e| e.index == index);
+                error.map_or(step.attempts.max(1), |e| e.attempt)
+            }
             _ => step.attempts + 1,
         }
     }

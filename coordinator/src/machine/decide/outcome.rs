@@ -83,9 +83,9 @@ impl Deciding<'_> {
         self.effect(Effect::Stopped(of.job));
         if let Outcome::Completed(Some(Payload::Ref(value))) = outcome {
             let step = self.run.steps().get(of.index as usize);
-            // RACE: a result sent twice names the value that its first copy made the step's output; only a value of a
-            // replaced job is nobody's.
-            if step.is_none_or(|s| s.job != Some(of.job)) {
+            // RACE: a result sent twice names the value that its first copy made the step's output; any other value,
+            // of a replaced job or of one that was given up, is nobody's.
+            if step.is_none_or(|s| s.job != Some(of.job) || s.state != State::Completed) {
                 self.effect(Effect::DropValue { id: value.id.clone() });
             }
         }
@@ -134,6 +134,9 @@ impl Deciding<'_> {
     fn completed(&mut self, of: &JobRef, output: Option<Payload>) {
         let step = self.run.step_mut(of.index);
         step.has_output = output.is_some();
+        if step.attempts > 0 || step.losses > 0 {
+            self.run.errors.retain(|e| e.index != of.index);
+        }
         if let Some(output) = output {
             self.effect(Effect::SaveOutput { job: of.job, output });
         }
@@ -168,7 +171,7 @@ impl Deciding<'_> {
     /// The step goes back to the ready set, uncounted, unless its run ends or is held.
     fn again(&mut self, index: u32, why: Why, worker: WorkerId) {
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, Some(worker), None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), Some(worker), None);
         }
         match self.run.step(index).state {
             State::Processing => self.move_step(index, State::Queued, why, Some(worker), None),
@@ -180,7 +183,7 @@ impl Deciding<'_> {
     /// The worker confirms that it stopped the job because it was told to.
     fn halted(&mut self, index: u32, worker: WorkerId) {
         if self.run.ending.is_some() {
-            self.move_step(index, State::Cancelled, Why::Cancelled, Some(worker), None);
+            self.move_step(index, State::Cancelled, self.stop_why(), Some(worker), None);
         } else if self.run.state == State::Suspended {
             self.move_step(index, State::Suspended, Why::Suspended, Some(worker), None);
         } else {
@@ -294,7 +297,7 @@ impl Deciding<'_> {
     /// failed -> retrying, and on to queued when there is nothing to wait for.
     fn try_again(&mut self, index: u32, wait_ms: u64) {
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
         self.move_step(index, State::Retrying, Why::RetryPlanned, None, None);
         if wait_ms == 0 {
@@ -309,7 +312,7 @@ impl Deciding<'_> {
         let index = failed.index;
         self.fail_step(&failed, Why::GaveUp);
         if self.run.ending.is_some() {
-            return self.move_step(index, State::Cancelled, Why::Cancelled, None, None);
+            return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
         self.run.review |= cause == Cause::Data;
         let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();

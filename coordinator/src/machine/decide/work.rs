@@ -1,12 +1,12 @@
 //! Transitions that are too large for one decision, part by part.
 
-use stepfleet_protocol::state::State;
+use stepfleet_protocol::{failure::Category, state::State};
 
 use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::{Ending, Step},
+        run::Step,
     },
     Deciding, STEPS_PER_DECISION,
 };
@@ -88,10 +88,7 @@ impl Deciding<'_> {
 
     fn stop_step(&mut self, index: u32) -> bool {
         let step = *self.run.step(index);
-        let why = match self.run.ending {
-            Some(Ending::TimedOut) => Why::TimedOut,
-            Some(Ending::Cancelled) | None => Why::Cancelled,
-        };
+        let why = self.stop_why();
         match step.state {
             State::Queued | State::Processing if step.in_flight => {
                 if !step.stopping {
@@ -129,28 +126,34 @@ impl Deciding<'_> {
     }
 
     fn resume_step(&mut self, index: u32) -> bool {
-        let hit = self.run.step(index).state == State::Suspended && self.run.state != State::Suspended;
-        if hit {
-            self.move_step(index, State::Queued, Why::Resumed, None, None);
-            self.effect(Effect::Ready { index });
+        // RACE: a suspend or a stop between two parts wins, and what is left stays as it is.
+        if self.run.state == State::Suspended || self.run.ending.is_some() {
+            return false;
         }
-        hit
-    }
-
-    fn reopen_step(&mut self, index: u32) -> bool {
-        let step = *self.run.step(index);
-        match step.state {
-            State::Failed => self.reopen(index, Why::Retried),
-            State::Suspended => return self.resume_step(index),
+        match self.run.step(index).state {
+            State::Suspended => {
+                self.run.step_mut(index).unhandled_ms = 0;
+                self.move_step(index, State::Queued, Why::Resumed, None, None);
+                self.effect(Effect::Ready { index });
+            }
             State::Cancelled => self.rebear(index),
             State::Created
             | State::Queued
             | State::Processing
             | State::Waiting
             | State::Completed
+            | State::Failed
             | State::Retrying
             | State::Skipped => return false,
         }
+        true
+    }
+
+    fn reopen_step(&mut self, index: u32) -> bool {
+        if self.run.step(index).state != State::Failed || self.run.ending.is_some() {
+            return self.resume_step(index);
+        }
+        self.reopen(index, Why::Retried);
         true
     }
 
@@ -164,16 +167,27 @@ impl Deciding<'_> {
         if let Some(letter) = letter {
             self.effect(Effect::CloseLetter(letter));
         }
-        self.run.errors.retain(|e| e.index != index);
         self.move_step(index, State::Retrying, why, None, None);
+        self.forget_errors(index);
         self.retry_due(index);
+    }
+
+    /// Errors of an earlier budget or generation are no part of a coming letter, and no reason to review the run.
+    fn forget_errors(&mut self, index: u32) {
+        self.run.errors.retain(|e| e.index != index);
+        let (run, data) = (&*self.run, Category::Data);
+        let review = run.review
+            && run.errors.iter().any(|e| e.failure.category == data && run.step(e.index).state == State::Failed);
+        self.run.review = review;
     }
 
     /// A step that a time-out cancelled is executed anew: a new generation of it, from its beginning.
     fn rebear(&mut self, index: u32) {
         let old = *self.run.step(index);
-        let fresh = Step { needs_left: old.needs_left, generation: old.generation + 1, ..Step::fresh(0) };
+        let generation = old.generation + 1;
+        let fresh = Step { needs_left: old.needs_left, generation, patched: old.patched, ..Step::fresh(0) };
         self.move_step(index, State::Created, Why::Retried, None, None);
+        self.forget_errors(index);
         let step = self.run.step_mut(index);
         *step = Step { dirty: step.dirty, ..fresh };
         if old.needs_left == 0 {

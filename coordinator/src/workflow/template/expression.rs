@@ -215,15 +215,15 @@ impl Rewriter {
     }
 
     fn rewrite(&mut self, node: &mut IdedExpr) {
-        if let Some((first, keys)) = path_of(node) {
-            if !self.is_loop_variable(first) {
-                let is_type = keys.is_empty() && TYPES.contains(&first);
-                if !is_type {
-                    let path = DataPath::new(first, keys);
-                    self.replace(node, path);
-                }
-                return;
+        if let Some((first, keys)) = path_of(node)
+            && !self.is_loop_variable(first)
+        {
+            let is_type = keys.is_empty() && TYPES.contains(&first);
+            if !is_type {
+                let path = DataPath::new(first, keys);
+                self.replace(node, path);
             }
+            return;
         }
         match &mut node.expr {
             Expr::Unspecified | Expr::Literal(_) | Expr::Ident(_) => {}

@@ -383,10 +383,10 @@ proptest! {
     fn no_text_and_no_data_make_it_panic(inside in nearly_cel(), text in ".{0,200}", data in any_json()) {
         let scope = scope(data.clone(), json!({ "a": data }));
         for text in [format!("${{{{ {inside} }}}}"), format!("${{{{ {text} }}}}"), inside, text] {
-            if let Ok(template) = Template::parse(&json!([text])) {
-                if let Err(error) = template.render(&scope) {
-                    prop_assert!(error.to_string().len() < 2_000);
-                }
+            if let Ok(template) = Template::parse(&json!([text]))
+                && let Err(error) = template.render(&scope)
+            {
+                prop_assert!(error.to_string().len() < 2_000);
             }
         }
     }

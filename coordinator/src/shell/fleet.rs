@@ -1,0 +1,312 @@
+//! The coordinator process: takes partitions, runs an owner for each, gives them away. The only module that spawns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use rand::RngExt;
+use stepfleet_protocol::{id::PartitionId, keys::Keys, name::Name};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    lease::Leases,
+    metrics::Metrics,
+    observer::Observer,
+    owner::{Memory, Owner, OwnerError},
+    retention::Retention,
+};
+use crate::store::{
+    link::Dial,
+    partition::{Partition, TurnError},
+};
+
+/// Time between two looks at the leases.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// A partition that this program cannot own (newer, torn) is left alone for this long.
+const LEFT_ALONE: Duration = Duration::from_secs(60);
+/// Waits of an owner whose connection is gone.
+const BACKOFF: [u64; 6] = [0, 20, 50, 100, 250, 500];
+
+/// How a coordinator is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its name, unique among coordinators: name and boot id.
+    pub name: String,
+    /// Keys of the installation.
+    pub keys: Keys,
+    /// Partitions of a new installation.
+    pub partitions: u16,
+    /// What is kept of finished runs.
+    pub retention: Retention,
+}
+
+/// Live slots by queue, in one partition's share.
+pub type Slots = BTreeMap<Name, u64>;
+
+/// Partitions that are owned here now.
+pub type Owned = watch::Sender<BTreeSet<PartitionId>>;
+
+/// Runs a coordinator until `shutdown`; then gives its partitions away and returns.
+pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: CancellationToken) {
+    let slots = watch::Sender::new(Slots::new());
+    let owned = watch::Sender::new(BTreeSet::new());
+    let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
+    let observing = tokio::spawn(observer.run(shutdown.clone()));
+    let mut fleet = Fleet::new(dial, config, metrics, owned, slots);
+    while !shutdown.is_cancelled() {
+        fleet.look().await;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+    fleet.leave().await;
+    // The observer has nothing to give away.
+    observing.abort();
+}
+
+/// How an owner task ended.
+struct Ended {
+    partition: PartitionId,
+    left_alone: bool,
+}
+
+struct Fleet<D: Dial> {
+    dial: D,
+    config: Config,
+    metrics: Metrics,
+    leases: Leases<D>,
+    tasks: JoinSet<Ended>,
+    running: HashMap<PartitionId, CancellationToken>,
+    left_alone: HashMap<PartitionId, Instant>,
+    owned: Owned,
+    slots: watch::Sender<Slots>,
+    unreachable: bool,
+}
+
+impl<D: Dial> Fleet<D> {
+    fn new(dial: D, config: Config, metrics: Metrics, owned: Owned, slots: watch::Sender<Slots>) -> Self {
+        let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
+        let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
+        let (running, left_alone) = (HashMap::new(), HashMap::new());
+        Self {
+            dial,
+            config,
+            metrics,
+            leases,
+            tasks: JoinSet::new(),
+            running,
+            left_alone,
+            owned,
+            slots,
+            unreachable: false,
+        }
+    }
+
+    /// Takes what may be taken, and gives away what is too much.
+    async fn look(&mut self) {
+        match self.try_look().await {
+            Ok(()) => self.unreachable = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.unreachable, true) {
+                    tracing::warn!(%error, "redis cannot be reached; trying again");
+                }
+            }
+        }
+    }
+
+    async fn try_look(&mut self) -> Result<(), crate::store::link::LinkError> {
+        let partitions = self.leases.partitions(self.config.partitions).await?;
+        let coordinators = self.leases.beat().await?;
+        for partition in (0..partitions).map(PartitionId) {
+            let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
+            let enough = self.running.len() as u64 >= u64::from(partitions).div_ceil(coordinators);
+            // A coordinator with its share leaves the rest to others, unless nobody comes.
+            if !alone && !self.running.contains_key(&partition) && (!enough || coordinators == 1) {
+                if self.leases.try_take(partition).await? {
+                    self.start(partition);
+                }
+            }
+        }
+        if self.leases.has_too_many(self.running.len(), partitions, coordinators)
+            && let Some(stop) = self.running.values().next()
+        {
+            stop.cancel();
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, partition: PartitionId) {
+        let stop = CancellationToken::new();
+        let task = Task {
+            dial: self.dial.clone(),
+            config: self.config.clone(),
+            metrics: self.metrics.clone(),
+            slots: self.slots.subscribe(),
+            partition,
+            stop: stop.clone(),
+            leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
+        };
+        self.tasks.spawn(task.run());
+        self.running.insert(partition, stop);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.metrics.owned.set(self.running.len() as i64);
+        self.owned.send_replace(self.running.keys().copied().collect());
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
+        match ended {
+            Ok((_, ended)) => {
+                self.running.remove(&ended.partition);
+                if ended.left_alone {
+                    self.left_alone.insert(ended.partition, Instant::now());
+                }
+            }
+            Err(error) => {
+                // A bug outside of `decide`. The lease lapses, and the partition is taken anew by whoever comes first.
+                tracing::error!(%error, "an owner task panicked");
+                self.running.clear();
+                self.tasks.abort_all();
+            }
+        }
+        self.tell();
+    }
+
+    /// Stops every owner, which releases its lease, and leaves.
+    async fn leave(&mut self) {
+        for stop in self.running.values() {
+            stop.cancel();
+        }
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.ended(ended);
+        }
+        if let Err(error) = self.leases.leave().await {
+            tracing::debug!(%error, "left without saying so");
+        }
+    }
+}
+
+/// One partition while this coordinator has its lease.
+struct Task<D: Dial> {
+    dial: D,
+    config: Config,
+    metrics: Metrics,
+    slots: watch::Receiver<Slots>,
+    partition: PartitionId,
+    stop: CancellationToken,
+    leases: Leases<D>,
+}
+
+impl<D: Dial> Task<D> {
+    async fn run(mut self) -> Ended {
+        tracing::info!(partition = %self.partition, "taking the partition");
+        let (mut memory, mut failures, mut left_alone) = (Memory::default(), 0usize, false);
+        while !self.stop.is_cancelled() {
+            let (error, used, kept) = self.reign(memory).await;
+            memory = kept;
+            failures = if used { 0 } else { failures + 1 };
+            let Some(error) = error else { break };
+            left_alone = self.judge(&error, &mut memory);
+            if left_alone {
+                break;
+            }
+            let wait = BACKOFF[failures.min(BACKOFF.len() - 1)];
+            if wait > 0 {
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+            }
+            self.dial.refresh().await;
+            match self.leases.retake(self.partition).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!(partition = %self.partition, "another coordinator has the partition now");
+                    return Ended { partition: self.partition, left_alone };
+                }
+                // Nothing is known: the next reign will show.
+                Err(error) => tracing::debug!(%error, "the lease could not be read"),
+            }
+        }
+        if let Err(error) = self.leases.release(self.partition).await {
+            tracing::debug!(%error, "the lease will lapse by itself");
+        }
+        tracing::info!(partition = %self.partition, "gave the partition away");
+        Ended { partition: self.partition, left_alone }
+    }
+
+    /// One reign: why it ended (none for a shutdown), whether it got anywhere, and what the next has to know.
+    async fn reign(&mut self, memory: Memory) -> (Option<OwnerError>, bool, Memory) {
+        let random = rand::rng().random();
+        let partition = match Partition::take(&self.dial, &self.config.keys, self.partition, random).await {
+            Ok(partition) => partition,
+            Err(error) => return (Some(error.into()), false, memory),
+        };
+        let mut owner = match Owner::begin(partition, &self.config.name, memory.clone()).await {
+            Ok(owner) => owner,
+            Err(error) => return (Some(error), false, memory),
+        };
+        owner.configure(self.dial.is_cluster(), self.config.retention);
+        let mut before = owner.done;
+        while !self.stop.is_cancelled() || !owner.is_settled() {
+            if self.slots.has_changed().unwrap_or(false) {
+                owner.set_slots(self.slots.borrow_and_update().clone());
+            }
+            if let Err(error) = owner.turn(self.stop.is_cancelled()).await {
+                return (Some(error), owner.done.commits > 0, owner.memory());
+            }
+            self.count(&mut before, owner.done);
+        }
+        (None, true, owner.memory())
+    }
+
+    fn count(&self, before: &mut super::owner::Done, now: super::owner::Done) {
+        if now.commits > before.commits {
+            self.metrics.batch_items.observe((now.items - before.items) as f64);
+        }
+        self.metrics.commits.inc_by(now.commits - before.commits);
+        self.metrics.decided.inc_by(now.items - before.items);
+        self.metrics.dispatched.inc_by(now.jobs - before.jobs);
+        self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);
+        self.metrics.expired_runs.inc_by(now.expired - before.expired);
+        *before = now;
+    }
+
+    /// Learns from the end of a reign. True when the partition has to be left alone.
+    fn judge(&self, error: &OwnerError, memory: &mut Memory) -> bool {
+        let partition = self.partition;
+        match error {
+            OwnerError::Turn(TurnError::Fenced) => self.metrics.fenced.inc(),
+            OwnerError::Turn(TurnError::Refused(why)) => {
+                tracing::error!(%partition, why, "the server refused a commit");
+                self.metrics.doubts.inc();
+                // A full server refuses any commit; only a commit of its own fault is to be found by halving.
+                if !why.starts_with("OOM") && !why.starts_with("LOADING") && !why.starts_with("READONLY") {
+                    memory.halve();
+                }
+            }
+            OwnerError::Turn(TurnError::Link(why)) => {
+                tracing::warn!(%partition, %why, "connection in doubt; taking a new reign");
+                self.metrics.doubts.inc();
+            }
+            OwnerError::Turn(why @ (TurnError::Torn(_) | TurnError::Unexpected(_))) => {
+                tracing::error!(%partition, %why, "ALERT: the partition stops");
+                self.metrics.torn.inc();
+                return true;
+            }
+            OwnerError::Poison(poison) => {
+                tracing::error!(%partition, ?poison, "a rule panicked; the entry will be quarantined");
+                memory.poison.insert((poison.origin, poison.run));
+            }
+            OwnerError::Newer(version) => {
+                tracing::error!(%partition, version, "ALERT: a newer program has written here; leaving it to others");
+                return true;
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,207 @@
+//! Who owns which partition: leases for liveness, never for correctness, which is the reign's.
+//!
+//! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease may be
+//! retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does not become
+//! an election of everybody. A released lease is there, but empty, and anybody takes it at once.
+
+use std::{collections::HashMap, time::Duration};
+
+use stepfleet_protocol::{id::PartitionId, keys::Keys};
+use tokio::time::Instant;
+
+use super::links::Links;
+use crate::store::{
+    link::{Dial, LinkError},
+    partition::LEASE_MS,
+    reply,
+};
+
+/// How long others wait before they take a lapsed lease, before the random part.
+const LAPSED_WAIT: Duration = Duration::from_secs(1);
+/// A coordinator takes a lapsed lease, or gives one away for balance, at most so often.
+const MOVE_EVERY: Duration = Duration::from_secs(5);
+/// How long a released lease shows that it was released.
+const RELEASED_MS: u64 = 60_000;
+/// A coordinator that was not seen for this long does not count for balance.
+const SEEN_MS: u64 = 5_000;
+/// After a partition was given away its last owner does not take it back for this long.
+const COOL_DOWN: Duration = Duration::from_secs(4);
+
+/// What one look at a lease found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody: it lapsed, or never was.
+    Nobody,
+    /// Released: anybody may take it at once.
+    Released,
+    /// This coordinator.
+    Me,
+    /// Another one.
+    Other(String),
+}
+
+/// The leases as one coordinator sees them.
+pub struct Leases<D: Dial> {
+    links: Links<D>,
+    keys: Keys,
+    name: String,
+    free_since: HashMap<PartitionId, Instant>,
+    cooling: HashMap<PartitionId, Instant>,
+    ever: HashMap<PartitionId, bool>,
+    last_move: Option<Instant>,
+    jitter: Duration,
+}
+
+impl<D: Dial> Leases<D> {
+    /// For the coordinator `name`; `jitter` is its random part of the wait.
+    pub fn new(dial: D, keys: Keys, name: String, jitter: Duration) -> Self {
+        let (free_since, cooling, ever) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { links: Links::new(dial), keys, name, free_since, cooling, ever, last_move: None, jitter }
+    }
+
+    /// How many partitions there are; `default` is written if nobody has said so yet.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn partitions(&mut self, default: u16) -> Result<u16, LinkError> {
+        let key = self.keys.meta();
+        let mut pipe = redis::pipe();
+        pipe.cmd("HSETNX").arg(&key).arg("partitions").arg(default);
+        pipe.cmd("HGET").arg(&key).arg("partitions");
+        let replies = self.links.trip(&key, &pipe).await?;
+        let count = replies.get(1).and_then(reply::number).and_then(|n| u16::try_from(n).ok());
+        count.ok_or_else(|| LinkError::Lost("no list of partitions".into()))
+    }
+
+    /// Who holds the lease.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn holder(&mut self, partition: PartitionId) -> Result<Holder, LinkError> {
+        let key = self.keys.partition(partition).lease();
+        let mut get = redis::cmd("GET");
+        get.arg(&key);
+        let value = self.links.one(&key, get).await?;
+        Ok(match reply::text(&value) {
+            None => Holder::Nobody,
+            Some("") => Holder::Released,
+            Some(name) if name == self.name => Holder::Me,
+            Some(name) => Holder::Other(name.into()),
+        })
+    }
+
+    /// Takes the lease if it is time to. True when it is this coordinator's now.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn try_take(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
+        if self.cooling.get(&partition).is_some_and(|since| since.elapsed() < COOL_DOWN) {
+            return Ok(false);
+        }
+        let holder = self.holder(partition).await?;
+        let first_look = !std::mem::replace(self.ever.entry(partition).or_default(), true);
+        match holder {
+            Holder::Me => Ok(true),
+            Holder::Other(_) => {
+                self.free_since.remove(&partition);
+                Ok(false)
+            }
+            Holder::Released => self.set(partition, "XX").await,
+            Holder::Nobody => {
+                let since = *self.free_since.entry(partition).or_insert_with(Instant::now);
+                let fresh = first_look && self.never_owned(partition).await?;
+                let moved_lately = self.last_move.is_some_and(|at| at.elapsed() < MOVE_EVERY);
+                if fresh || (since.elapsed() >= LAPSED_WAIT + self.jitter && !moved_lately) {
+                    let taken = self.set(partition, "NX").await?;
+                    if taken && !fresh {
+                        self.last_move = Some(Instant::now());
+                    }
+                    return Ok(taken);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Nobody has ever reigned: there is nobody to wait for.
+    async fn never_owned(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
+        let key = self.keys.partition(partition).head();
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(&key);
+        Ok(reply::number(&self.links.one(&key, exists).await?) == Some(0))
+    }
+
+    async fn set(&mut self, partition: PartitionId, how: &str) -> Result<bool, LinkError> {
+        let key = self.keys.partition(partition).lease();
+        let mut set = redis::cmd("SET");
+        set.arg(&key).arg(&self.name).arg(how).arg("PX").arg(LEASE_MS);
+        let taken = self.links.one(&key, set).await?;
+        self.free_since.remove(&partition);
+        Ok(matches!(taken, redis::Value::Okay | redis::Value::SimpleString(_)))
+    }
+
+    /// Takes a lease that this coordinator held until a moment ago: at once if it lapsed. False when it is another's.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn retake(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
+        match self.holder(partition).await? {
+            Holder::Me => Ok(true),
+            Holder::Nobody => self.set(partition, "NX").await,
+            Holder::Released | Holder::Other(_) => Ok(false),
+        }
+    }
+
+    /// Gives the lease up, so that others need not wait for it to lapse.
+    ///
+    /// # Errors
+    /// The link's; then it lapses by itself.
+    pub async fn release(&mut self, partition: PartitionId) -> Result<(), LinkError> {
+        self.cooling.insert(partition, Instant::now());
+        if self.holder(partition).await? == Holder::Me {
+            let key = self.keys.partition(partition).lease();
+            let mut set = redis::cmd("SET");
+            set.arg(&key).arg("").arg("PX").arg(RELEASED_MS);
+            self.links.one(&key, set).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that this coordinator lives. Returns how many do.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn beat(&mut self) -> Result<u64, LinkError> {
+        let key = self.keys.coordinators();
+        let time = self.links.one(&key, redis::cmd("TIME")).await?;
+        let now_ms = reply::time_ms(&time).unwrap_or_default();
+        let mut pipe = redis::pipe();
+        pipe.cmd("ZADD").arg(&key).arg(now_ms).arg(&self.name);
+        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now_ms.saturating_sub(20 * SEEN_MS));
+        pipe.cmd("ZCOUNT").arg(&key).arg(now_ms.saturating_sub(SEEN_MS)).arg("+inf");
+        let replies = self.links.trip(&key, &pipe).await?;
+        Ok(replies.get(2).and_then(reply::number).unwrap_or(1).max(1) as u64)
+    }
+
+    /// This coordinator leaves.
+    ///
+    /// # Errors
+    /// The link's.
+    pub async fn leave(&mut self) -> Result<(), LinkError> {
+        let key = self.keys.coordinators();
+        let mut leave = redis::cmd("ZREM");
+        leave.arg(&key).arg(&self.name);
+        self.links.one(&key, leave).await.map(drop)
+    }
+
+    /// Whether this coordinator should give a partition away, as it has more than its share, and has not moved one lately.
+    pub fn has_too_many(&mut self, owned: usize, partitions: u16, coordinators: u64) -> bool {
+        let share = u64::from(partitions).div_ceil(coordinators);
+        let lately = self.last_move.is_some_and(|at| at.elapsed() < MOVE_EVERY);
+        let give = owned as u64 > share && !lately;
+        if give {
+            self.last_move = Some(Instant::now());
+        }
+        give
+    }
+}

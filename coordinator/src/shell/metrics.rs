@@ -1,0 +1,77 @@
+//! What a coordinator counts. Fleet-wide gauges are not here: they are read from Redis when asked for.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// Counters of one coordinator process.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Where they are registered.
+    pub registry: Registry,
+    /// Commits of all its partitions.
+    pub commits: IntCounter,
+    /// Events decided.
+    pub decided: IntCounter,
+    /// Jobs dispatched.
+    pub dispatched: IntCounter,
+    /// Entries quarantined.
+    pub quarantined: IntCounter,
+    /// Reigns that ended because another owner had taken the partition.
+    pub fenced: IntCounter,
+    /// Reigns that ended for any other doubt.
+    pub doubts: IntCounter,
+    /// Commits that were torn: must be 0.
+    pub torn: IntCounter,
+    /// Partitions owned now.
+    pub owned: IntGauge,
+    /// Jobs of dead workers that were reported lost.
+    pub lost: IntCounter,
+    /// Workers declared dead.
+    pub dead_workers: IntCounter,
+    /// Times that a third of the fleet would have died at once, and was given another period.
+    pub mass_deaths_held: IntCounter,
+    /// Runs beyond retention that were deleted.
+    pub expired_runs: IntCounter,
+    /// Items of a batch.
+    pub batch_items: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Fresh counters in a registry of their own.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(format!("stepfleet_{name}"), help).expect("a legal metric");
+            registry.register(Box::new(counter.clone())).expect("registered once");
+            counter
+        };
+        let owned =
+            IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
+        registry.register(Box::new(owned.clone())).expect("registered once");
+        let sizes = vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
+        let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
+        let batch_items = Histogram::with_opts(opts).expect("a legal metric");
+        registry.register(Box::new(batch_items.clone())).expect("registered once");
+        Self {
+            commits: counter("owner_commits_total", "Commits of this coordinator"),
+            decided: counter("owner_events_total", "Events that this coordinator decided"),
+            dispatched: counter("jobs_dispatched_total", "Jobs put on streams"),
+            quarantined: counter("quarantined_total", "Entries that could not be decided and were set aside"),
+            fenced: counter("owner_fenced_total", "Reigns ended because another owner took the partition"),
+            doubts: counter("owner_doubts_total", "Reigns ended by a lost connection or a refused commit"),
+            torn: counter("owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
+            lost: counter("jobs_lost_total", "Jobs of dead workers that were reported lost"),
+            dead_workers: counter("workers_dead_total", "Workers declared dead"),
+            mass_deaths_held: counter("mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
+            expired_runs: counter("runs_expired_total", "Runs deleted because they were beyond retention"),
+            owned,
+            batch_items,
+            registry,
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What an owner does beside deciding: the lease, trimming, resynchronising its mirrors, releasing ready steps, reading
+//! timers ahead. Each is a cheap command that rides on a turn, outside the transaction.
+//!
+//! Trimming needs no fence: it touches only what a commit that this connection has seen applied has left behind.
+
+use redis::{Cmd, Value, cmd};
+use stepfleet_protocol::{id::StreamId, keys::GROUP, keys::PartitionKeys, name::Name};
+
+use super::schedule::{HORIZON_MS, Queue, Schedule};
+use crate::store::{partition::LEASE_MS, reply};
+
+/// Time between two renewals of the lease, and between two looks at a queue.
+const EVERY_MS: u64 = 1_000;
+/// A pending entry that has been the oldest for this long makes acked entries behind it go one by one.
+const LONG_HEAD_MS: u64 = 30_000;
+/// Entries that one XDEL takes, in ascending order: 1.1 us each, where single ones cost 9.
+const DELETE_CHUNK: usize = 500;
+/// Entries of the outbox that are kept while nobody reads it.
+pub const EVENTS_KEPT: u64 = 1_000_000;
+
+/// A command that rode on a turn, to be finished with its reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chore {
+    /// The lease was renewed.
+    Lease,
+    /// The lease was taken again after it had lapsed.
+    Retake,
+    /// Something was trimmed; nobody minds how much.
+    Trim,
+    /// The outbox was trimmed.
+    TrimEvents,
+    /// Ready steps of a queue, to be released.
+    Release(Name),
+    /// How much is on a queue's stream.
+    Groups(Name),
+    /// The lowest pending entry of a queue's stream.
+    Pending(Name),
+    /// How much is in a queue's ready set.
+    Ready(Name),
+    /// Timers beyond the old horizon.
+    Timers {
+        /// The old horizon.
+        from_ms: u64,
+    },
+}
+
+/// When each duty is due.
+#[derive(Debug)]
+pub struct Upkeep {
+    name: String,
+    keys: PartitionKeys,
+    /// Ring workers of idle queues (Cluster).
+    pub doorbell: bool,
+    next_lease_ms: u64,
+    next_look_ms: u64,
+    retake: bool,
+    trimmed_to: StreamId,
+    delivered: Option<(Name, StreamId)>,
+    /// Outbox entries that were trimmed.
+    pub events_dropped: u64,
+}
+
+impl Upkeep {
+    /// Duties of the owner `name` from now on.
+    pub fn new(name: &str, keys: PartitionKeys, now_ms: u64) -> Self {
+        Self {
+            name: name.into(),
+            keys,
+            doorbell: false,
+            next_lease_ms: now_ms,
+            next_look_ms: now_ms,
+            retake: false,
+            trimmed_to: StreamId::ZERO,
+            delivered: None,
+            events_dropped: 0,
+        }
+    }
+
+    /// Commands that are due, each with what to do with its reply.
+    pub fn due(&mut self, schedule: &mut Schedule, now_ms: u64, offset: StreamId) -> (Vec<Chore>, Vec<Cmd>) {
+        let (mut chores, mut cmds) = (Vec::new(), Vec::new());
+        let mut push = |chore, cmd: Cmd| {
+            chores.push(chore);
+            cmds.push(cmd);
+        };
+        if self.retake {
+            self.retake = false;
+            let mut take = cmd("SET");
+            take.arg(self.keys.lease()).arg(&self.name).arg("NX").arg("PX").arg(LEASE_MS);
+            push(Chore::Retake, take);
+        }
+        if now_ms >= self.next_lease_ms {
+            self.next_lease_ms = now_ms + EVERY_MS;
+            let mut renew = cmd("PEXPIRE");
+            renew.arg(self.keys.lease()).arg(LEASE_MS);
+            push(Chore::Lease, renew);
+        }
+        for (queue, room) in schedule.releasable() {
+            let mut take = cmd("ZRANGE");
+            take.arg(self.keys.ready(&queue)).arg(0).arg(room.min(super::owner::BATCH_ITEMS_MAX as u64) - 1);
+            push(Chore::Release(queue), take);
+        }
+        if now_ms >= self.next_look_ms {
+            self.next_look_ms = now_ms + EVERY_MS;
+            self.look(schedule, now_ms, offset, &mut push);
+        }
+        (chores, cmds)
+    }
+
+    fn look(&mut self, schedule: &mut Schedule, now_ms: u64, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
+        if offset > self.trimmed_to {
+            self.trimmed_to = offset;
+            let mut trim = cmd("XTRIM");
+            trim.arg(self.keys.log()).arg("MINID").arg("~").arg(offset.to_string());
+            push(Chore::Trim, trim);
+        }
+        let mut trim = cmd("XTRIM");
+        trim.arg(self.keys.events()).arg("MAXLEN").arg("~").arg(EVENTS_KEPT);
+        push(Chore::TrimEvents, trim);
+        for (name, queue) in &mut schedule.queues {
+            for delete in Self::delete_behind(&self.keys, name, queue, now_ms) {
+                push(Chore::Trim, delete);
+            }
+            let mut groups = cmd("XINFO");
+            groups.arg("GROUPS").arg(self.keys.jobs(name));
+            push(Chore::Groups(name.clone()), groups);
+            let mut pending = cmd("XPENDING");
+            pending.arg(self.keys.jobs(name)).arg(GROUP);
+            push(Chore::Pending(name.clone()), pending);
+            let mut ready = cmd("ZCARD");
+            ready.arg(self.keys.ready(name));
+            push(Chore::Ready(name.clone()), ready);
+        }
+        let horizon = schedule.timers.horizon_ms;
+        if now_ms + HORIZON_MS / 2 > horizon {
+            schedule.timers.horizon_ms = now_ms + HORIZON_MS;
+            push(Chore::Timers { from_ms: horizon }, self.timers(horizon, now_ms + HORIZON_MS));
+        }
+    }
+
+    /// Reads the timers due after `from_ms` and up to `to_ms`.
+    pub fn timers(&self, from_ms: u64, to_ms: u64) -> Cmd {
+        let mut range = cmd("ZRANGEBYSCORE");
+        let from = if from_ms == 0 { "-inf".to_string() } else { format!("({from_ms}") };
+        range.arg(self.keys.timers()).arg(from).arg(to_ms).arg("WITHSCORES");
+        range
+    }
+
+    /// Trims a job stream below everything that somebody may still need, and behind a long job entry by entry.
+    fn delete_behind(keys: &PartitionKeys, name: &Name, queue: &mut Queue, now_ms: u64) -> Vec<Cmd> {
+        let Some((floor, since)) = queue.head else { return Vec::new() };
+        queue.behind.retain(|id| *id >= floor);
+        let mut trim = cmd("XTRIM");
+        trim.arg(keys.jobs(name)).arg("MINID").arg("~").arg(floor.to_string());
+        let mut out = vec![trim];
+        if now_ms.saturating_sub(since) < LONG_HEAD_MS {
+            return out;
+        }
+        let mut acked = std::mem::take(&mut queue.behind);
+        acked.sort_unstable();
+        for chunk in acked.chunks(DELETE_CHUNK) {
+            let mut delete = cmd("XDEL");
+            delete.arg(keys.jobs(name));
+            for id in chunk {
+                delete.arg(id.to_string());
+            }
+            out.push(delete);
+        }
+        out
+    }
+
+    /// Does what a reply asks for. Releases and timers are the owner's own.
+    pub fn finish(&mut self, chore: Chore, value: &Value, schedule: &mut Schedule, now_ms: u64) {
+        match chore {
+            Chore::Lease => self.retake = reply::number(value) == Some(0),
+            Chore::TrimEvents => self.events_dropped += reply::number(value).unwrap_or(0) as u64,
+            Chore::Groups(name) => {
+                // RACE: jobs that this batch dispatches come on top; the owner adds them after this.
+                if let Some(outstanding) = outstanding(value) {
+                    schedule.queue(&name).outstanding = outstanding;
+                }
+                let delivered = group(value).and_then(|g| reply::field(g, "last-delivered-id").and_then(reply::text));
+                self.delivered = delivered.and_then(|t| t.parse().ok()).map(|id| (name, id));
+            }
+            Chore::Pending(name) => {
+                let lowest = reply::array(value).and_then(|p| p.get(1)).and_then(reply::text);
+                let lowest: Option<StreamId> = lowest.and_then(|t| t.parse().ok());
+                let delivered = self.delivered.take().filter(|(n, _)| *n == name).map(|(_, id)| id.next());
+                let queue = schedule.queue(&name);
+                queue.head = match (lowest.or(delivered), queue.head) {
+                    (Some(floor), Some((old, since))) if floor == old => Some((old, since)),
+                    (Some(floor), _) => Some((floor, now_ms)),
+                    (None, _) => None,
+                };
+            }
+            Chore::Ready(name) => {
+                if let Some(ready) = reply::number(value) {
+                    schedule.queue(&name).ready = ready as u64;
+                }
+            }
+            Chore::Trim | Chore::Retake | Chore::Release(_) | Chore::Timers { .. } => {}
+        }
+    }
+}
+
+fn group(value: &Value) -> Option<&Value> {
+    let groups = reply::array(value)?;
+    groups.iter().find(|g| reply::field(g, "name").and_then(reply::text) == Some(GROUP))
+}
+
+/// Entries of a stream that are not acked: undelivered and pending ones, from XINFO GROUPS.
+pub fn outstanding(value: &Value) -> Option<u64> {
+    let group = group(value)?;
+    let lag = reply::number(reply::field(group, "lag")?)?;
+    let pending = reply::number(reply::field(group, "pending")?)?;
+    Some((lag + pending) as u64)
+}

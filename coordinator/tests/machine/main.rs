@@ -1,0 +1,7 @@
+//! The rules of runs: tables of events and their whole outcome, and properties over generated graphs and orders.
+
+mod notation;
+mod plans;
+mod properties;
+mod table;
+mod world;

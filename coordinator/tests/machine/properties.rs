@@ -1,0 +1,249 @@
+//! Any graph, any order of events, any outcome: what must hold holds after every decision, and nothing hangs.
+
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, RngAlgorithm, TestRunner},
+};
+use stepfleet_coordinator::machine::event::{Event, Timer};
+use stepfleet_protocol::{
+    failure::{Category, Failure},
+    id::{JobId, StreamId},
+    message::{JobRef, Outcome, Returned, Verb},
+    state::State,
+    value::Payload,
+};
+
+use super::{plans::plan, world::World};
+
+/// One thing that may happen: what, to which of those it may happen to, and how.
+type Chance = (u8, u16, u8);
+
+fn graph() -> impl Strategy<Value = String> {
+    let random = prop::collection::vec(any::<u64>(), 1..60).prop_map(|masks| {
+        let word = |(index, mask): (usize, u64)| {
+            let needs: Vec<String> =
+                (0..index.min(60)).filter(|n| mask >> n & mask >> (n / 2) & 1 == 1).map(|n| format!("s{n}")).collect();
+            format!("s{index}:{}", needs.join(","))
+        };
+        masks.into_iter().enumerate().map(word).collect::<Vec<_>>().join(" ")
+    });
+    let chain = (1usize..60).prop_map(|n| {
+        let word = |i: usize| if i == 0 { "s0".into() } else { format!("s{i}:s{}", i - 1) };
+        (0..n).map(word).collect::<Vec<String>>().join(" ")
+    });
+    let diamonds = (1usize..15).prop_map(|n| {
+        let word = |i: usize| format!("b{i}:a{i} c{i}:a{i} a{}:b{i},c{i}", i + 1);
+        format!("a0 {}", (0..n).map(word).collect::<Vec<_>>().join(" "))
+    });
+    let wide = (100u32..300).prop_map(|n| format!("a w*{n}:a z:w*"));
+    let roots = (100u32..300).prop_map(|n| format!("w*{n} y:w7 z:w*"));
+    prop_oneof![6 => random, 2 => chain, 2 => diamonds, 1 => wide, 1 => roots]
+}
+
+fn settings() -> impl Strategy<Value = String> {
+    let max = prop_oneof![Just(1u32), Just(2), Just(3), Just(5)];
+    let run = prop_oneof![Just("0"), Just("3s"), Just("1h")];
+    let timeout = prop_oneof![Just("0"), Just("2s")];
+    let end = prop_oneof![Just("fail"), Just("suspend")];
+    let jitter = prop_oneof![Just("none"), Just("full")];
+    (max, run, timeout, end, jitter).prop_map(|(max, run, timeout, end, jitter)| {
+        format!("max={max} run={run} timeout={timeout} fail={end} jitter={jitter} base=100ms cap=1s")
+    })
+}
+
+fn pick<T: Clone>(of: &[T], by: u16) -> Option<T> {
+    (!of.is_empty()).then(|| of[usize::from(by) % of.len()].clone())
+}
+
+impl World {
+    fn happen(&mut self, (what, which, how): Chance) {
+        match what % 16 {
+            0..=3 => {
+                if let Some(index) = pick(&self.ready.iter().copied().collect::<Vec<_>>(), which) {
+                    self.apply(Event::Release { index });
+                }
+            }
+            4..=8 => {
+                let jobs: Vec<(JobId, u32)> = self.jobs.iter().map(|(job, index)| (*job, *index)).collect();
+                if let Some((job, index)) = pick(&jobs, which) {
+                    let of = self.job_ref(job, index);
+                    self.report(of, how);
+                }
+            }
+            9 => {
+                if let Some(of) = pick(&self.answered.clone(), which) {
+                    self.report(of, how);
+                }
+            }
+            10 | 11 => {
+                let late = if how.is_multiple_of(3) { u64::from(which) } else { 0 };
+                self.fire_next(late);
+            }
+            12 => self.now_ms += u64::from(how),
+            13 => self.go_on(),
+            14 if how < 96 => self.wish(which, how),
+            14 => self.go_on(),
+            _ => self.forget_and_audit(which),
+        }
+    }
+
+    fn go_on(&mut self) {
+        if let Some(work) = self.todo.front().copied() {
+            self.apply(Event::Continue(work));
+        }
+    }
+
+    fn report(&mut self, of: JobRef, how: u8) {
+        let fail = |category| Outcome::Failed(Failure::new(category, "no luck"));
+        let worker = Self::worker();
+        let outcome = match how % 24 {
+            0..=6 => Outcome::Completed(None),
+            7 => Outcome::Completed(Some(Payload::Inline(vec![1].into()))),
+            8 => fail(Category::Data),
+            9 => fail(Category::Permanent),
+            n @ 10..=14 => fail(Category::ALL[usize::from(n - 10)]),
+            15 => Outcome::Returned(Returned::Drain),
+            16 => Outcome::Returned(Returned::Surplus),
+            17 => {
+                self.now_ms += 300_000 * u64::from(how % 2);
+                Outcome::Returned(Returned::NoHandler)
+            }
+            18 => Outcome::Cancelled,
+            n @ 19..=20 => return drop(self.apply(Event::Lost { of, worker, counted: n == 19 })),
+            21 => {
+                let step = self.run.step(of.index);
+                if step.state == State::Queued && step.job == Some(of.job) && step.in_flight {
+                    let failure = Failure::new(Category::Data, "no such field");
+                    self.apply(Event::Unrenderable { index: of.index, job: of.job, failure });
+                }
+                return;
+            }
+            _ => return drop(self.apply(Event::Started { of, worker, running_ms: u64::from(how) * 10 })),
+        };
+        self.apply(Event::Result { of, worker, run_ms: u64::from(how), outcome });
+    }
+
+    fn fire_next(&mut self, late_ms: u64) -> bool {
+        let Some((&timer, &due)) = self.timers.iter().min_by_key(|(timer, due)| (**due, **timer)) else { return false };
+        self.now_ms = self.now_ms.max(due + late_ms);
+        self.apply(Event::Timer(timer));
+        true
+    }
+
+    fn wish(&mut self, which: u16, how: u8) {
+        let steps = self.run.plan.steps.len();
+        let letters: Vec<(StreamId, u32)> = self.letters.iter().map(|(letter, index)| (*letter, *index)).collect();
+        let verb = match how % 12 {
+            0 if which.is_multiple_of(4) => Verb::Cancel,
+            0 | 1 => Verb::Suspend { now: false },
+            2 | 3 => Verb::Suspend { now: true },
+            4..=6 => Verb::Resume,
+            7 | 8 => Verb::Retry,
+            n => match pick(&letters, which) {
+                Some((letter, index)) => {
+                    let input = (n == 9).then(|| Payload::Inline(vec![1].into()));
+                    Verb::Replay { index, letter, input }
+                }
+                None => {
+                    let index = u32::from(which) % (steps as u32 + 1);
+                    Verb::Replay { index, letter: StreamId { ms: 1, seq: 1 }, input: None }
+                }
+            },
+        };
+        let command = self.command(verb);
+        self.apply(command);
+    }
+
+    /// A step falls out of the ready set, and an auditor sees it.
+    fn forget_and_audit(&mut self, which: u16) {
+        if let Some(index) = pick(&self.ready.iter().copied().collect::<Vec<_>>(), which) {
+            self.ready.remove(&index);
+            self.apply(Event::Audit { index });
+        }
+    }
+
+    /// Every worker answers well, nobody wishes anything, and no run is ever too late: until nothing is left to do.
+    fn calm_down(&mut self) {
+        self.timers.remove(&Timer::Run);
+        loop {
+            if !self.todo.is_empty() {
+                self.go_on();
+            } else if let Some(index) = self.ready.first().copied() {
+                self.apply(Event::Release { index });
+            } else if let Some((job, index)) = self.jobs.first_key_value().map(|(job, index)| (*job, *index)) {
+                let of = self.job_ref(job, index);
+                let outcome = if self.stops.contains(&job) { Outcome::Cancelled } else { Outcome::Completed(None) };
+                self.apply(Event::Result { of, worker: Self::worker(), run_ms: 1, outcome });
+            } else if !self.fire_next(0) {
+                return;
+            }
+            self.timers.remove(&Timer::Run);
+        }
+    }
+}
+
+fn lives(graph: &str, chances: &[Chance]) {
+    let mut world = World::new(plan(graph));
+    let submit = world.submit();
+    world.apply(submit);
+    for chance in chances {
+        world.happen(*chance);
+    }
+    world.calm_down();
+    let calm = world.run.state;
+    assert!(calm.is_finished() || calm == State::Suspended, "the run hangs in {calm}");
+    assert!(world.stops.is_empty(), "nobody is told to stop what is over");
+    // What stopped can be taken up again, and then it is done.
+    let mut taken_up = 0;
+    while matches!(world.run.state, State::Failed | State::Suspended) {
+        let verb = if world.run.failed > 0 || world.run.state == State::Failed { Verb::Retry } else { Verb::Resume };
+        let command = world.command(verb);
+        world.apply(command);
+        world.calm_down();
+        taken_up += 1;
+        assert!(taken_up < 3, "taken up again and again");
+    }
+    assert!(world.run.state.is_final(), "the run hangs in {}", world.run.state);
+    if world.run.state == State::Completed {
+        assert!(world.run.steps().iter().all(|s| s.state == State::Completed));
+        assert!(world.letters.is_empty() && world.run.errors.is_empty(), "nothing of a completed run is open");
+    }
+    assert!(world.timers.is_empty() && world.ready.is_empty() && world.jobs.is_empty() && world.todo.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, max_shrink_iters: 4_000, ..Default::default() })]
+
+    #[test]
+    fn no_run_hangs_and_no_rule_breaks(
+        graph in graph(),
+        settings in settings(),
+        chances in prop::collection::vec(any::<Chance>(), 0..300),
+    ) {
+        lives(&format!("{graph} | {settings}"), &chances);
+    }
+}
+
+#[test]
+fn the_generated_lives_reach_every_state_and_every_reason() {
+    let mut runner = TestRunner::new_with_rng(
+        Config::default(),
+        proptest::test_runner::TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
+    );
+    let lives = (graph(), settings(), prop::collection::vec(any::<Chance>(), 100..300));
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..120 {
+        let (graph, settings, chances) = lives.new_tree(&mut runner).expect("a life").current();
+        let mut world = World::new(plan(&format!("{graph} | {settings}")));
+        let submit = world.submit();
+        world.apply(submit);
+        for chance in chances {
+            world.happen(chance);
+        }
+        world.calm_down();
+        seen.extend(world.reasons.iter().copied());
+    }
+    let missing: Vec<u8> = (0..=19).filter(|why| !seen.contains(why)).collect();
+    assert_eq!(missing, [0u8; 0], "reasons that no life reached: the generator is too tame");
+}

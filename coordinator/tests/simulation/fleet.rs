@@ -1,0 +1,221 @@
+//! A small fleet over the server in memory: one owner at a time, workers that speak the protocol, a client.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use redis::Value;
+use stepfleet_coordinator::{
+    shell::{
+        cache::store_plan,
+        owner::{Memory, Owner, OwnerError},
+    },
+    store::{
+        link::{Dial, Link, LinkError},
+        partition::{Partition, TurnError},
+        reply,
+    },
+};
+use stepfleet_protocol::{
+    codec,
+    id::{CommandId, PartitionId, RunId, StreamId, WorkerId},
+    keys::{GROUP, Keys, PartitionKeys, slot},
+    message::{Body, Command, Job, JobRef, JobResult, LogEntry, NewRun, Outcome, Results, Submit, Verb},
+    name::Name,
+    value::Payload,
+    workflow::Workflow,
+};
+
+/// The partition of every test here.
+pub(crate) const PARTITION: PartitionId = PartitionId(0);
+
+/// Keys of the partition.
+pub(crate) fn keys() -> PartitionKeys {
+    Keys::default().partition(PARTITION)
+}
+
+/// A client and its connection.
+pub(crate) struct Client<D: Dial> {
+    dial: D,
+    link: Option<D::Link>,
+    next: u64,
+}
+
+impl<D: Dial> Client<D> {
+    pub(crate) fn new(dial: D, seed: u64) -> Self {
+        Self { dial, link: None, next: seed << 32 }
+    }
+
+    /// One trip, with a new connection after a lost one.
+    pub(crate) async fn trip(&mut self, pipe: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
+        if self.link.is_none() {
+            self.link = Some(self.dial.dial(slot(PARTITION), Duration::from_secs(3)).await?);
+        }
+        let result = self.link.as_mut().expect("just dialled").trip(pipe).await;
+        if result.is_err() {
+            self.link = None;
+        }
+        result
+    }
+
+    /// Appends an entry to the log.
+    pub(crate) async fn append(&mut self, body: Body) -> Result<StreamId, LinkError> {
+        let wire = codec::encode(&LogEntry::new(body));
+        let mut pipe = redis::pipe();
+        pipe.cmd("XADD").arg(keys().log()).arg("*").arg(wire.field).arg(wire.bytes);
+        let replies = self.trip(&pipe).await?;
+        Ok(replies.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default())
+    }
+
+    /// Fresh ids.
+    pub(crate) fn run_id(&mut self) -> RunId {
+        self.next += 1;
+        RunId::new(PARTITION, 1_800_000_000_000 + (self.next & 0xffff), self.next)
+    }
+
+    pub(crate) fn command_id(&mut self) -> CommandId {
+        self.next += 1;
+        CommandId(uuid::Uuid::from_u128(u128::from(self.next)))
+    }
+
+    /// Stores the plan and submits a run; `again` if the same run was sent before.
+    pub(crate) async fn submit(
+        &mut self,
+        run: RunId,
+        workflow: &Workflow,
+        input: Option<&serde_json::Value>,
+        again: bool,
+    ) -> Result<CommandId, LinkError> {
+        let (hash, stored) = store_plan(workflow);
+        let mut pipe = redis::pipe();
+        pipe.cmd("SET").arg(keys().plan(&hash)).arg(stored).arg("NX");
+        self.trip(&pipe).await?;
+        let input = input.map(|v| Payload::Inline(codec::pack(v).into()));
+        let new = NewRun { run, plan: hash, version: None, input, traceparent: None };
+        let id = self.command_id();
+        self.append(Body::Submit(Submit { id, actor: "test".into(), runs: vec![new], again })).await?;
+        Ok(id)
+    }
+
+    pub(crate) async fn command(&mut self, run: RunId, verb: Verb) -> Result<CommandId, LinkError> {
+        let id = self.command_id();
+        let command = Command { id, actor: "test".into(), run, reason: None, verb, again: false };
+        self.append(Body::Command(command)).await?;
+        Ok(id)
+    }
+}
+
+/// A worker that speaks the protocol: takes jobs, answers them in one entry.
+pub(crate) struct Worker<D: Dial> {
+    pub(crate) id: WorkerId,
+    pub(crate) client: Client<D>,
+    queue: Name,
+}
+
+impl<D: Dial> Worker<D> {
+    pub(crate) fn new(dial: D, boot: u64) -> Self {
+        let name = Name::new("w").expect("a legal name");
+        let queue = Name::new("default").expect("a legal name");
+        Self { id: WorkerId::new(&name, boot), client: Client::new(dial, 1_000 + boot), queue }
+    }
+
+    /// Takes up to `count` jobs.
+    pub(crate) async fn take(&mut self, count: usize) -> Result<Vec<(JobRef, Job)>, LinkError> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("XREADGROUP").arg("GROUP").arg(GROUP).arg(self.id.as_str()).arg("COUNT").arg(count);
+        pipe.arg("STREAMS").arg(keys().jobs(&self.queue)).arg(">");
+        let replies = self.client.trip(&pipe).await?;
+        let entries = replies.into_iter().next().map(reply::read).unwrap_or_default();
+        let mut out = Vec::new();
+        for (entry, fields) in entries {
+            let (field, bytes) = &fields[0];
+            let job: Job = codec::decode(field, bytes).expect("a job of ours");
+            let of = JobRef { job: job.id, run: job.run, index: job.index, queue: self.queue.clone(), entry };
+            out.push((of, job));
+        }
+        Ok(out)
+    }
+
+    pub(crate) async fn answer(&mut self, results: Vec<(JobRef, Outcome)>) -> Result<(), LinkError> {
+        let results = results.into_iter().map(|(of, outcome)| JobResult { of, run_ms: 1, outcome }).collect();
+        self.client.append(Body::Results(Results { worker: self.id.clone(), results })).await.map(drop)
+    }
+}
+
+/// Takes the partition anew, whatever happened before.
+pub(crate) async fn own<D: Dial>(dial: &D, random: u64, memory: Memory) -> Result<Owner<D::Link>, OwnerError> {
+    let partition = Partition::take(dial, &Keys::default(), PARTITION, random).await?;
+    Owner::begin(partition, "test", memory).await
+}
+
+/// A workflow of `steps`, each with what it needs, all of the handler `noop`.
+pub(crate) fn workflow(steps: &[(&str, &[&str])]) -> Workflow {
+    let steps: serde_json::Map<String, serde_json::Value> = steps
+        .iter()
+        .map(|(name, needs)| ((*name).to_string(), serde_json::json!({"handler": "noop", "needs": needs})))
+        .collect();
+    serde_json::from_value(serde_json::json!({"workflow": "w", "steps": steps})).expect("a legal workflow")
+}
+
+/// A chain of `n` steps.
+pub(crate) fn chain(n: usize) -> Workflow {
+    let steps: serde_json::Map<String, serde_json::Value> = (0..n)
+        .map(|i| {
+            let needs: Vec<String> = if i == 0 { vec![] } else { vec![format!("s{}", i - 1)] };
+            (format!("s{i}"), serde_json::json!({"handler": "noop", "needs": needs}))
+        })
+        .collect();
+    serde_json::from_value(serde_json::json!({"workflow": "chain", "steps": steps})).expect("a legal workflow")
+}
+
+/// What is stored of a run: record, transitions.
+pub(crate) struct Stored {
+    pub(crate) record: stepfleet_coordinator::store::record::RunRecord,
+    pub(crate) steps: BTreeMap<u32, stepfleet_coordinator::machine::run::Step>,
+    pub(crate) history: Vec<stepfleet_coordinator::machine::decision::Transition>,
+}
+
+pub(crate) async fn stored<D: Dial>(client: &mut Client<D>, run: RunId) -> Result<Option<Stored>, LinkError> {
+    use stepfleet_coordinator::store::{history, record};
+    let mut pipe = redis::pipe();
+    pipe.cmd("HGETALL").arg(keys().run(&run)).cmd("GET").arg(keys().history(&run));
+    let mut replies = client.trip(&pipe).await?.into_iter();
+    let fields = reply::pairs(replies.next().expect("two replies"));
+    let history = replies.next().as_ref().and_then(reply::bytes).map(history::unpack).unwrap_or_default();
+    let get = |name: &str| fields.iter().find(|(f, _)| f == name.as_bytes()).map(|(_, v)| v.clone());
+    let Some(bytes): Option<Bytes> = get(record::FIELD_RECORD) else { return Ok(None) };
+    let record = record::unpack_run(&bytes).expect("a record of ours");
+    let mut steps = BTreeMap::new();
+    for (field, value) in &fields {
+        if let Some(index) = std::str::from_utf8(field).ok().and_then(|t| t.parse().ok()) {
+            steps.insert(index, record::unpack_step(value).expect("a step of ours"));
+        }
+    }
+    Ok(Some(Stored { record, steps, history }))
+}
+
+/// Whether an owner ended in a way that the next one mends.
+pub(crate) fn is_doubt(error: &OwnerError) -> bool {
+    matches!(error, OwnerError::Turn(TurnError::Link(_) | TurnError::Fenced | TurnError::Refused(_)))
+}
+
+impl<D: Dial> Worker<D> {
+    /// The worker's own pending list, read until it is known.
+    pub(crate) async fn own_pending(&mut self) -> Vec<(JobRef, Job)> {
+        loop {
+            let mut pipe = redis::pipe();
+            pipe.cmd("XREADGROUP").arg("GROUP").arg(GROUP).arg(self.id.as_str()).arg("COUNT").arg(100);
+            pipe.arg("STREAMS").arg(keys().jobs(&self.queue)).arg("0");
+            let Ok(replies) = self.client.trip(&pipe).await else { continue };
+            let entries = replies.into_iter().next().map(reply::read).unwrap_or_default();
+            return entries
+                .into_iter()
+                .filter_map(|(entry, fields)| {
+                    let (field, bytes) = fields.first()?;
+                    let job: Job = codec::decode(field, bytes).ok()?;
+                    let of = JobRef { job: job.id, run: job.run, index: job.index, queue: self.queue.clone(), entry };
+                    Some((of, job))
+                })
+                .collect();
+        }
+    }
+}

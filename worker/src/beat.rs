@@ -1,0 +1,150 @@
+//! The beat: what a worker tells of itself, and what it asks with it.
+//!
+//! A worker that cannot read its streams does not beat: then it is dead to its coordinator, and its jobs go to others.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use redis::{Pipeline, Value};
+use stepfleet_protocol::{
+    beat::{Beat, Phase},
+    codec::{self, pack},
+    id::{JobId, PartitionId},
+    keys,
+    limits::HEARTBEAT_MS,
+    name::Name,
+};
+use tokio::time::MissedTickBehavior;
+
+use crate::{attempt::Cause, kit::Kit, limits::REGISTRY_TTL};
+
+/// Beats until the worker has left.
+pub(crate) async fn run(kit: Arc<Kit>) {
+    let mut every = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut register = Register::default();
+    let mut drains = false;
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            () = kit.beat_now.notified() => {}
+            () = kit.drain.cancelled(), if !drains => drains = true,
+            () = kit.flush.cancelled() => return,
+        }
+        if !kit.pulse.is_fresh() {
+            tracing::warn!(age = ?kit.pulse.age(), "no beat: job streams could not be read");
+            continue;
+        }
+        if let Err(error) = register.beat(&kit).await {
+            tracing::warn!(%error, "a beat could not be written");
+            let _as_it_was = kit.redis.refresh().await;
+            continue;
+        }
+        if let Err(error) = ask_for_cancels(&kit).await {
+            tracing::warn!(%error, "cancels could not be read");
+        }
+    }
+}
+
+/// The worker's place in the registry.
+#[derive(Default)]
+struct Register {
+    beats: u64,
+    /// When it registered, by the server's clock in milliseconds; 0 before.
+    since_ms: u64,
+}
+
+impl Register {
+    async fn beat(&mut self, kit: &Kit) -> Result<(), String> {
+        self.beats += 1;
+        let (list, own) = (kit.keys.workers(), kit.keys.worker(&kit.worker));
+        if self.since_ms == 0 {
+            let mut time = Pipeline::new();
+            time.cmd("TIME");
+            self.since_ms = time_ms(&trip(kit, &list, &time).await?).ok_or("TIME gave no time")?;
+        }
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("HSET").arg(&own).arg("n").arg(self.beats).arg("beat").arg(pack(&account(kit)));
+        pipeline.cmd("PEXPIRE").arg(&own).arg(REGISTRY_TTL.as_millis() as u64);
+        trip(kit, &own, &pipeline).await?;
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("ZADD").arg(&list).arg(self.since_ms).arg(kit.worker.as_str());
+        trip(kit, &list, &pipeline).await.map(|_| ())
+    }
+}
+
+fn account(kit: &Kit) -> Beat {
+    let mut handlers: Vec<Name> = kit.handlers.keys().cloned().collect();
+    handlers.sort();
+    Beat {
+        v: codec::VERSION,
+        read_age_ms: kit.pulse.age().as_millis() as u64,
+        phase: if kit.drain.is_cancelled() { Phase::Draining } else { Phase::Running },
+        slots: kit.slots as u32,
+        queues: kit.queues.clone(),
+        handlers,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: crate::builder::host(),
+        pid: std::process::id(),
+        held: kit.table.all().iter().map(crate::attempt::Attempt::held).collect(),
+    }
+}
+
+/// Takes the worker off the registry.
+pub(crate) async fn leave(kit: &Kit) -> Result<(), String> {
+    let (list, own) = (kit.keys.workers(), kit.keys.worker(&kit.worker));
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("ZREM").arg(&list).arg(kit.worker.as_str());
+    trip(kit, &list, &pipeline).await?;
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("DEL").arg(&own);
+    trip(kit, &own, &pipeline).await.map(|_| ())
+}
+
+/// Asks, for the partitions whose jobs it holds, which of them are to be stopped: a message on a channel may be lost.
+async fn ask_for_cancels(kit: &Kit) -> Result<(), String> {
+    let mut held: BTreeMap<PartitionId, Vec<JobId>> = BTreeMap::new();
+    for attempt in kit.table.all() {
+        if !attempt.is_done() {
+            held.entry(attempt.partition()).or_default().push(attempt.job());
+        }
+    }
+    for (partition, jobs) in held {
+        let key = kit.keys.partition(partition).cancels();
+        let mut pipeline = Pipeline::new();
+        let command = pipeline.cmd("SMISMEMBER").arg(&key);
+        for job in &jobs {
+            command.arg(job.to_string());
+        }
+        let replies = trip(kit, &key, &pipeline).await?;
+        let Some(Value::Array(flags)) = replies.into_iter().next() else { continue };
+        let cancelled: Vec<JobId> =
+            jobs.into_iter().zip(flags).filter(|(_, flag)| *flag == Value::Int(1)).map(|(job, _)| job).collect();
+        cancel(kit, &cancelled);
+    }
+    Ok(())
+}
+
+/// Stops these jobs where they are held, and remembers them in case they come later.
+pub(crate) fn cancel(kit: &Kit, jobs: &[JobId]) {
+    if jobs.is_empty() {
+        return;
+    }
+    for attempt in kit.table.cancel(jobs) {
+        attempt.stop(Cause::Cancelled);
+    }
+}
+
+/// One round trip to the server of a key; the first refusal is an error.
+pub(crate) async fn trip(kit: &Kit, key: &str, pipeline: &Pipeline) -> Result<Vec<Value>, String> {
+    let mut connection = kit.redis.pooled(keys::slot_of(key.as_bytes())).await.map_err(|error| error.to_string())?;
+    pipeline.query_async(&mut connection).await.map_err(|error| error.to_string())
+}
+
+fn time_ms(replies: &[Value]) -> Option<u64> {
+    let Some(Value::Array(parts)) = replies.first() else { return None };
+    let number = |at: usize| match parts.get(at) {
+        Some(Value::BulkString(digits)) => std::str::from_utf8(digits).ok()?.parse::<u64>().ok(),
+        _ => None,
+    };
+    Some(number(0)? * 1_000 + number(1)? / 1_000)
+}

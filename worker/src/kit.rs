@@ -1,0 +1,129 @@
+//! What all parts of a running worker share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use stepfleet_connect::Redis;
+use stepfleet_protocol::{
+    id::{JobId, PartitionId, StreamId, WorkerId},
+    keys::Keys,
+    message::{JobRef, JobResult},
+    name::Name,
+};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{handler::Call, metrics::Metrics, table::Table};
+
+/// Shared by the tasks of one worker.
+pub(crate) struct Kit {
+    pub(crate) redis: Redis,
+    pub(crate) keys: Keys,
+    pub(crate) worker: WorkerId,
+    /// Most urgent first; never empty.
+    pub(crate) queues: Vec<Name>,
+    pub(crate) handlers: HashMap<Name, Arc<dyn Call>>,
+    pub(crate) slots: usize,
+    /// Slots that no job has.
+    pub(crate) free: Arc<Semaphore>,
+    /// Places for jobs without a handler; beyond them such jobs take a slot.
+    pub(crate) unhandled: Arc<Semaphore>,
+    pub(crate) table: Table,
+    pub(crate) reports: mpsc::Sender<Report>,
+    /// Number of partitions; 0 until it was read.
+    pub(crate) partitions: watch::Sender<u16>,
+    pub(crate) metrics: Metrics,
+    pub(crate) pulse: Pulse,
+    pub(crate) attempts: TaskTracker,
+    /// Take nothing more.
+    pub(crate) drain: CancellationToken,
+    /// Nothing will be reported any more.
+    pub(crate) flush: CancellationToken,
+    /// Changes when a job may be there: the doorbell of Cluster.
+    pub(crate) doorbell: watch::Sender<u64>,
+    /// A beat is wanted at once.
+    pub(crate) beat_now: Notify,
+}
+
+/// What the writer writes.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// What became of a job, with the value that it carries by reference.
+    Result { partition: PartitionId, result: JobResult, value: Option<Bytes> },
+    /// A job is held longer than a second.
+    Started { partition: PartitionId, job: JobRef, running_ms: u64 },
+    /// An entry of a job stream that names no job.
+    Unreadable(Unreadable),
+}
+
+/// An entry of a job stream that names no job.
+#[derive(Debug, Clone)]
+pub(crate) struct Unreadable {
+    pub(crate) partition: PartitionId,
+    pub(crate) stream: String,
+    pub(crate) entry: StreamId,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) why: String,
+}
+
+impl Report {
+    pub(crate) fn partition(&self) -> PartitionId {
+        match self {
+            Self::Result { partition, .. } | Self::Started { partition, .. } => *partition,
+            Self::Unreadable(unreadable) => unreadable.partition,
+        }
+    }
+
+    /// The job whose result this is.
+    pub(crate) fn result_of(&self) -> Option<JobId> {
+        match self {
+            Self::Result { result, .. } => Some(result.of.job),
+            Self::Started { .. } | Self::Unreadable(_) => None,
+        }
+    }
+
+    /// Bytes of the value that goes by reference.
+    pub(crate) fn value_bytes(&self) -> usize {
+        match self {
+            Self::Result { value, .. } => value.as_ref().map_or(0, Bytes::len),
+            Self::Started { .. } | Self::Unreadable(_) => 0,
+        }
+    }
+}
+
+/// When the worker last read its streams, by its own monotonic clock.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    born: Instant,
+    /// Milliseconds after `born`.
+    read: AtomicU64,
+}
+
+impl Pulse {
+    /// Counts as read now: a worker has its grace to begin with.
+    pub(crate) fn new() -> Self {
+        Self { born: Instant::now(), read: AtomicU64::new(0) }
+    }
+
+    /// Streams were read now.
+    pub(crate) fn note(&self) {
+        self.read.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Time since the last successful read.
+    pub(crate) fn age(&self) -> Duration {
+        self.born.elapsed().saturating_sub(Duration::from_millis(self.read.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the worker reads: only then may it beat and be ready.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.age() < Duration::from_millis(stepfleet_protocol::limits::DEAD_AFTER_MS / 2)
+    }
+}

@@ -1,0 +1,108 @@
+//! A worker on a Cluster of three nodes.
+
+use serde_json::json;
+use stepfleet_protocol::{
+    codec,
+    id::PartitionId,
+    keys::{Keys, slot, slot_of},
+    message::{Body, JobResult, LogEntry, Outcome},
+};
+
+use crate::{
+    owner::{job, keys, name, start},
+    server::{Server, free_port, until},
+};
+
+/// Three primaries, a third of the slots each.
+struct Cluster {
+    nodes: Vec<Server>,
+}
+
+const RANGES: [(u16, u16); 3] = [(0, 5_461), (5_462, 10_922), (10_923, 16_383)];
+
+impl Cluster {
+    async fn start() -> Self {
+        let mut nodes = Vec::new();
+        let buses = [free_port(), free_port(), free_port()];
+        for bus in buses {
+            let bus = bus.to_string();
+            let arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus];
+            nodes.push(Server::start_with(&arguments).await);
+        }
+        for (node, (first, last)) in nodes.iter().zip(RANGES) {
+            let mut connection = node.connection().await;
+            let add = redis::cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(first).arg(last).to_owned();
+            add.query_async::<()>(&mut connection).await.expect("slots are added");
+            for (other, bus) in nodes.iter().zip(buses) {
+                let meet = redis::cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(other.port()).arg(bus).to_owned();
+                meet.query_async::<()>(&mut connection).await.expect("nodes meet");
+            }
+        }
+        let cluster = Self { nodes };
+        until("the cluster is whole", async || cluster.is_whole().await).await;
+        cluster
+    }
+
+    async fn is_whole(&self) -> bool {
+        for node in &self.nodes {
+            let info: String = redis::cmd("CLUSTER")
+                .arg("INFO")
+                .query_async(&mut node.connection().await)
+                .await
+                .expect("the node answers");
+            if !info.contains("cluster_state:ok") || !info.contains("cluster_size:3") {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn ask(&self, slot: u16, command: &redis::Cmd) -> redis::Value {
+        let at = RANGES.iter().position(|(_, last)| slot <= *last).expect("a slot");
+        command.query_async(&mut self.nodes[at].connection().await).await.expect("the node does it")
+    }
+
+    async fn results(&self, partitions: u16) -> Vec<JobResult> {
+        let mut all = Vec::new();
+        for partition in 0..partitions {
+            let range = redis::cmd("XRANGE").arg(keys(partition).log()).arg("-").arg("+").to_owned();
+            let rows = self.ask(slot(PartitionId(partition)), &range).await;
+            let rows: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::from_redis_value(rows).expect("entries");
+            for (_, fields) in rows {
+                let (field, bytes) = &fields[0];
+                if let Body::Results(results) =
+                    codec::decode::<LogEntry>(field.as_bytes(), bytes).expect("an entry").body
+                {
+                    all.extend(results.results);
+                }
+            }
+        }
+        all
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_serves_partitions_of_all_nodes() {
+    let cluster = Cluster::start().await;
+    let meta = Keys::default().meta();
+    cluster.ask(slot_of(meta.as_bytes()), redis::cmd("HSET").arg(&meta).arg("partitions").arg(6)).await;
+    let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes[0].port());
+    let builder = stepfleet_worker::Worker::builder().redis(&url).name("w").queues(["p", "q"]).stock_handlers();
+    let worker = start(builder.concurrency(4));
+    for round in 0..4 {
+        for partition in 0..6 {
+            let wire = codec::encode(&job("sleep", json!({"duration": "5ms"})));
+            let stream = keys(partition).jobs(&name(if round % 2 == 0 { "p" } else { "q" }));
+            let add = redis::cmd("XADD").arg(stream).arg("*").arg(wire.field).arg(&wire.bytes).to_owned();
+            cluster.ask(slot(PartitionId(partition)), &add).await;
+        }
+    }
+    let mut results = Vec::new();
+    until("all are done", async || {
+        results = cluster.results(6).await;
+        results.len() >= 24
+    })
+    .await;
+    assert!(results.iter().all(|result| result.outcome == Outcome::Completed(None)), "{results:?}");
+    worker.left().await;
+}

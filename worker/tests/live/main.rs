@@ -1,0 +1,10 @@
+//! Workers against a real server. The test is the coordinator: it dispatches jobs and reads the logs.
+
+mod capacity;
+mod cluster;
+mod health;
+mod outcomes;
+mod owner;
+mod server;
+mod stock;
+mod stops;

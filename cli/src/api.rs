@@ -223,8 +223,9 @@ fn refusal(base: &str, status: StatusCode, text: &str) -> Failure {
         return failure.hint("does another program listen there? name the API with --api or STEPFLEET_API");
     };
     let exit = exit_of(status, &problem.code);
-    let failure = Failure::new(exit, plain(problem.detail.trim_end_matches('.')))
-        .problems(problem.problems.iter().map(|problem| field_problem(problem, None)).chain(omitted(problem.omitted)).collect());
+    let failure = Failure::new(exit, plain(problem.detail.trim_end_matches('.'))).problems(
+        problem.problems.iter().map(|problem| field_problem(problem, None)).chain(omitted(problem.omitted)).collect(),
+    );
     match problem.hint {
         Some(hint) => failure.hint(plain(&hint)),
         None => failure,
@@ -325,9 +326,12 @@ mod tests {
 
     #[test]
     fn a_proxy_is_not_asked_about_this_host() {
-        for (url, expected) in
-            [("http://127.0.0.1:1", true), ("http://[::1]:1", true), ("http://localhost", true), ("http://fleet", false)]
-        {
+        for (url, expected) in [
+            ("http://127.0.0.1:1", true),
+            ("http://[::1]:1", true),
+            ("http://localhost", true),
+            ("http://fleet", false),
+        ] {
             assert_eq!(is_loopback(&url.parse().expect("an address")), expected, "{url}");
         }
     }

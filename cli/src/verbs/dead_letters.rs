@@ -158,7 +158,9 @@ async fn list(args: &ListArgs, session: &Session<'_>) -> Result<Exit, Failure> {
         out.say("no dead letters");
     } else {
         rows.print(out)?;
-        out.hint("look closer with `stepfleet dead-letters show ID`, try again with `stepfleet dead-letters replay ID`");
+        out.hint(
+            "look closer with `stepfleet dead-letters show ID`, try again with `stepfleet dead-letters replay ID`",
+        );
     }
     session.more(page.next.as_deref());
     Ok(Exit::Done)
@@ -265,16 +267,8 @@ async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
         out.confirm(&format!("replay {which}?"), args.yes)?;
     }
     let LetterFilter { workflow, handler, queue, category } = args.filter.clone().into();
-    let mut request = ReplayAll {
-        all: true,
-        workflow,
-        handler,
-        queue,
-        category,
-        limit: None,
-        cursor: None,
-        dry_run: args.dry_run,
-    };
+    let mut request =
+        ReplayAll { all: true, workflow, handler, queue, category, limit: None, cursor: None, dry_run: args.dry_run };
     let mut sum = Replayed::default();
     loop {
         let answer = session.api.post(&["dead-letters", "replay"]).json(&request).send().await?;

@@ -51,12 +51,7 @@ pub(super) async fn run(
 }
 
 /// The request of each line that is not empty, with the number of the line.
-fn requests(
-    text: &str,
-    file: &str,
-    like: &SubmitRequest,
-    key: Option<&str>,
-) -> Result<Vec<(usize, String)>, Failure> {
+fn requests(text: &str, file: &str, like: &SubmitRequest, key: Option<&str>) -> Result<Vec<(usize, String)>, Failure> {
     let whole = like.workflow.is_none() && like.definition_text.is_none();
     let mut requests = Vec::new();
     let mut problems = Vec::new();
@@ -160,7 +155,8 @@ mod tests {
                 (3, r#"{"workflow":"orders","input":{"a":2},"durable":true,"idempotency_key":"k:3"}"#.to_owned()),
             ]
         );
-        let lines = requests("{\"workflow\":\"w\",\"idempotency_key\":\"mine\"}", "f", &SubmitRequest::default(), Some("k"));
+        let lines =
+            requests("{\"workflow\":\"w\",\"idempotency_key\":\"mine\"}", "f", &SubmitRequest::default(), Some("k"));
         assert_eq!(lines.expect("good lines")[0].1, r#"{"workflow":"w","idempotency_key":"mine"}"#);
     }
 

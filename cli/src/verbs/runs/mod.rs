@@ -12,11 +12,11 @@ use stepfleet_coordinator::http::view::RunSummary;
 use stepfleet_protocol::state::State;
 
 use super::{Paging, Session};
-pub(crate) use show::{error_text, shortened, worker_name};
 use crate::failure::{Exit, Failure};
 use crate::out::Ink;
 use crate::table::{Rows, Word};
 use crate::time::{ago, now_ms, span};
+pub(crate) use show::{error_text, shortened, worker_name};
 
 /// `runs …`
 #[derive(Debug, Subcommand)]

@@ -44,7 +44,8 @@ impl Progress {
         self.run.set_length(summary.steps.total.into());
         self.run.set_position(summary.steps.completed.into());
         let elapsed = unix_ms(&summary.created_at).map(|ms| span(now_ms().saturating_sub(ms))).unwrap_or_default();
-        let failed = if summary.steps.failed > 0 { format!(", {} failed", summary.steps.failed) } else { String::new() };
+        let failed =
+            if summary.steps.failed > 0 { format!(", {} failed", summary.steps.failed) } else { String::new() };
         let state = self.out.talk_ink(summary.state.as_str(), Ink::of(summary.state));
         self.run.set_message(format!("{} {state}{failed} {elapsed}", plain(&summary.workflow)));
         for step in &run.step_list {

@@ -142,7 +142,8 @@ pub(super) fn hints(run: &RunView) -> Vec<String> {
     let id = run.summary.id;
     let letter = run.step_list.iter().find_map(|step| step.dead_letter.as_deref());
     let look = letter.map(|letter| format!("what happened: `stepfleet dead-letters show {letter}`"));
-    let replay = letter.map(|letter| format!("with another input: `stepfleet dead-letters replay {letter} --input JSON`"));
+    let replay =
+        letter.map(|letter| format!("with another input: `stepfleet dead-letters replay {letter} --input JSON`"));
     match run.summary.state {
         State::Failed => {
             let retry = format!("when the cause is gone, go on where it failed: `stepfleet runs retry {id}`");

@@ -77,9 +77,9 @@ impl Session<'_> {
     ///
     /// # Errors
     /// As every request.
-    async fn list<T: DeserializeOwned>(
+    async fn list<'c, T: DeserializeOwned>(
         &self,
-        call: impl Fn() -> Call<'_>,
+        call: impl Fn() -> Call<'c>,
         paging: &Paging,
     ) -> Result<Option<Page<T>>, Failure> {
         let limit = paging.limit as usize;

@@ -3,7 +3,7 @@
 use stepfleet_coordinator::http::view::{AttemptView, HistoryView, Page, RunView, StepView};
 use stepfleet_protocol::state::State;
 
-use super::{Session, state_of, steps_of, workflow_of};
+use super::{Session, steps_of, workflow_of};
 use crate::failure::{Exit, Failure};
 use crate::out::{Ink, Out, plain};
 use crate::table::{Rows, Word, pairs};

@@ -91,11 +91,6 @@ impl Out {
         self.verbose
     }
 
-    /// Whether only failures are said.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// Whether stdout takes colours.
     pub(crate) fn has_color(&self) -> bool {
         self.color_out

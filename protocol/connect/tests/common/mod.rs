@@ -13,8 +13,8 @@ use stepfleet_connect::{Redis, Settings};
 static FOLDERS: AtomicU32 = AtomicU32::new(0);
 
 /// One server process.
-pub struct Server {
-    pub port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     folder: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
@@ -22,7 +22,7 @@ pub struct Server {
 
 impl Server {
     /// Starts a server with these extra arguments and waits until it answers.
-    pub async fn start(arguments: &[&str]) -> Self {
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("stepfleet-connect-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
@@ -33,7 +33,7 @@ impl Server {
     }
 
     /// Starts it again on the same port.
-    pub async fn up(&mut self) {
+    pub(crate) async fn up(&mut self) {
         let program = program();
         let child = Command::new(&program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
@@ -48,22 +48,22 @@ impl Server {
     }
 
     /// Kills it with -9.
-    pub fn down(&mut self) {
+    pub(crate) fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().and_then(|()| child.wait()).expect("our own child can be killed");
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub async fn redis(&self) -> Redis {
+    pub(crate) async fn redis(&self) -> Redis {
         Redis::connect(Settings::parse(&self.url()).expect("our URL")).await.expect("our server answers")
     }
 
     /// A connection of the plain crate, for what a test does to a server behind our back.
-    pub async fn connection(&self) -> MultiplexedConnection {
+    pub(crate) async fn connection(&self) -> MultiplexedConnection {
         self.connection_or_none().await.expect("our server answers")
     }
 
@@ -83,12 +83,12 @@ impl Drop for Server {
 }
 
 /// A Cluster of three primaries, a third of the slots each.
-pub struct Cluster {
-    pub nodes: Vec<Server>,
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Server>,
 }
 
 impl Cluster {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let mut nodes = Vec::new();
         for _ in 0..3 {
             let arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port"];
@@ -109,36 +109,58 @@ impl Cluster {
                 command(&mut connection, &["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string(), bus]).await;
             }
         }
+        self.settle().await;
+    }
+
+    /// Waits until every node sees all three and all slots.
+    pub(crate) async fn settle(&self) {
         for server in &self.nodes {
             until("the cluster is whole", || async {
                 let mut connection = server.connection().await;
                 let state: String =
                     redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.expect("CLUSTER INFO");
-                state.contains("cluster_state:ok")
-                    && state.contains("cluster_known_nodes:3")
-                    && state.contains("cluster_size:3")
+                ["cluster_state:ok", "cluster_known_nodes:3", "cluster_size:3"].iter().all(|part| state.contains(part))
             })
             .await;
         }
     }
 
-    pub fn url(&self) -> String {
+    /// Gives an empty slot to another node.
+    pub(crate) async fn move_slot(&mut self, slot: u16, from: u16, to: u16) {
+        let (mut source, mut target) = (self.node(from).connection().await, self.node(to).connection().await);
+        let id: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut target).await.expect("CLUSTER MYID");
+        for connection in [&mut target, &mut source] {
+            command(connection, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await;
+        }
+        for server in &self.nodes {
+            until("all nodes know the slot's new place", || async {
+                let mut connection = server.connection().await;
+                let slots: String =
+                    redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.expect("CLUSTER NODES");
+                let line = slots.lines().find(|line| line.starts_with(&id)).expect("the node is known");
+                line.split_whitespace().any(|part| part == slot.to_string())
+            })
+            .await;
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
         let hosts: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis-cluster://{}", hosts.join(","))
     }
 
-    pub async fn redis(&self) -> Redis {
+    pub(crate) async fn redis(&self) -> Redis {
         Redis::connect(Settings::parse(&self.url()).expect("our URL")).await.expect("our cluster answers")
     }
 
     /// The server with this port.
-    pub fn node(&mut self, port: u16) -> &mut Server {
+    pub(crate) fn node(&mut self, port: u16) -> &mut Server {
         self.nodes.iter_mut().find(|node| node.port == port).expect("a node of this cluster")
     }
 }
 
 /// Sends one command and expects it to succeed.
-pub async fn command(connection: &mut MultiplexedConnection, words: &[&str]) -> redis::Value {
+pub(crate) async fn command(connection: &mut MultiplexedConnection, words: &[&str]) -> redis::Value {
     let mut command = redis::cmd(words[0]);
     for word in &words[1..] {
         command.arg(*word);
@@ -147,7 +169,7 @@ pub async fn command(connection: &mut MultiplexedConnection, words: &[&str]) -> 
 }
 
 /// Waits for a condition, 20 s at most.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let begin = Instant::now();
     while !condition().await {
         assert!(begin.elapsed() < Duration::from_secs(20), "waited in vain until {what}");

@@ -1,0 +1,348 @@
+//! `dead-letters`: look at the steps that gave up, and replay them.
+
+use clap::{Args, Subcommand};
+use stepfleet_coordinator::http::view::{LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
+use stepfleet_protocol::failure::Category;
+
+use super::runs::{error_text, shortened, worker_name};
+use super::{Paging, Session};
+use crate::api::{Call, exit_of};
+use crate::failure::{Exit, Failure};
+use crate::input;
+use crate::out::{Ink, plain};
+use crate::table::{Rows, Word, pairs};
+use crate::time::{ago, now_ms, span};
+
+/// `dead-letters …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// List the open dead letters, newest first.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters list
+  stepfleet dead-letters list --workflow orders --category permanent")]
+    List(ListArgs),
+    /// Show a dead letter: every attempt's error, and the input of the last.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters show 3-1795132799999-0")]
+    Show(LetterArg),
+    /// Try the steps of dead letters again, which reopens their runs.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters replay 3-1795132799999-0
+  stepfleet dead-letters replay 3-1795132799999-0 --input '{\"amount\": 12}'
+  stepfleet dead-letters replay --all --workflow orders --dry-run
+  stepfleet dead-letters replay --all --category transient --yes")]
+    Replay(ReplayArgs),
+}
+
+/// One dead letter.
+#[derive(Debug, Args)]
+pub(crate) struct LetterArg {
+    /// The id of the dead letter.
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Filter {
+    /// Only of this workflow.
+    #[arg(long, value_name = "NAME")]
+    workflow: Option<String>,
+    /// Only of this handler.
+    #[arg(long, value_name = "NAME")]
+    handler: Option<String>,
+    /// Only of this queue.
+    #[arg(long, value_name = "NAME")]
+    queue: Option<String>,
+    /// Only of this category of errors.
+    #[arg(long, value_name = "CATEGORY", value_parser = category)]
+    category: Option<Category>,
+}
+
+fn category(text: &str) -> Result<Category, String> {
+    let found = Category::ALL.into_iter().find(|category| category.as_str() == text);
+    found.ok_or_else(|| format!("allowed are {}", Category::ALL.map(Category::as_str).join(", ")))
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.workflow.is_none() && self.handler.is_none() && self.queue.is_none() && self.category.is_none()
+    }
+
+    fn apply<'a>(&self, call: Call<'a>) -> Call<'a> {
+        let LetterFilter { workflow, handler, queue, category } = self.clone().into();
+        let call = call.query("workflow", workflow).query("handler", handler);
+        call.query("queue", queue).query("category", category)
+    }
+}
+
+impl From<Filter> for LetterFilter {
+    fn from(filter: Filter) -> Self {
+        let Filter { workflow, handler, queue, category } = filter;
+        Self { workflow, handler, queue, category }
+    }
+}
+
+/// `dead-letters list`
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// Only of this run.
+    #[arg(long, value_name = "RUN")]
+    run: Option<String>,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+/// `dead-letters replay`
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The dead letters to replay.
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<String>,
+    /// All of them, or all that the filters let through.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    filter: Filter,
+    /// Another input for the step: `JSON`, `@file`, or `-`. For one dead letter only.
+    #[arg(short, long, value_name = "JSON", conflicts_with_all = ["all", "dry_run"])]
+    input: Option<String>,
+    /// Why, for the history.
+    #[arg(long, value_name = "TEXT", conflicts_with = "all")]
+    reason: Option<String>,
+    /// Only say what would be replayed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Runs a verb of `dead-letters`.
+///
+/// # Errors
+/// Whatever kept it from its answer.
+pub(crate) async fn run(verb: DeadLetters, session: &Session<'_>) -> Result<Exit, Failure> {
+    match verb {
+        DeadLetters::List(args) => list(&args, session).await,
+        DeadLetters::Show(letter) => show(&letter.id, session).await,
+        DeadLetters::Replay(args) if args.all => replay_all(&args, session).await,
+        DeadLetters::Replay(args) => replay_each(args, session).await,
+    }
+}
+
+async fn list(args: &ListArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let out = session.out;
+    let call = || args.filter.apply(session.api.get(&["dead-letters"])).query("run", args.run.as_deref());
+    let Some(page) = session.list::<LetterView>(call, &args.paging).await? else { return Ok(Exit::Done) };
+    let mut rows = Rows::new(out, &["DEAD LETTER", "WORKFLOW", "STEP", "TRIES", "CATEGORY", "CAUSE", "WHEN", "ERROR"]);
+    let now = now_ms();
+    for letter in &page.items {
+        rows.row(vec![
+            letter.id.as_str().into(),
+            letter.workflow.as_str().into(),
+            letter.step.as_str().into(),
+            letter.attempts_count.to_string().into(),
+            Word::new(letter.category.as_str(), Ink::Bad),
+            cause(letter).into(),
+            ago(&letter.at, now).into(),
+            shortened(&letter.message, 160).into(),
+        ]);
+    }
+    if rows.is_empty() {
+        out.say("no dead letters");
+    } else {
+        rows.print(out)?;
+        out.hint(
+            "look closer with `stepfleet dead-letters show ID`, try again with `stepfleet dead-letters replay ID`",
+        );
+    }
+    session.more(page.next.as_deref());
+    Ok(Exit::Done)
+}
+
+/// The word of the cause, as in JSON.
+fn cause(letter: &LetterView) -> String {
+    let word = serde_json::to_value(letter.cause).ok();
+    word.and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
+    let out = session.out;
+    let answer = session.api.get(&["dead-letters", id]).send().await?;
+    if out.is_json() {
+        out.line(answer.text.trim_end())?;
+        return Ok(Exit::Done);
+    }
+    let letter: LetterView = answer.read()?;
+    let now = now_ms();
+    let version = letter.version.map(|version| format!("@{version}")).unwrap_or_default();
+    let input = letter.input.as_ref().map(|input| match (&input.value, &input.note) {
+        (Some(value), _) => shortened(&value.to_string(), 2_000),
+        (None, note) => format!("{} bytes {}", input.bytes, plain(note.as_deref().unwrap_or_default())),
+    });
+    pairs(
+        out,
+        &[
+            ("dead letter", plain(&letter.id)),
+            ("run", letter.run.to_string()),
+            ("workflow", plain(&format!("{}{version}", letter.workflow))),
+            ("step", plain(&letter.step)),
+            ("handler", plain(&letter.handler)),
+            ("queue", plain(&letter.queue)),
+            ("cause", cause(&letter)),
+            ("category", out.ink(letter.category.as_str(), Ink::Bad)),
+            ("when", format!("{} ({})", ago(&letter.at, now), letter.at)),
+            ("error", plain(&letter.message)),
+            ("input", input.unwrap_or_default()),
+        ],
+    )?;
+    if !letter.attempts.is_empty() {
+        let mut rows = Rows::new(out, &["TRY", "WHEN", "WORKER", "RAN", "ERROR"]);
+        for attempt in &letter.attempts {
+            let causes = attempt.causes.iter().map(|cause| format!("; caused by: {cause}")).collect::<String>();
+            rows.row(vec![
+                attempt.attempt.to_string().into(),
+                ago(&attempt.at, now).into(),
+                attempt.worker.as_deref().map(worker_name).unwrap_or_default().into(),
+                span(attempt.run_ms).into(),
+                shortened(&format!("{}{causes}", error_text(attempt)), 400).into(),
+            ]);
+        }
+        out.line("")?;
+        rows.print(out)?;
+    }
+    out.hint(&format!("try it again with `stepfleet dead-letters replay {id}`, or with another `--input JSON`"));
+    Ok(Exit::Done)
+}
+
+async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let out = session.out;
+    if !args.filter.is_empty() {
+        return Err(Failure::usage("filters go with `--all`, not with ids"));
+    }
+    if args.input.is_some() && args.ids.len() > 1 {
+        return Err(Failure::usage("`--input` is for one dead letter").hint("replay them one by one"));
+    }
+    if args.dry_run {
+        for id in &args.ids {
+            let letter: LetterView = session.api.get(&["dead-letters", id]).send().await?.read()?;
+            out.line(&format!("{id} would try `{}` of run {} again", plain(&letter.step), letter.run))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let input = args.input.as_deref().map(|given| input::json("--input", given)).transpose()?;
+    let request = ReplayRequest { input, reason: args.reason };
+    let mut worst = Exit::Done;
+    for id in &args.ids {
+        let sent = session.api.post(&["dead-letters", id, "replay"]).json(&request).send().await;
+        match sent {
+            Ok(answer) if out.is_json() => out.line(answer.text.trim_end())?,
+            Ok(answer) => {
+                let replayed: Replayed = answer.read()?;
+                let state = replayed.state.map(|state| format!(", its run is {state}")).unwrap_or_default();
+                let word = if replayed.pending > 0 { "taken, not answered yet" } else { "replayed" };
+                out.line(&format!("{id} {word}{state}"))?;
+            }
+            Err(failure) if args.ids.len() == 1 || failure.exit() == Exit::Unreachable => return Err(failure),
+            // The others can still be replayed.
+            Err(failure) => {
+                out.failure(&failure);
+                worst = failure.exit();
+            }
+        }
+    }
+    Ok(worst)
+}
+
+async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let out = session.out;
+    let which = described(&args.filter);
+    if !args.dry_run {
+        out.confirm(&format!("replay {which}?"), args.yes)?;
+    }
+    let LetterFilter { workflow, handler, queue, category } = args.filter.clone().into();
+    let mut request =
+        ReplayAll { all: true, workflow, handler, queue, category, limit: None, cursor: None, dry_run: args.dry_run };
+    let mut sum = Replayed::default();
+    loop {
+        let answer = session.api.post(&["dead-letters", "replay"]).json(&request).send().await?;
+        let part: Replayed = answer.read()?;
+        if out.is_json() {
+            out.line(answer.text.trim_end())?;
+        }
+        sum.matched += part.matched;
+        sum.replayed += part.replayed;
+        sum.pending += part.pending;
+        sum.failed.extend(part.failed);
+        if part.next.is_none() {
+            break;
+        }
+        out.detail(&format!("{} so far", sum.matched));
+        request.cursor = part.next;
+    }
+    if !out.is_json() {
+        out.line(&summary(&sum, args.dry_run))?;
+        for (id, problem) in &sum.failed {
+            out.warn(&format!("{}: {}", plain(id), plain(problem.detail.trim_end_matches('.'))));
+        }
+    }
+    let exit_of = |problem: &stepfleet_coordinator::http::view::Problem| {
+        exit_of(reqwest::StatusCode::from_u16(problem.status).unwrap_or_default(), &problem.code)
+    };
+    // A letter that somebody else replayed meanwhile is no failure of this command.
+    let failed = sum.failed.iter().any(|(_, problem)| !matches!(exit_of(problem), Exit::NotFound | Exit::Conflict));
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+fn described(filter: &Filter) -> String {
+    let parts = [
+        filter.workflow.as_ref().map(|name| format!("workflow `{name}`")),
+        filter.handler.as_ref().map(|name| format!("handler `{name}`")),
+        filter.queue.as_ref().map(|name| format!("queue `{name}`")),
+        filter.category.map(|category| format!("category `{category}`")),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "ALL dead letters".to_owned() } else { format!("all dead letters of {}", parts.join(", ")) }
+}
+
+fn summary(sum: &Replayed, is_dry: bool) -> String {
+    if is_dry {
+        return format!("{} would be replayed", sum.matched);
+    }
+    let mut text = format!("{} of {} replayed", sum.replayed, sum.matched);
+    if sum.pending > 0 {
+        text += &format!(", {} without an answer yet", sum.pending);
+    }
+    if !sum.failed.is_empty() {
+        text += &format!(", {} failed", sum.failed.len());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_says_how_much_is_meant() {
+        let mut filter = Filter { workflow: None, handler: None, queue: None, category: None };
+        assert_eq!(described(&filter), "ALL dead letters");
+        filter.workflow = Some("orders".into());
+        filter.category = Some(Category::Data);
+        assert_eq!(described(&filter), "all dead letters of workflow `orders`, category `data`");
+        assert!(category("dta").expect_err("unknown").contains("worker_lost"));
+    }
+
+    #[test]
+    fn a_replay_sums_up() {
+        let sum = Replayed { matched: 5, replayed: 3, pending: 2, ..Replayed::default() };
+        assert_eq!(summary(&sum, false), "3 of 5 replayed, 2 without an answer yet");
+        assert_eq!(summary(&sum, true), "5 would be replayed");
+    }
+}

@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use stepfleet_connect::Settings;
-use stepfleet_coordinator::shell::{fleet, metrics::Metrics};
+use stepfleet_coordinator::{
+    http::{self, AppState},
+    shell::{fleet, metrics::Metrics},
+    store::client::Client,
+};
 use stepfleet_protocol::{keys::Keys, limits::PARTITIONS_MAX, name::Name};
 
 use super::logs::{self, LogFormat};
@@ -134,6 +138,17 @@ pub(super) async fn serve(
         partitions: config.partitions,
         retention: stepfleet_coordinator::shell::retention::Retention::default(),
     };
-    fleet::run(redis, settings, metrics, stop).await;
+    let app = AppState::new(Client::new(redis.clone(), config.keys.clone()), metrics.registry.clone());
+    let mut listeners = Vec::new();
+    for address in std::iter::once(config.listen).chain(config.metrics_listen) {
+        let fault = |error: std::io::Error| Failure::usage(format!("`{address}` cannot be opened: {error}"));
+        listeners.push(tokio::net::TcpListener::bind(address).await.map_err(fault)?);
+    }
+    tracing::info!(address = %config.listen, "the API listens");
+    let served = futures::future::try_join_all(
+        listeners.into_iter().map(|listener| http::serve(listener, app.clone(), stop.clone())),
+    );
+    let (served, ()) = tokio::join!(served, fleet::run(redis, settings, metrics, stop.clone()));
+    served.map_err(|error| Failure::failed(format!("the API has ended: {error}")))?;
     Ok(Exit::Done)
 }

@@ -34,4 +34,133 @@
 //!
 //! Errors are [`view::Problem`].
 
+mod commands;
+mod error;
+mod fleet;
+mod guard;
+mod letters;
+mod operate;
+mod partitions;
+mod runs;
+mod show;
+mod submit;
+mod take;
 pub mod view;
+mod workflows;
+
+use std::{io, sync::Arc};
+
+use axum::{Json, Router, extract::DefaultBodyLimit, http::Uri, middleware, routing::get};
+use prometheus::Registry;
+use stepfleet_protocol::id::RunId;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::store::client::Client;
+use error::ApiError;
+
+/// Bytes of a request, but for definitions and bulk submits.
+const BODY_BYTES_MAX: usize = 2 << 20;
+/// Bulk submits at once: each may hold its whole request in memory.
+const BULKS_MAX: usize = 4;
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    client: Client,
+    registry: Registry,
+    counts: guard::Counts,
+    requests: Arc<Semaphore>,
+    bulks: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// Over this client. `/metrics` shows `registry` too, that of the coordinator in the same process.
+    pub fn new(client: Client, registry: Registry) -> Self {
+        Self {
+            client,
+            registry,
+            counts: guard::Counts::new(),
+            requests: Arc::new(Semaphore::new(guard::REQUESTS_MAX)),
+            bulks: Arc::new(Semaphore::new(BULKS_MAX)),
+        }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Stepfleet",
+    description = "Runs workflows on a fleet of workers.",
+    license(name = "Apache-2.0")
+))]
+struct Description;
+
+/// Every route, and the description of the API.
+fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(runs::router())
+        .merge(submit::router())
+        .merge(commands::router())
+        .merge(workflows::router())
+        .merge(letters::router())
+        .merge(fleet::router())
+        .merge(partitions::router())
+        .merge(operate::router())
+        .split_for_parts()
+}
+
+/// The description of the API, as `/api/v1/openapi.json` gives it.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().1
+}
+
+/// The whole API as a service, to be served or called.
+pub fn router(app: AppState) -> Router {
+    let (router, description) = routes();
+    let description = Arc::new(description);
+    let router =
+        [runs::legacy, commands::legacy, fleet::legacy, operate::legacy].into_iter().fold(router, |r, add| add(r));
+    router
+        .route(
+            "/api/v1/openapi.json",
+            get(move || {
+                let description = description.clone();
+                async move { Json(serde_json::to_value(&*description).unwrap_or_default()) }
+            }),
+        )
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(100).collect();
+    ApiError::not_found("no_such_route", format!("there is nothing at `{}`", path.escape_debug()))
+        .hint("GET /api/v1/openapi.json lists what there is")
+}
+
+async fn wrong_method(method: axum::http::Method) -> ApiError {
+    let text = format!("`{method}` is not allowed here");
+    ApiError::new(axum::http::StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+}
+
+/// Serves the API until `shutdown`, then finishes the requests that are under way.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(listener: TcpListener, app: AppState, shutdown: CancellationToken) -> io::Result<()> {
+    let client = app.client.clone();
+    let served = axum::serve(listener, router(app)).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::select! {
+        served = served => served,
+        () = client.hear() => Err(io::Error::other("the subscription to answers has ended")),
+    }
+}
+
+fn run_url(run: RunId) -> String {
+    format!("/api/v1/runs/{run}")
+}

@@ -1,11 +1,22 @@
 //! The only user of Redis in the coordinator, and its memory twin.
+//!
+//! The owner's side is [`partition`], [`commit`] and [`record`]; the clients' side is [`client`], [`submit`] and [`workflows`], which
+//! append to logs, and [`read`], which only reads.
 
+mod ask;
+pub mod client;
 pub mod commit;
 pub mod history;
 pub mod link;
 pub mod memory;
 pub mod pack;
 pub mod partition;
+pub mod read;
 pub mod record;
+mod replies;
 pub mod reply;
 pub mod server;
+pub mod submit;
+pub mod workflows;
+
+pub use ask::AskError;

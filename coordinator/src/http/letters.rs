@@ -1,0 +1,197 @@
+//! Dead letters: list, show, replay.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use serde::Deserialize;
+use stepfleet_protocol::{
+    codec,
+    failure::Category,
+    id::CommandId,
+    limits::INLINE_BYTES_MAX,
+    message::{Answer, Verb},
+    value::Payload,
+};
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    AppState,
+    error::{ApiError, ApiResult, state_of},
+    show,
+    take::{self, Optional, Params, Strict},
+    view::{LetterFilter, LetterView, Page, Problem, ReplayAll, ReplayRequest, Replayed},
+};
+use crate::store::{
+    client::{Decided, Wish},
+    read::{PlacedId, letters::Filter},
+    record::DeadLetter,
+};
+
+/// Letters of one bulk replay.
+const REPLAYS_MAX: usize = 100;
+/// Replays on their way at once.
+const IN_FLIGHT: usize = 12;
+
+pub(super) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(replay_all)).routes(routes!(get)).routes(routes!(replay))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListParams {
+    /// Of this workflow.
+    workflow: Option<String>,
+    /// Of this handler.
+    handler: Option<String>,
+    /// Of this queue.
+    queue: Option<String>,
+    /// Of this category.
+    #[param(value_type = Option<String>)]
+    category: Option<Category>,
+    /// 1 to 100; 20 if it is left out.
+    limit: Option<usize>,
+    /// `next` of the page before.
+    cursor: Option<String>,
+}
+
+/// Lists open dead letters, newest first.
+#[utoipa::path(get, path = "/api/v1/dead-letters", tag = "dead letters", params(ListParams),
+    responses((status = 200, body = Page<LetterView>), (status = "4XX", body = Problem)))]
+async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<LetterView>>> {
+    let filter = Filter { workflow: p.workflow, handler: p.handler, queue: p.queue, category: p.category };
+    let after = take::cursor::<PlacedId>(p.cursor.as_deref())?;
+    let page = app.client.letters(&filter, after, take::limit(p.limit)?).await?;
+    let items = page.letters.iter().map(|(id, l)| show::letter(*id, l)).collect();
+    Ok(Json(Page { items, next: page.next.map(|id| id.to_string()) }))
+}
+
+/// Shows a dead letter with every attempt and the input.
+#[utoipa::path(get, path = "/api/v1/dead-letters/{id}", tag = "dead letters", params(("id" = String, Path, description = "the letter")),
+    responses((status = 200, body = LetterView), (status = 404, body = Problem)))]
+async fn get(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<LetterView>> {
+    let (id, letter) = find(&app, &id).await?;
+    show::whole_letter(&app.client, id, &letter).await.map(Json)
+}
+
+/// Replays a dead letter: retries its step, with another input if one is given.
+#[utoipa::path(post, path = "/api/v1/dead-letters/{id}/replay", tag = "dead letters",
+    params(("id" = String, Path, description = "the letter")), request_body = Option<ReplayRequest>,
+    responses((status = 200, body = Replayed), (status = 202, body = Replayed), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn replay(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Optional(body): Optional<ReplayRequest>,
+) -> ApiResult<Response> {
+    let (id, letter) = find(&app, &id).await?;
+    let input = body.input.as_ref().map(payload).transpose()?;
+    let request = format!("replay {id} {:?} {:?}", body.input, body.reason);
+    let command = take::command_id(&app.client, &headers, &request).await?;
+    let (actor, reason) = (take::actor(&headers), take::reason(body.reason));
+    let decided = send(&app, id, &letter, input, (actor, reason), command).await?;
+    let mut replayed = Replayed { matched: 1, ..Replayed::default() };
+    let status = match decided {
+        Decided::Answered(answer) => {
+            replayed.state = Some(state_of(answer)?);
+            replayed.replayed = 1;
+            StatusCode::OK
+        }
+        Decided::Pending => {
+            replayed.pending = 1;
+            StatusCode::ACCEPTED
+        }
+    };
+    Ok((status, Json(replayed)).into_response())
+}
+
+/// Replays many dead letters, at most 100 with one request.
+#[utoipa::path(post, path = "/api/v1/dead-letters/replay", tag = "dead letters", request_body = ReplayAll,
+    responses((status = 200, body = Replayed), (status = "4XX", body = Problem)))]
+async fn replay_all(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Strict(body): Strict<ReplayAll>,
+) -> ApiResult<Json<Replayed>> {
+    if !body.all {
+        return Err(ApiError::bad("all_missing", "`all` must be true: it says that many letters are meant"));
+    }
+    let limit = take::limit(Some(body.limit.unwrap_or(REPLAYS_MAX)))?;
+    let after = take::cursor::<PlacedId>(body.cursor.as_deref())?;
+    let LetterFilter { workflow, handler, queue, category } =
+        LetterFilter { workflow: body.workflow, handler: body.handler, queue: body.queue, category: body.category };
+    let filter = Filter { workflow, handler, queue, category };
+    let page = app.client.letters(&filter, after, limit).await?;
+    let mut out = Replayed {
+        matched: page.letters.len() as u64,
+        next: page.next.map(|id| id.to_string()),
+        ..Replayed::default()
+    };
+    if body.dry_run {
+        return Ok(Json(out));
+    }
+    let actor = take::actor(&headers);
+    let sendings = page.letters.into_iter().map(|(id, letter)| {
+        let (app, actor) = (&app, actor.clone());
+        async move {
+            let command = (CommandId(uuid::Uuid::now_v7()), false);
+            (id, send(app, id, &letter, None, (actor, None), command).await)
+        }
+    });
+    let answers: Vec<_> = stream::iter(sendings).buffered(IN_FLIGHT).collect().await;
+    for (id, answer) in answers {
+        let answered = answer.and_then(|decided| match decided {
+            Decided::Answered(answer) => state_of(answer).map(Some),
+            Decided::Pending => Ok(None),
+        });
+        match answered {
+            Ok(Some(_)) => out.replayed += 1,
+            Ok(None) => out.pending += 1,
+            Err(e) => out.failed.push((id.to_string(), *e.problem)),
+        }
+    }
+    Ok(Json(out))
+}
+
+async fn send(
+    app: &AppState,
+    id: PlacedId,
+    letter: &DeadLetter,
+    input: Option<Payload>,
+    (actor, reason): (String, Option<String>),
+    (command, again): (CommandId, bool),
+) -> ApiResult<Decided> {
+    let verb = Verb::Replay { index: letter.index, letter: id.entry, input };
+    let wish = Wish { run: letter.run, verb, actor, reason, id: command, again };
+    let decided = app.client.command(wish).await?;
+    if decided == Decided::Answered(Answer::NotFound) {
+        return Err(ApiError::not_found("run_not_found", format!("run `{}` of the letter is gone", letter.run)));
+    }
+    Ok(decided)
+}
+
+/// The input that an operator gives to a step travels inside the command.
+fn payload(input: &serde_json::Value) -> ApiResult<Payload> {
+    let bytes = Bytes::from(codec::pack(input));
+    if bytes.len() > INLINE_BYTES_MAX {
+        let text = format!("the input has {} bytes: allowed are at most {INLINE_BYTES_MAX} in a replay", bytes.len());
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "value_too_large", text));
+    }
+    Ok(Payload::Inline(bytes))
+}
+
+async fn find(app: &AppState, text: &str) -> ApiResult<(PlacedId, DeadLetter)> {
+    let bad = |()| ApiError::bad("bad_letter_id", "a dead letter's id is `<partition>-<milliseconds>-<sequence>`");
+    let id: PlacedId = text.parse().map_err(bad)?;
+    let gone = || {
+        ApiError::not_found("letter_not_found", format!("there is no open dead letter `{id}`"))
+            .hint("a letter is closed when its step is retried or replayed")
+    };
+    Ok((id, app.client.letter(id).await?.ok_or_else(gone)?))
+}

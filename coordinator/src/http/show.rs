@@ -1,0 +1,243 @@
+//! From what the store found to what the API shows.
+
+use std::collections::HashMap;
+
+use stepfleet_protocol::{
+    codec,
+    id::{PartitionId, WorkerId},
+    state::State,
+    value::{Input, Payload},
+    workflow::Workflow,
+};
+
+use super::{
+    error::ApiResult,
+    view::{AttemptView, HistoryView, LetterView, RunSummary, StepCounts, StepView, ValueView},
+};
+use crate::{
+    machine::{
+        decision::{Transition, Why},
+        run::{AttemptError, Step},
+    },
+    store::{
+        client::Client,
+        read::{PlacedId, runs::Found},
+        record::DeadLetter,
+    },
+    time::rfc3339,
+};
+
+/// Values larger than this are not shown inside other answers.
+const SHOWN_BYTES_MAX: u64 = 64 << 10;
+
+/// A run in a listing.
+pub(super) fn summary(run: &Found) -> RunSummary {
+    let record = &run.record;
+    let ended = (record.finished_ms > 0).then_some(record.finished_ms);
+    RunSummary {
+        id: run.id,
+        workflow: run.workflow.as_ref().map_or_else(|| "?".into(), |w| w.workflow.to_string()),
+        version: record.version,
+        state: record.state,
+        created_at: rfc3339(run.id.created_ms()),
+        finished_at: ended.map(rfc3339),
+        duration_ms: ended.map(|ms| ms.saturating_sub(run.id.created_ms())),
+        steps: StepCounts {
+            total: run.workflow.as_ref().map_or(0, |w| w.steps.len() as u32),
+            completed: record.completed,
+            failed: record.failed,
+            active: record.active,
+        },
+        review: record.review,
+    }
+}
+
+/// What the history says of the times of a step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Times {
+    queued: Option<u64>,
+    started: Option<u64>,
+    finished: Option<u64>,
+    worker: Option<WorkerId>,
+}
+
+/// The times of every step of a history.
+pub(super) fn times(history: &[Transition]) -> HashMap<u32, Times> {
+    let mut out: HashMap<u32, Times> = HashMap::new();
+    for t in history {
+        let Some(index) = t.step.filter(|_| t.why != Why::Ignored) else { continue };
+        let times = out.entry(index).or_default();
+        if t.worker.is_some() {
+            times.worker.clone_from(&t.worker);
+        }
+        if t.from == t.to {
+            continue;
+        }
+        match t.to {
+            State::Queued => (times.queued, times.started, times.finished) = (Some(t.at_ms), None, None),
+            State::Processing => times.started = Some(t.at_ms),
+            State::Completed | State::Failed | State::Cancelled | State::Skipped => times.finished = Some(t.at_ms),
+            State::Created | State::Waiting | State::Retrying | State::Suspended => {}
+        }
+    }
+    out
+}
+
+/// A step of a run.
+pub(super) fn step(
+    workflow: &Workflow,
+    index: u32,
+    step: &Step,
+    times: Option<&Times>,
+    partition: PartitionId,
+) -> StepView {
+    let (name, written) = workflow.steps.get_index(index as usize).expect("the store shows steps of the workflow only");
+    let times = times.cloned().unwrap_or_default();
+    StepView {
+        name: name.to_string(),
+        index,
+        handler: written.handler.to_string(),
+        queue: workflow.resolved(written).queue.to_string(),
+        state: step.state,
+        attempts: step.attempts,
+        losses: step.losses,
+        generation: step.generation,
+        needs: written.needs.iter().map(ToString::to_string).collect(),
+        job: step.job.map(|j| j.to_string()),
+        worker: times.worker.map(|w| w.to_string()),
+        queued_at: times.queued.map(rfc3339),
+        started_at: times.started.map(rfc3339),
+        finished_at: times.finished.map(rfc3339),
+        duration_ms: times.finished.zip(times.started).map(|(end, begin)| end.saturating_sub(begin)),
+        has_output: step.has_output,
+        dead_letter: step.letter.map(|entry| PlacedId { entry, partition }.to_string()),
+    }
+}
+
+/// The name of a step by its number.
+pub(super) fn step_name(workflow: Option<&Workflow>, index: u32) -> String {
+    let name = workflow.and_then(|w| w.steps.get_index(index as usize)).map(|(name, _)| name.to_string());
+    name.unwrap_or_else(|| format!("#{index}"))
+}
+
+/// A transition.
+pub(super) fn transition(workflow: Option<&Workflow>, t: &Transition) -> HistoryView {
+    let reason = serde_json::to_value(t.why).ok().and_then(|v| v.as_str().map(str::to_owned));
+    HistoryView {
+        at: rfc3339(t.at_ms),
+        step: t.step.map(|index| step_name(workflow, index)),
+        from: t.from,
+        to: t.to,
+        reason: reason.unwrap_or_default(),
+        attempt: (t.attempt > 0).then_some(t.attempt),
+        worker: t.worker.as_ref().map(ToString::to_string),
+        actor: t.actor.as_deref().map(str::to_owned),
+        note: t.note.as_deref().map(str::to_owned),
+    }
+}
+
+/// A failed attempt; `step` names its step. A referenced detail is fetched if it is small.
+pub(super) async fn attempt(
+    client: &Client,
+    partition: PartitionId,
+    step: String,
+    error: &AttemptError,
+) -> ApiResult<AttemptView> {
+    let failure = &error.failure;
+    let detail = match &failure.detail {
+        Some(payload) => Some(payload_view(client, partition, payload, SHOWN_BYTES_MAX).await?),
+        None => None,
+    };
+    Ok(AttemptView {
+        step,
+        attempt: error.attempt,
+        job: error.job.to_string(),
+        worker: error.worker.as_ref().map(ToString::to_string),
+        at: rfc3339(error.at_ms),
+        run_ms: error.run_ms,
+        category: failure.category,
+        code: failure.code.clone(),
+        message: failure.message.clone(),
+        causes: failure.causes.clone(),
+        retry_after_ms: failure.retry_after_ms,
+        detail,
+    })
+}
+
+/// A dead letter as a listing shows it.
+pub(super) fn letter(id: PlacedId, letter: &DeadLetter) -> LetterView {
+    LetterView {
+        id: id.to_string(),
+        run: letter.run,
+        workflow: letter.workflow.to_string(),
+        version: letter.version,
+        step: letter.step.to_string(),
+        generation: letter.generation,
+        handler: letter.handler.to_string(),
+        queue: letter.queue.to_string(),
+        cause: letter.cause,
+        category: letter.category,
+        at: rfc3339(letter.at_ms),
+        message: letter.attempts.last().map(|a| a.failure.message.clone()).unwrap_or_default(),
+        attempts_count: letter.attempts.len() as u32,
+        attempts: Vec::new(),
+        input: None,
+    }
+}
+
+/// A dead letter with everything that is known.
+pub(super) async fn whole_letter(client: &Client, id: PlacedId, found: &DeadLetter) -> ApiResult<LetterView> {
+    let mut view = letter(id, found);
+    for error in &found.attempts {
+        view.attempts.push(attempt(client, id.partition, found.step.to_string(), error).await?);
+    }
+    view.input = match &found.input {
+        Some(Input::Whole(payload)) => Some(payload_view(client, id.partition, payload, 1 << 20).await?),
+        Some(Input::None) | None => None,
+    };
+    Ok(view)
+}
+
+async fn payload_view(
+    client: &Client,
+    partition: PartitionId,
+    payload: &Payload,
+    bytes_max: u64,
+) -> ApiResult<ValueView> {
+    match payload {
+        Payload::Inline(bytes) => Ok(value(bytes.len() as u64, Some(bytes))),
+        Payload::Ref(reference) => match client.value(partition, &reference.id, bytes_max).await? {
+            Some(found) => Ok(value(found.bytes, found.value.as_deref())),
+            None => {
+                let note = Some("the value is gone".to_owned());
+                Ok(ValueView { bytes: reference.bytes, value: None, note })
+            }
+        },
+    }
+}
+
+/// The input of a run, if it is small; none if it has none.
+pub(super) async fn run_input(client: &Client, run: &Found) -> ApiResult<Option<ValueView>> {
+    if !run.record.has_input {
+        return Ok(None);
+    }
+    let id = run.id.to_string();
+    let found = client.value(run.id.partition(), &id, SHOWN_BYTES_MAX).await?;
+    Ok(found.map(|f| {
+        let mut view = value(f.bytes, f.value.as_deref());
+        if f.value.is_none() {
+            view.note = Some(format!("too large to show here: GET /api/v1/runs/{id}/input"));
+        }
+        view
+    }))
+}
+
+fn value(bytes: u64, packed: Option<&[u8]>) -> ValueView {
+    let mut view = ValueView { bytes, ..ValueView::default() };
+    match packed.map(codec::unpack::<serde_json::Value>) {
+        Some(Ok(value)) => view.value = Some(value),
+        Some(Err(e)) => view.note = Some(format!("cannot be shown as JSON: {e}")),
+        None => view.note = Some("too large to show here".into()),
+    }
+    view
+}

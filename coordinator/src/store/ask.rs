@@ -1,0 +1,153 @@
+//! Short questions and writes of clients: pooled connections, one pipeline a call, bounded time.
+//!
+//! Nothing here is the owner's: an owner has one plain connection of its own.
+
+use redis::{Pipeline, Value, aio::ConnectionLike};
+use stepfleet_connect::Redis;
+use stepfleet_protocol::keys::slot_of;
+
+use super::reply;
+
+/// Why Redis gave no usable answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It cannot be reached, or did not answer in time. What it did with the commands is unknown.
+    #[error("redis is unavailable: {0}")]
+    Unavailable(String),
+    /// It refused, and nothing was written: full, read-only, no permission.
+    #[error("redis refused: {0}")]
+    Refused(String),
+    /// A reply of an impossible shape.
+    #[error("unexpected reply of redis to {0}")]
+    Unexpected(&'static str),
+}
+
+/// Sends `pipe` to the primary of `slot`: one reply a command, refusals in their own place. `MULTI` and `EXEC` are commands
+/// like any other. After a sign of a failover or a moved slot the topology is read again, so that the next call finds it.
+///
+/// # Errors
+/// [`AskError::Unavailable`].
+pub(super) async fn ask(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, AskError> {
+    if pipe.is_empty() {
+        return Ok(Vec::new());
+    }
+    match attempt(redis, slot, pipe).await {
+        Ok(replies) => {
+            if replies.iter().any(is_stale) {
+                // A failure shows with the next call.
+                let _ = redis.refresh().await;
+                return Err(AskError::Unavailable("the primary has moved".into()));
+            }
+            Ok(replies)
+        }
+        Err(why) => {
+            let _ = redis.refresh().await;
+            Err(AskError::Unavailable(why))
+        }
+    }
+}
+
+async fn attempt(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, String> {
+    let mut connection = redis.pooled(slot).await.map_err(|e| e.to_string())?;
+    connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(|e| e.to_string())
+}
+
+/// As [`ask`], once more after a failure: for reads, and for writes that may be repeated.
+///
+/// # Errors
+/// [`AskError::Unavailable`].
+pub(super) async fn ask_twice(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, AskError> {
+    match ask(redis, slot, pipe).await {
+        Err(AskError::Unavailable(_)) => ask(redis, slot, pipe).await,
+        other => other,
+    }
+}
+
+/// Reads with one command on the primary of `key`. A refusal is an error.
+///
+/// # Errors
+/// [`AskError`].
+pub(super) async fn one(redis: &Redis, key: &str, command: redis::Cmd) -> Result<Value, AskError> {
+    let mut pipe = redis::pipe();
+    pipe.add_command(command);
+    let value =
+        ask_twice(redis, slot_of(key.as_bytes()), &pipe).await?.pop().ok_or(AskError::Unexpected("a command"))?;
+    match reply::error(&value) {
+        Some(text) => Err(AskError::Refused(text)),
+        None => Ok(value),
+    }
+}
+
+/// What [`swap`] does with what it read.
+pub(super) enum Swap<T> {
+    /// Nothing has to be written.
+    Keep(T),
+    /// These commands, if the key is still the same.
+    Write(Pipeline, T),
+}
+
+/// Tries of [`swap`] against others that write at the same time.
+const SWAPS_MAX: usize = 20;
+
+/// Compare and swap: reads with `read` under a WATCH of `key` and writes what `decide` makes of it, until nobody came in between.
+///
+/// # Errors
+/// [`AskError`]; after `Unavailable` it is unknown whether the write was done.
+pub(super) async fn swap<T>(
+    redis: &Redis,
+    key: &str,
+    read: &redis::Cmd,
+    mut decide: impl FnMut(&Value) -> Swap<T>,
+) -> Result<T, AskError> {
+    let lost = |e: redis::RedisError| AskError::Unavailable(e.to_string());
+    // The connection is ours alone until it is dropped, and its next user begins with UNWATCH.
+    let mut connection =
+        redis.pooled(slot_of(key.as_bytes())).await.map_err(|e| AskError::Unavailable(e.to_string()))?;
+    for _ in 0..SWAPS_MAX {
+        let mut look = redis::pipe();
+        look.cmd("WATCH").arg(key);
+        look.add_command(read.clone());
+        let found = all_good(connection.req_packed_commands(&look, 0, look.len()).await.map_err(lost)?)?;
+        let (write, value) = match decide(found.get(1).ok_or(AskError::Unexpected("a read"))?) {
+            Swap::Keep(value) => return Ok(value),
+            Swap::Write(write, value) => (write, value),
+        };
+        let mut pipe = redis::pipe();
+        pipe.cmd("MULTI");
+        for cmd in write.cmd_iter() {
+            pipe.add_command(cmd.clone());
+        }
+        pipe.cmd("EXEC");
+        let replies = all_good(connection.req_packed_commands(&pipe, 0, pipe.len()).await.map_err(lost)?)?;
+        match replies.last() {
+            Some(Value::Nil) | None => {}
+            Some(results) => {
+                all_good(reply::array(results).unwrap_or_default().to_vec())?;
+                return Ok(value);
+            }
+        }
+    }
+    Err(AskError::Unavailable("too many others write the same key".into()))
+}
+
+/// The first refusal among replies, as an error.
+///
+/// # Errors
+/// [`AskError::Refused`].
+pub(super) fn all_good(replies: Vec<Value>) -> Result<Vec<Value>, AskError> {
+    match replies.iter().find_map(reply::error) {
+        Some(text) => Err(AskError::Refused(text)),
+        None => Ok(replies),
+    }
+}
+
+fn is_stale(value: &Value) -> bool {
+    let inside = |items: &[Value]| items.iter().any(is_stale);
+    match value {
+        Value::ServerError(e) => {
+            matches!(e.code(), "MOVED" | "ASK" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
+        }
+        Value::Array(items) => inside(items),
+        _ => false,
+    }
+}

@@ -36,6 +36,9 @@ pub enum RunError {
     /// Redis refused, or the settings do not fit it. A server that is not there yet is waited for.
     #[error(transparent)]
     Redis(stepfleet_connect::Error),
+    /// A server is too old, or may throw keys away.
+    #[error("redis cannot be used:\n  {}", .0.join("\n  "))]
+    Unfit(Vec<String>),
     /// The health port could not be opened.
     #[error("the health address `{address}` cannot be opened: {error}")]
     Health {

@@ -60,3 +60,5 @@ pub const CANCELLED_MAX: usize = 10_000;
 pub const REGISTRY_TTL: Duration = Duration::from_secs(24 * 3_600);
 /// How long the reading of a value from Redis waits before it is tried again.
 pub const VALUE_RETRY: Duration = Duration::from_millis(250);
+/// Control channels that are subscribed to at the same time.
+pub const SUBSCRIBES_AT_ONCE: usize = 64;

@@ -5,7 +5,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use stepfleet_connect::Redis;
+use stepfleet_connect::{Redis, Severity, preflight};
 use stepfleet_protocol::id::WorkerId;
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
@@ -73,7 +73,7 @@ async fn connect(plan: &Plan) -> Result<Redis, RunError> {
     let mut failures = 0;
     loop {
         match Redis::connect(plan.redis.clone()).await {
-            Ok(redis) => return Ok(redis),
+            Ok(redis) => return check(&redis).await.map(|()| redis),
             Err(error) if error.is_temporary() => {
                 failures += 1;
                 tracing::warn!(%error, failures, "waiting for redis");
@@ -82,6 +82,21 @@ async fn connect(plan: &Plan) -> Result<Redis, RunError> {
             Err(error) => return Err(RunError::Redis(error)),
         }
     }
+}
+
+/// Refuses servers that are too old or throw keys away. Whether they keep what they are told is the coordinator's matter.
+async fn check(redis: &Redis) -> Result<(), RunError> {
+    let facts = match redis.facts().await {
+        Ok(facts) => facts,
+        Err(error) => {
+            tracing::warn!(%error, "the servers could not be checked");
+            return Ok(());
+        }
+    };
+    let findings = preflight(&facts, true);
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
+    let errors: Vec<String> = errors.map(ToString::to_string).collect();
+    if errors.is_empty() { Ok(()) } else { Err(RunError::Unfit(errors)) }
 }
 
 fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {

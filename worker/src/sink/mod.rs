@@ -156,13 +156,14 @@ impl Sink {
         let mut all = Vec::new();
         for partition in partitions {
             self.written_to.insert(*partition, Arc::clone(run_id));
+            // Nothing new while something is written again: what a server keeps refusing stays bounded.
             if let Some(mut again) = self.again.remove(partition) {
                 let rest = again.split_off(again.len().min(ENTRY_RESULTS_MAX));
                 all.extend(again);
                 if !rest.is_empty() {
                     self.again.insert(*partition, rest);
-                    continue;
                 }
+                continue;
             }
             let Some(reports) = self.waiting.remove(partition) else { continue };
             self.waiting_count -= reports.len();

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use stepfleet_protocol::{
+    beat::Control,
     codec,
     id::PartitionId,
     keys::{Keys, slot, slot_of},
@@ -12,6 +13,9 @@ use crate::{
     owner::{job, keys, name, start},
     server::{Server, free_port, until},
 };
+
+/// The fields of a stream entry.
+type Fields = Vec<(String, Vec<u8>)>;
 
 /// Three primaries, a third of the slots each.
 struct Cluster {
@@ -67,7 +71,7 @@ impl Cluster {
         for partition in 0..partitions {
             let range = redis::cmd("XRANGE").arg(keys(partition).log()).arg("-").arg("+").to_owned();
             let rows = self.ask(slot(PartitionId(partition)), &range).await;
-            let rows: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::from_redis_value(rows).expect("entries");
+            let rows: Vec<(String, Fields)> = redis::from_redis_value(rows).expect("entries");
             for (_, fields) in rows {
                 let (field, bytes) = &fields[0];
                 if let Body::Results(results) =
@@ -104,5 +108,19 @@ async fn a_worker_serves_partitions_of_all_nodes() {
     })
     .await;
     assert!(results.iter().all(|result| result.outcome == Outcome::Completed(None)), "{results:?}");
+
+    let late = job("sleep", json!({"duration": "1h"}));
+    let wire = codec::encode(&late);
+    let (of, at) = (keys(5), slot(PartitionId(5)));
+    let add = redis::cmd("XADD").arg(of.jobs(&name("q"))).arg("*").arg(wire.field).arg(&wire.bytes).to_owned();
+    cluster.ask(at, &add).await;
+    for message in [Control::Jobs(name("q")), Control::Cancel(vec![late.id])] {
+        let say = redis::cmd("SPUBLISH").arg(of.control()).arg(codec::pack(&message)).to_owned();
+        until("the worker listens", async || cluster.ask(at, &say).await != redis::Value::Int(0)).await;
+    }
+    until("the cancel has come", async || {
+        cluster.results(6).await.iter().any(|result| result.of.job == late.id && result.outcome == Outcome::Cancelled)
+    })
+    .await;
     worker.left().await;
 }

@@ -105,7 +105,7 @@ async fn api(session: &Session<'_>) -> Vec<Check> {
         Err(failure) => Check::of("ready", failure),
     });
     checks.push(
-        match api.get(&["partitions"]).query("limit", Some(200)).send().await.and_then(|answer| answer.read()) {
+        match api.get(&["partitions"]).query("limit", Some(100)).send().await.and_then(|answer| answer.read()) {
             Ok(page) => partitions(&page),
             Err(failure) => Check::of("partitions", failure),
         },

@@ -21,7 +21,7 @@ use crate::failure::{Exit, Failure};
 use crate::out::Out;
 
 /// Items that one page of a listing asks for at most.
-const PAGE_ITEMS_MAX: usize = 200;
+const PAGE_ITEMS_MAX: usize = 100;
 
 /// Runs an admin verb.
 ///

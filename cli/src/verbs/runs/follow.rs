@@ -20,7 +20,7 @@ const POLL_MAX: Duration = Duration::from_secs(1);
 /// How long the API may be away before the wait is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Transitions of one page.
-const PAGE_ITEMS: usize = 200;
+const PAGE_ITEMS: usize = 100;
 
 /// What following writes, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,6 +26,7 @@ pub(crate) struct Api {
     http: reqwest::Client,
     timeout: Duration,
     verbose: Option<Out>,
+    actor: Option<String>,
 }
 
 /// One request before it is sent.
@@ -83,7 +84,8 @@ impl Api {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| Failure::failed(format!("cannot make a client: {error}")))?;
-        Ok(Self { base, http, timeout, verbose: (out.verbose() > 0).then(|| out.clone()) })
+        let verbose = (out.verbose() > 0).then(|| out.clone());
+        Ok(Self { base, http, timeout, verbose, actor: actor() })
     }
 
     /// The address, as it was given.
@@ -154,7 +156,11 @@ impl Call<'_> {
     pub(crate) async fn send(self) -> Result<Answer, Failure> {
         let (api, url) = (self.api, self.url.clone());
         let line = format!("{} {url}", self.method);
+        let is_command = self.method != Method::GET;
         let mut request = api.http.request(self.method, self.url).timeout(api.timeout);
+        if let Some(actor) = api.actor.as_ref().filter(|_| is_command) {
+            request = request.header("x-stepfleet-actor", actor);
+        }
         for (name, value) in self.headers {
             request = request.header(name, value);
         }
@@ -185,6 +191,13 @@ impl Api {
         Failure::new(Exit::Unreachable, format!("cannot reach the API at `{base}`: {}", innermost(error)))
             .hint("start everything here with `stepfleet dev`, or name another address with --api or STEPFLEET_API")
     }
+}
+
+/// Who asks, for the history: the user of this host.
+fn actor() -> Option<String> {
+    let user = std::env::var("USER").ok()?;
+    let is_plain = !user.is_empty() && user.len() <= 64 && user.bytes().all(|byte| byte.is_ascii_graphic());
+    is_plain.then(|| format!("cli:{user}"))
 }
 
 /// Whether the whole way to the API stays on this host.

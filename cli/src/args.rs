@@ -7,11 +7,11 @@ use crate::{process, verbs};
 
 const AFTER: &str = "\
 Examples:
-  stepfleet dev                                     everything on this machine, with a server of its own
-  stepfleet workflows check orders.yaml             every problem of a definition, offline
-  stepfleet runs start -f orders.yaml --wait        start a run and follow it
-  stepfleet runs list --state failed                what went wrong
-  stepfleet dead-letters replay --all --dry-run     what a replay would do
+  stepfleet dev                                   everything on this machine, with its own server
+  stepfleet workflows check orders.yaml           every problem of a definition, offline
+  stepfleet runs start -f orders.yaml --wait      start a run and follow it
+  stepfleet runs list --state failed              what went wrong
+  stepfleet dead-letters replay --all --dry-run   what a replay would do
 
 Exit codes:
   0  done
@@ -26,8 +26,9 @@ Data goes to stdout, talk to stderr; `--output json` gives the API's JSON unchan
 
 /// Runs workflows on a fleet of workers, with Redis or Valkey as the only server.
 #[derive(Debug, Parser)]
-#[command(name = "stepfleet", version, after_help = AFTER, propagate_version = true, max_term_width = 110)]
+#[command(name = "stepfleet", version, after_help = AFTER, max_term_width = 110)]
 #[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -54,12 +55,15 @@ pub(crate) struct Global {
     /// No colours. `NO_COLOR` in the environment does the same.
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
-    /// Say more: each request; twice: what the libraries log.
+    /// Say more: each request; the log of `dev`; twice: more of the log.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Say nothing but data and failures.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
+    /// Print this help.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 /// Who reads stdout.

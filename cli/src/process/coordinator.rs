@@ -1,15 +1,18 @@
 //! `coordinator`: schedules steps, and serves the API.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::Args;
-use stepfleet_connect::Settings;
+use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
     http::{self, AppState},
-    shell::{fleet, metrics::Metrics},
+    shell::{fleet, metrics::Metrics, retention::Retention},
     store::client::Client,
 };
 use stepfleet_protocol::{keys::Keys, limits::PARTITIONS_MAX, name::Name};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::logs::{self, LogFormat};
 use super::redis::{self, RedisArgs};
@@ -17,6 +20,9 @@ use super::settings::{address, number};
 use super::{Checks, Given, stop_on_signals};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
+
+/// How long requests under way may take once the coordinator stops.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// `coordinator`, as it was written.
 #[derive(Debug, Args)]
@@ -32,9 +38,9 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, value_name = "ADDRESS", env = "STEPFLEET_LISTEN", default_value = "127.0.0.1:7070")]
     pub(super) listen: String,
     /// Allow addresses that other hosts can reach, though the API knows no users yet.
-    #[arg(long, env = "STEPFLEET_INSECURE_LISTEN")]
+    #[arg(long, env = "STEPFLEET_INSECURE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     pub(super) insecure_listen: bool,
-    /// Serve `/livez`, `/readyz` and `/metrics` at this address too.
+    /// Serve `/livez`, `/readyz` and `/metrics`, and nothing else, at this address too, loopback or not.
     #[arg(long, value_name = "ADDRESS", env = "STEPFLEET_METRICS_LISTEN")]
     pub(super) metrics_listen: Option<String>,
     /// Partitions of a new installation; an existing one keeps its own, see `partitions add`.
@@ -75,11 +81,9 @@ impl CoordinatorArgs {
         let redis = self.redis.check(&mut checks);
         let listen = checks.read("listen", &self.listen, address);
         let metrics_listen = checks.maybe("metrics_listen", self.metrics_listen.as_deref(), address);
-        for (id, address) in [("listen", listen), ("metrics_listen", metrics_listen.flatten())] {
-            if let Some(address) = address.filter(|address| !address.ip().is_loopback() && !self.insecure_listen) {
-                let text = "is not loopback, and the API knows no users yet; hint: --insecure-listen if the network is trusted";
-                checks.problem(id, format!("`{address}` {text}"));
-            }
+        if let Some(address) = listen.filter(|address| !address.ip().is_loopback() && !self.insecure_listen) {
+            let hint = "hint: give --insecure-listen too if the network is trusted";
+            checks.problem("listen", format!("`{address}` is not loopback, and the API knows no users yet; {hint}"));
         }
         if listen.is_some() && listen == metrics_listen.flatten() {
             checks.problem("metrics_listen", "is the address of the API, which serves these paths already");
@@ -115,40 +119,73 @@ pub(super) fn host() -> String {
 /// It cannot begin: settings, server, address.
 pub(crate) async fn run(args: CoordinatorArgs, given: &Given, out: &Out) -> Result<Exit, Failure> {
     let config = args.check(given)?;
-    logs::start(args.log_format, "info")?;
+    logs::start(args.log_format, if out.verbose() > 0 { "debug" } else { "info" })?;
     let redis = redis::connect(config.redis.clone()).await?;
     redis::fit(&redis, false, out).await?;
     let stop = stop_on_signals()?;
     serve(redis, &config, stop).await
 }
 
-/// Runs a coordinator until `stop`.
+/// Runs a coordinator with its API until `stop`.
 ///
 /// # Errors
-/// The address of the API cannot be opened.
-pub(super) async fn serve(
-    redis: stepfleet_connect::Redis,
-    config: &Config,
-    stop: tokio_util::sync::CancellationToken,
-) -> Result<Exit, Failure> {
+/// An address cannot be opened, or the API ended by itself.
+pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken) -> Result<Exit, Failure> {
+    let listener = listen(config.listen, "--listen").await?;
+    let probes = match config.metrics_listen {
+        Some(address) => Some(listen(address, "--metrics-listen").await?),
+        None => None,
+    };
     let metrics = Metrics::new();
+    let app = AppState::new(Client::new(redis.clone(), config.keys.clone()), metrics.registry.clone());
     let settings = fleet::Config {
         name: format!("{}@{}", config.name, uuid::Uuid::new_v4().simple()),
         keys: config.keys.clone(),
         partitions: config.partitions,
-        retention: stepfleet_coordinator::shell::retention::Retention::default(),
+        retention: Retention::default(),
     };
-    let app = AppState::new(Client::new(redis.clone(), config.keys.clone()), metrics.registry.clone());
-    let mut listeners = Vec::new();
-    for address in std::iter::once(config.listen).chain(config.metrics_listen) {
-        let fault = |error: std::io::Error| Failure::usage(format!("`{address}` cannot be opened: {error}"));
-        listeners.push(tokio::net::TcpListener::bind(address).await.map_err(fault)?);
-    }
-    tracing::info!(address = %config.listen, "the API listens");
-    let served = futures::future::try_join_all(
-        listeners.into_iter().map(|listener| http::serve(listener, app.clone(), stop.clone())),
-    );
-    let (served, ()) = tokio::join!(served, fleet::run(redis, settings, metrics, stop.clone()));
-    served.map_err(|error| Failure::failed(format!("the API has ended: {error}")))?;
+    tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
+    let api = async {
+        let served = tokio::try_join!(
+            http::serve(listener, app.clone(), stop.clone()),
+            serve_probes(probes, app.clone(), stop.clone())
+        );
+        // Without its API a coordinator is no use: the others take the partitions.
+        stop.cancel();
+        served
+    };
+    let grace = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let ((), served) = tokio::join!(fleet::run(redis, settings, metrics, stop.clone()), async {
+        tokio::select! {
+            served = api => served.map(drop),
+            // A client that keeps a request open does not keep the program.
+            () = grace => Ok(()),
+        }
+    });
+    served.map_err(|error| Failure::failed(format!("the API ended: {error}")))?;
     Ok(Exit::Done)
+}
+
+async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let failure = Failure::usage(format!("cannot listen at `{address}`: {error}"));
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => failure
+                .hint(format!("another program listens there, perhaps another coordinator; choose with {option}")),
+            _ => failure,
+        }
+    })
+}
+
+/// Only what looks at the process, for addresses that others can reach.
+async fn serve_probes(listener: Option<TcpListener>, app: AppState, stop: CancellationToken) -> std::io::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
+    let api = http::router(app).into_service::<axum::body::Body>();
+    let probes = ["/livez", "/readyz", "/metrics"]
+        .into_iter()
+        .fold(axum::Router::new(), |router, path| router.route_service(path, api.clone()));
+    axum::serve(listener, probes).with_graceful_shutdown(stop.cancelled_owned()).await
 }

@@ -96,7 +96,12 @@ impl DevArgs {
 /// It cannot begin, or the server ended by itself.
 pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit, Failure> {
     let config = args.check(given)?;
-    logs::start(LogFormat::Text, if out.verbose() > 0 { "info" } else { "warn" })?;
+    let level = match out.verbose() {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    logs::start(LogFormat::Text, level)?;
     let program = server::find(args.server.as_deref())?;
     let folder = folder(&args.data_dir)?;
     let lock = lock(&folder)?;

@@ -41,7 +41,7 @@ impl RedisArgs {
     /// Reads the settings; `None` after a problem.
     pub(crate) fn check(&self, checks: &mut Checks<'_>) -> Option<Settings> {
         let Some(url) = self.redis_url.as_deref() else {
-            checks.problem("redis", "missing; set it or STEPFLEET_REDIS_URL, as `redis://127.0.0.1:6379`");
+            checks.problem("redis_url", "missing; set it or STEPFLEET_REDIS_URL, as `redis://127.0.0.1:6379`");
             return None;
         };
         if self.redis_prefix.contains(['{', '}']) || self.redis_prefix.chars().any(char::is_whitespace) {

@@ -33,6 +33,7 @@ impl Given {
     fn name(&self, id: &str) -> String {
         match self.sources.get(id) {
             Some(ValueSource::EnvVariable) => format!("STEPFLEET_{}", id.to_uppercase()),
+            _ if id == "redis_url" => "--redis".to_owned(),
             _ => format!("--{}", id.replace('_', "-")),
         }
     }

@@ -100,7 +100,7 @@ impl WorkerArgs {
 /// It cannot begin: settings, server, address.
 pub(crate) async fn run(args: WorkerArgs, given: &Given, out: &Out) -> Result<Exit, Failure> {
     let config = args.check(given)?;
-    logs::start(args.log_format, "info")?;
+    logs::start(args.log_format, if out.verbose() > 0 { "debug" } else { "info" })?;
     let redis = redis::connect(config.redis.clone()).await?;
     redis::fit(&redis, false, out).await?;
     work(&config, stop_on_signals()?).await

@@ -1,7 +1,7 @@
 //! `dead-letters`: look at the steps that gave up, and replay them.
 
 use clap::{Args, Subcommand};
-use stepfleet_coordinator::http::view::{LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
+use stepfleet_coordinator::http::view::{LetterFilter, LetterView, Page, ReplayAll, ReplayRequest, Replayed};
 use stepfleet_protocol::failure::Category;
 
 use super::runs::{error_text, shortened, worker_name};
@@ -91,8 +91,8 @@ impl From<Filter> for LetterFilter {
 pub(crate) struct ListArgs {
     #[command(flatten)]
     filter: Filter,
-    /// Only of this run.
-    #[arg(long, value_name = "RUN")]
+    /// Only of this run; without other filters.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["workflow", "handler", "queue", "category", "cursor"])]
     run: Option<String>,
     #[command(flatten)]
     paging: Paging,
@@ -138,8 +138,11 @@ pub(crate) async fn run(verb: DeadLetters, session: &Session<'_>) -> Result<Exit
 
 async fn list(args: &ListArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let out = session.out;
-    let call = || args.filter.apply(session.api.get(&["dead-letters"])).query("run", args.run.as_deref());
-    let Some(page) = session.list::<LetterView>(call, &args.paging).await? else { return Ok(Exit::Done) };
+    let page = match &args.run {
+        Some(run) => of_run(run, session).await?,
+        None => session.list(|| args.filter.apply(session.api.get(&["dead-letters"])), &args.paging).await?,
+    };
+    let Some(page) = page else { return Ok(Exit::Done) };
     let mut rows = Rows::new(out, &["DEAD LETTER", "WORKFLOW", "STEP", "TRIES", "CATEGORY", "CAUSE", "WHEN", "ERROR"]);
     let now = now_ms();
     for letter in &page.items {
@@ -164,6 +167,26 @@ async fn list(args: &ListArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     }
     session.more(page.next.as_deref());
     Ok(Exit::Done)
+}
+
+/// The open dead letters of one run, by its steps. Written as one page with `--output json`.
+async fn of_run(run: &str, session: &Session<'_>) -> Result<Option<Page<LetterView>>, Failure> {
+    let (run, _) = super::runs::read(run, session).await?;
+    let mut items = Vec::new();
+    for id in run.step_list.iter().filter_map(|step| step.dead_letter.as_deref()) {
+        match session.api.get(&["dead-letters", id]).send().await {
+            Ok(answer) => items.push(answer.read::<LetterView>()?),
+            // Replayed a moment ago.
+            Err(failure) if failure.exit() == Exit::NotFound => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let page = Page { items, next: None };
+    if !session.out.is_json() {
+        return Ok(Some(page));
+    }
+    session.out.json(&page)?;
+    Ok(None)
 }
 
 /// The word of the cause, as in JSON.

@@ -16,21 +16,19 @@ use crate::failure::{Exit, Failure};
 use crate::out::Ink;
 use crate::table::{Rows, Word};
 use crate::time::{ago, now_ms, span};
-pub(crate) use show::{error_text, shortened, worker_name};
+pub(crate) use show::{error_text, read, shortened, worker_name};
 
 /// `runs …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum Runs {
-    /// Start a run of a registered workflow or of a file, or many runs at once.
-    ///
-    /// Prints the id of each run on stdout, a line each.
+    /// Start a run of a registered workflow or of a file, or many runs; prints the id of each on a line.
     #[command(after_help = "\
 Examples:
   stepfleet runs start orders --input '{\"url\": \"https://example.org\"}'
   stepfleet runs start orders@3 --input @input.json --wait
   stepfleet runs start -f orders.yaml --wait --timeout 5m
-  stepfleet runs start orders --bulk inputs.ndjson          one run for each line, which is its input
-  stepfleet runs start --bulk runs.ndjson                   each line: {\"workflow\": \"orders\", \"input\": {}}
+  stepfleet runs start orders --bulk inputs.ndjson      a run for each line, which is its input
+  stepfleet runs start --bulk runs.ndjson               lines as {\"workflow\": \"orders\", \"input\": {}}
   stepfleet runs start orders --idempotency-key order-4711  a repeated call finds the same run")]
     Start(start::StartArgs),
     /// List runs, newest first.
@@ -58,9 +56,8 @@ Examples:
   stepfleet runs history 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
   stepfleet runs history 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --limit 1000 --output json")]
     History(HistoryArgs),
-    /// Follow a run until it ends or is suspended; exit code 1 unless it completed.
-    ///
-    /// Draws its progress on a terminal; elsewhere prints a line for each transition, with `--output json` the API's JSON of it.
+    /// Follow a run until it ends or is suspended; exit code 1 unless it completed. Draws its progress on a terminal,
+    /// prints a line for each transition elsewhere, and the API's JSON of each with `--output json`.
     #[command(after_help = "\
 Examples:
   stepfleet runs watch 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10

@@ -4,6 +4,7 @@ use stepfleet_coordinator::http::view::{AttemptView, HistoryView, Page, RunView,
 use stepfleet_protocol::state::State;
 
 use super::{Session, steps_of, workflow_of};
+use crate::api::Answer;
 use crate::failure::{Exit, Failure};
 use crate::out::{Ink, Out, plain};
 use crate::table::{Rows, Word, pairs};
@@ -15,22 +16,11 @@ const STEPS_SHOWN_MAX: usize = 1_000;
 const INPUT_CHARS_MAX: usize = 400;
 
 pub(super) async fn run(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
-    let answer = session.api.get(&["runs", id]).send().await?;
     if session.out.is_json() {
-        session.out.line(answer.text.trim_end())?;
+        session.out.line(session.api.get(&["runs", id]).send().await?.text.trim_end())?;
         return Ok(Exit::Done);
     }
-    let mut run: RunView = answer.read()?;
-    while let Some(cursor) = run.steps_next.take() {
-        if run.step_list.len() >= STEPS_SHOWN_MAX {
-            run.steps_next = Some(cursor);
-            break;
-        }
-        let call = session.api.get(&["runs", id, "steps"]).query("cursor", Some(cursor));
-        let page: Page<StepView> = call.send().await?.read()?;
-        run.step_list.extend(page.items);
-        run.steps_next = page.next;
-    }
+    let (run, _) = read(id, session).await?;
     header(&run, session.out)?;
     steps(&run, session.out)?;
     for note in &run.notes {
@@ -40,6 +30,24 @@ pub(super) async fn run(id: &str, session: &Session<'_>) -> Result<Exit, Failure
         session.out.hint(&hint);
     }
     Ok(Exit::Done)
+}
+
+/// A run with its steps, at most [`STEPS_SHOWN_MAX`] or so of them, and the API's own words about it.
+///
+/// # Errors
+/// As every request.
+pub(crate) async fn read(id: &str, session: &Session<'_>) -> Result<(RunView, Answer), Failure> {
+    let answer = session.api.get(&["runs", id]).send().await?;
+    let mut run: RunView = answer.read()?;
+    while run.step_list.len() < STEPS_SHOWN_MAX
+        && let Some(cursor) = run.steps_next.take()
+    {
+        let call = session.api.get(&["runs", id, "steps"]).query("limit", Some(100)).query("cursor", Some(cursor));
+        let page: Page<StepView> = call.send().await?.read()?;
+        run.step_list.extend(page.items);
+        run.steps_next = page.next;
+    }
+    Ok((run, answer))
 }
 
 fn header(run: &RunView, out: &Out) -> Result<(), Failure> {

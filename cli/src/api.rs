@@ -239,9 +239,21 @@ fn refusal(base: &str, status: StatusCode, text: &str) -> Failure {
     let failure = Failure::new(exit, plain(problem.detail.trim_end_matches('.'))).problems(
         problem.problems.iter().map(|problem| field_problem(problem, None)).chain(omitted(problem.omitted)).collect(),
     );
-    match problem.hint {
-        Some(hint) => failure.hint(plain(&hint)),
+    match hint_of(&problem) {
+        Some(hint) => failure.hint(hint),
         None => failure,
+    }
+}
+
+/// What to do about a problem, in the words of the command line.
+pub(crate) fn hint_of(problem: &Problem) -> Option<String> {
+    match problem.code.as_str() {
+        "workflow_not_found" => Some(
+            "register it with `stepfleet workflows register FILE`; `stepfleet workflows list` shows what there is"
+                .into(),
+        ),
+        "run_not_found" => Some("`stepfleet runs list` shows the latest runs".into()),
+        _ => problem.hint.as_deref().map(plain),
     }
 }
 

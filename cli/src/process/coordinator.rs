@@ -173,8 +173,9 @@ async fn listen(address: SocketAddr, option: &str) -> Result<TcpListener, Failur
     TcpListener::bind(address).await.map_err(|error| {
         let failure = Failure::usage(format!("cannot listen at `{address}`: {error}"));
         match error.kind() {
-            std::io::ErrorKind::AddrInUse => failure
-                .hint(format!("another program listens there, perhaps another coordinator; choose with {option}")),
+            std::io::ErrorKind::AddrInUse => failure.hint(format!(
+                "another program listens there, perhaps another coordinator; choose another with {option}"
+            )),
             _ => failure,
         }
     })

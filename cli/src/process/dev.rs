@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use stepfleet_connect::Settings;
+use stepfleet_coordinator::store::client::Client;
 use stepfleet_protocol::{
     keys::{Keys, PREFIX_DEFAULT},
     limits::PARTITIONS_MAX,
@@ -24,6 +25,10 @@ use crate::out::{Ink, Out};
 
 /// Time for running jobs after Ctrl-C.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the coordinator may take to own its partitions.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two looks whether it does.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Most workers in one process.
 const WORKERS_MAX: u64 = 64;
 
@@ -121,17 +126,28 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         name: Name::new("dev").expect("a legal name"),
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
+    let client = Client::new(redis.clone(), coordinator_config.keys.clone());
+    let mut coordinator = {
+        let stop = stop_coordinator.clone();
+        tokio::spawn(async move { coordinator::serve(redis, &coordinator_config, stop).await })
+    };
+    tokio::select! {
+        () = ready(&client) => {}
+        () = stop.cancelled() => {}
+        // It ended before it was ready; below this is told.
+        _ = server.ended() => {}
+        () = tokio::time::sleep(READY_TIMEOUT) => out.warn("the partitions have no owner yet"),
+        () = async { while !coordinator.is_finished() { tokio::time::sleep(LOOK_EVERY).await } } => {}
+    }
     let mut workers = JoinSet::new();
     for number in 1..=config.workers {
         let settings = worker_config(&config, &settings, number);
         let stop = stop_workers.clone();
         workers.spawn(async move { worker::work(&settings, stop).await });
     }
-    let mut coordinator = {
-        let stop = stop_coordinator.clone();
-        tokio::spawn(async move { coordinator::serve(redis, &coordinator_config, stop).await })
-    };
-    tell(&config, &server, &folder, &url, out);
+    if !coordinator.is_finished() {
+        tell(&config, &server, &folder, &url, out);
+    }
 
     let mut early = None;
     let result = tokio::select! {
@@ -154,6 +170,13 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
     server.stop().await;
     drop(lock);
     result
+}
+
+/// Waits until every partition has an owner.
+async fn ready(client: &Client) {
+    while !client.unowned().await.is_ok_and(|unowned| unowned.is_empty()) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn worker_config(config: &Config, redis: &Settings, number: usize) -> worker::Config {

@@ -114,7 +114,7 @@ pub(super) async fn work(config: &Config, stop: CancellationToken) -> Result<Exi
     let mut builder = Worker::builder()
         .redis_settings(config.redis.clone())
         .prefix(&config.prefix)
-        .queues(&config.queues.iter().map(Name::as_str).collect::<Vec<_>>())
+        .queues(config.queues.iter().map(Name::as_str))
         .concurrency(config.concurrency)
         .drain_timeout(config.drain_timeout)
         .stock_handlers();

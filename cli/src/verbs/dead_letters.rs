@@ -13,6 +13,9 @@ use crate::out::{Ink, plain};
 use crate::table::{Rows, Word, pairs};
 use crate::time::{ago, now_ms, span};
 
+/// Lines of the detail of an error that are shown.
+const DETAIL_LINES_MAX: usize = 60;
+
 /// `dead-letters …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
@@ -239,6 +242,12 @@ async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
         }
         out.line("")?;
         rows.print(out)?;
+    }
+    let detail = letter.attempts.last().and_then(|attempt| attempt.detail.as_ref()?.value.as_ref());
+    if let Some(detail) = detail {
+        out.line(&format!("\n{}", out.ink("what the last try left:", Ink::Dim)))?;
+        let text = serde_json::to_string_pretty(detail).unwrap_or_default();
+        text.lines().take(DETAIL_LINES_MAX).try_for_each(|line| out.line(&plain(line)))?;
     }
     out.hint(&format!("try it again with `stepfleet dead-letters replay {id}`, or with another `--input JSON`"));
     Ok(Exit::Done)

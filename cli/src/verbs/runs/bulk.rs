@@ -46,7 +46,8 @@ pub(super) async fn run(
         session.out.detail(&format!("{} of {total}", tally.taken + tally.refused));
     }
     let known = if tally.known > 0 { format!(" ({} of them before)", tally.known) } else { String::new() };
-    session.out.say(&format!("{} runs taken{known}, {} refused", tally.taken, tally.refused));
+    let noun = if tally.taken == 1 { "run" } else { "runs" };
+    session.out.say(&format!("{} {noun} taken{known}, {} refused", tally.taken, tally.refused));
     Ok(if tally.refused == 0 { Exit::Done } else { Exit::Failed })
 }
 
@@ -121,6 +122,7 @@ fn answers(text: &str, numbers: &[usize], session: &Session<'_>, tally: &mut Tal
         }
         if let Some(problem) = &answer.error {
             out.warn(&format!("line {number}: {}", plain(problem.detail.trim_end_matches('.'))));
+            crate::api::hint_of(problem).iter().for_each(|hint| out.hint(hint));
             problem.problems.iter().for_each(|problem| out.say(&format!("  {}", problem_line(problem))));
         }
     }

@@ -72,7 +72,7 @@ async fn follow(id: &str, session: &Session<'_>, voice: Voice) -> Result<(RunVie
         }
     };
     let end = tokio::select! {
-        end = followed.to_the_end() => end,
+        end = followed.until_it_rests() => end,
         () = limit => Err(Failure::failed(format!("run `{id}` goes on after {}", span_of(session.timeout)))
             .hint(format!("follow it with `stepfleet runs watch {id}`"))),
         _ = tokio::signal::ctrl_c() => Err(Failure::failed(format!("stopped following; run `{id}` goes on"))
@@ -105,7 +105,7 @@ struct Tail {
 }
 
 impl Followed<'_> {
-    async fn to_the_end(&mut self) -> Result<(RunView, Answer), Failure> {
+    async fn until_it_rests(&mut self) -> Result<(RunView, Answer), Failure> {
         let mut away_since: Option<Instant> = None;
         let mut last = String::new();
         loop {

@@ -1,0 +1,117 @@
+//! The real program without any server: definitions, imports, settings, completions, help.
+
+#[expect(dead_code, reason = "only a part is needed here")]
+mod peer;
+
+use std::path::PathBuf;
+
+use peer::{Shown, run_with};
+
+const GOOD: &str = "workflow: orders\nsteps:\n  fetch: { handler: sleep, with: { duration: 1s } }\n";
+const BAD: &str =
+    "workflow: orders\nsteps:\n  fetch: { handler: http, timeout: 5x }\n  parse: { handler: exec, needs: [fech] }\n";
+
+fn run(words: &[&str]) -> Shown {
+    run_with("http://127.0.0.1:1", words, "")
+}
+
+fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+#[test]
+fn definitions_are_checked_with_every_problem_at_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (good, bad) = (file(&folder, "good.yaml", GOOD), file(&folder, "bad.yaml", BAD));
+    let (good, bad) = (good.to_str().expect("UTF-8"), bad.to_str().expect("UTF-8"));
+    let shown = run(&["workflows", "check", good]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(shown.out.contains("ok (workflow `orders`, 1 step)"), "{shown:?}");
+    let shown = run(&["workflows", "check", good, bad]);
+    assert_eq!(shown.code, 1, "{shown:?}");
+    assert!(shown.out.contains(&format!("{bad}:3:")) && shown.out.contains(&format!("{bad}:4:")), "{shown:?}");
+    let json = run(&["workflows", "check", bad, "--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&json.out).expect("JSON");
+    assert_eq!((json.code, report["problems"][0]["line"].as_u64()), (1, Some(3)), "{json:?}");
+    assert_eq!(run_with("http://127.0.0.1:1", &["workflows", "check", "-"], GOOD).code, 0);
+    assert_eq!(run(&["workflows", "check", "gone.yaml"]).code, 3);
+    // The file is checked before anything is sent.
+    let shown = run(&["runs", "start", "-f", bad]);
+    assert_eq!(shown.code, 1, "{shown:?}");
+    assert!(shown.err.contains(&format!("{bad}:3:")), "{shown:?}");
+}
+
+#[test]
+fn a_recorded_graph_becomes_a_definition_that_checks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let graph = r#"{"name":"g","workflow":{"specification":{"tasks":[{"id":"a"},{"id":"b","parents":["a"]}]},
+        "execution":{"tasks":[{"id":"a","runtimeInSeconds":10}]}}}"#;
+    let (graph, to) = (file(&folder, "g.json", graph), folder.path().join("g.workflow.json"));
+    let shown = run(&[
+        "import",
+        "wfformat",
+        graph.to_str().expect("UTF-8"),
+        "--time-scale",
+        "10",
+        "-o",
+        to.to_str().expect("UTF-8"),
+    ]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert_eq!(run(&["workflows", "check", to.to_str().expect("UTF-8")]).code, 0);
+}
+
+#[test]
+fn settings_show_all_their_problems_at_once() {
+    let shown = run(&["coordinator", "--redis", "http://x", "--listen", "0.0.0.0:7070", "--partitions", "0"]);
+    assert_eq!(shown.code, 2, "{shown:?}");
+    for part in [
+        "3 problems in the settings",
+        "--redis: ",
+        "--listen: `0.0.0.0:7070` is not loopback",
+        "--partitions: bad number `0`",
+    ] {
+        assert!(shown.err.contains(part), "{part}: {shown:?}");
+    }
+    let shown = run(&["worker", "--concurrency", "many", "--queue", "a b"]);
+    assert_eq!(shown.code, 2, "{shown:?}");
+    assert!(shown.err.contains("3 problems in the settings") && shown.err.contains("STEPFLEET_REDIS_URL"), "{shown:?}");
+    let shown = run(&["worker", "--redis", "redis://127.0.0.1:1"]);
+    assert_eq!(shown.code, 5, "{shown:?}");
+    let shown = run(&["dev", "--port", "0", "--workers", "-1"]);
+    assert_eq!(shown.code, 2, "{shown:?}");
+}
+
+#[test]
+fn wrong_use_is_told_and_typos_are_guessed() {
+    let shown = run(&["rns", "list"]);
+    assert_eq!(shown.code, 2);
+    assert!(shown.err.contains("'runs'"), "{shown:?}");
+    assert_eq!(run(&["runs", "start"]).code, 2);
+    assert_eq!(run(&["runs", "start", "orders", "-f", "x"]).code, 2);
+    assert_eq!(run(&["dead-letters", "replay"]).code, 2);
+    assert_eq!(run(&["runs", "start", "orders", "--input", "{"]).code, 2);
+    assert_eq!(run_with("ftp://x", &["runs", "list"], "").code, 2);
+}
+
+#[test]
+fn schema_completions_and_help_are_there() {
+    let schema = run(&["workflows", "schema"]);
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&schema.out).is_ok_and(|schema| schema.is_object()),
+        "{schema:?}"
+    );
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let shown = run(&["completions", shell]);
+        assert!(shown.code == 0 && shown.out.contains("dead-letters"), "{shell}");
+    }
+    let shown = run(&["--help"]);
+    assert!(shown.code == 0 && shown.out.contains("Exit codes:") && shown.out.contains("Examples:"), "{shown:?}");
+    for words in
+        [vec!["runs", "start"], vec!["dev"], vec!["coordinator"], vec!["worker"], vec!["bench"], vec!["doctor"]]
+    {
+        let shown = run(&[&words[..], &["--help"]].concat());
+        assert!(shown.code == 0 && shown.out.contains("Examples:"), "{words:?}: {shown:?}");
+    }
+}

@@ -1,0 +1,198 @@
+//! The real program against a small server that answers recorded JSON of the API: what is asked, shown, and returned as
+//! exit code. Whether the API means it is the business of the end-to-end tests.
+
+mod peer;
+
+use peer::{Peer, Reply, run, run_with};
+use serde_json::json;
+
+const RUN: &str = "0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10";
+
+fn summary(state: &str) -> serde_json::Value {
+    json!({
+        "id": RUN, "workflow": "orders", "version": 3, "state": state, "created_at": "2026-11-19T23:59:59.999Z",
+        "finished_at": "2026-11-20T00:00:01.999Z", "duration_ms": 2_000,
+        "steps": { "total": 2, "completed": 1, "failed": 1, "active": 0 }, "review": false,
+    })
+}
+
+fn whole(state: &str) -> serde_json::Value {
+    let mut run = summary(state);
+    let more = json!({
+        "partition": 4, "plan": "ab", "input": { "bytes": 9, "value": { "n": 1 } },
+        "errors": [{
+            "step": "charge", "attempt": 3, "job": "j", "worker": "alpha@1", "at": "2026-11-20T00:00:01.000Z", "run_ms": 40,
+            "category": "permanent", "code": "card_declined", "message": "the card\u{1b}[31m was declined",
+        }],
+        "step_list": [
+            { "name": "fetch", "index": 0, "handler": "http", "queue": "default", "state": "completed", "attempts": 1,
+              "losses": 0, "generation": 1, "worker": "alpha@1", "duration_ms": 900 },
+            { "name": "charge", "index": 1, "handler": "charge", "queue": "default", "state": "failed", "attempts": 3,
+              "losses": 1, "generation": 1, "needs": ["fetch"], "dead_letter": "4-1-0" },
+        ],
+    });
+    run.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    run
+}
+
+fn problem(status: u16, code: &str) -> Reply {
+    let body = json!({ "type": "about:blank", "title": "", "status": status, "code": code, "detail": format!("it is {code}") });
+    Reply::new(status, body.to_string())
+}
+
+#[test]
+fn a_listing_is_a_table_and_its_json_is_unchanged() {
+    let body = json!({ "items": [summary("failed")], "added_later": 1 }).to_string();
+    let peer = Peer::start(vec![("GET /api/v1/runs", Reply::new(200, &body))]);
+    let shown = run(&peer, &["runs", "list", "--state", "failed", "--workflow", "orders"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(
+        shown.out.contains(RUN) && shown.out.contains("orders@3") && shown.out.contains("1/2, 1 failed"),
+        "{shown:?}"
+    );
+    assert!(peer.asked()[0].ends_with("?state=failed&workflow=orders&limit=50"), "{:?}", peer.asked());
+    let json = run(&peer, &["runs", "list", "--output", "json"]);
+    assert_eq!((json.code, json.out.trim_end()), (0, body.as_str()));
+}
+
+#[test]
+fn a_failed_run_is_shown_with_its_steps_and_what_to_do() {
+    let peer = Peer::start(vec![("GET /api/v1/runs/", Reply::new(200, whole("failed").to_string()))]);
+    let shown = run(&peer, &["runs", "show", RUN]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    for part in ["orders@3", "3 (+1 lost)", "permanent card_declined: the card", "900ms", r#"{"n":1}"#] {
+        assert!(shown.out.contains(part), "{part}: {shown:?}");
+    }
+    assert!(!shown.out.contains('\u{1b}'), "what others wrote is harmless: {shown:?}");
+    assert!(
+        shown.err.contains("dead-letters show 4-1-0") && shown.err.contains(&format!("runs retry {RUN}")),
+        "{shown:?}"
+    );
+    let quiet = run(&peer, &["runs", "show", RUN, "--quiet"]);
+    assert_eq!(quiet.err, "");
+}
+
+#[test]
+fn every_refusal_has_its_exit_code() {
+    for (status, code, exit) in [
+        (404, "run_not_found", 3),
+        (409, "illegal_state", 4),
+        (422, "idempotency_mismatch", 4),
+        (400, "bad_run_id", 2),
+        (403, "forbidden", 6),
+        (503, "unavailable", 5),
+        (500, "internal", 1),
+    ] {
+        let peer = Peer::start(vec![("POST /api/v1/runs/", problem(status, code))]);
+        let shown = run(&peer, &["runs", "retry", RUN]);
+        assert_eq!(shown.code, exit, "{status} {code}: {shown:?}");
+        assert!(shown.err.contains(&format!("error: it is {code}")) && shown.out.is_empty(), "{shown:?}");
+    }
+}
+
+#[test]
+fn an_api_that_is_not_there_is_named_with_a_hint() {
+    let shown = run_with("http://127.0.0.1:1", &["runs", "list"], "");
+    assert_eq!(shown.code, 5);
+    assert!(shown.err.contains("`http://127.0.0.1:1`") && shown.err.contains("stepfleet dev"), "{shown:?}");
+    let peer = Peer::start(vec![("GET /", Reply::new(200, "<html>hello</html>"))]);
+    let shown = run(&peer, &["runs", "list"]);
+    assert_eq!(shown.code, 1, "{shown:?}");
+    assert!(shown.err.contains("cannot be read"), "{shown:?}");
+}
+
+#[test]
+fn what_cannot_be_undone_needs_a_yes() {
+    let taken = json!({ "id": RUN, "state": "cancelled", "command_id": "c", "url": "u" }).to_string();
+    let peer = Peer::start(vec![("POST /api/v1/runs/", Reply::new(200, &taken))]);
+    for verb in [
+        vec!["runs", "cancel", RUN],
+        vec!["dead-letters", "replay", "--all"],
+        vec!["quarantine", "discard", "0-1-0"],
+        vec!["workers", "drain", "alpha@1"],
+    ] {
+        let shown = run(&peer, &verb);
+        assert_eq!(shown.code, 2, "{shown:?}");
+        assert!(shown.err.contains("--yes"), "{shown:?}");
+    }
+    assert!(peer.asked().is_empty(), "nothing was sent: {:?}", peer.asked());
+    let shown = run(&peer, &["runs", "cancel", RUN, "--yes", "--reason", "twice"]);
+    assert_eq!((shown.code, shown.out.trim_end()), (0, format!("{RUN} cancelled").as_str()));
+    assert_eq!(peer.bodies(), [r#"{"reason":"twice"}"#]);
+}
+
+#[test]
+fn a_start_that_waits_ends_with_the_run() {
+    let taken = json!({ "id": RUN, "state": "queued", "url": "u", "known": false }).to_string();
+    let transition = json!({ "at": "2026-11-20T00:00:00.000Z", "step": "fetch", "from": "queued", "to": "processing", "reason": "begun" });
+    for (state, exit) in [("completed", 0), ("failed", 1), ("suspended", 1), ("cancelled", 1)] {
+        let peer = Peer::start(vec![
+            ("POST /api/v1/runs", Reply::new(201, &taken)),
+            (
+                &*format!("GET /api/v1/runs/{RUN}/history"),
+                Reply::new(200, json!({ "items": [transition] }).to_string()),
+            ),
+            ("GET /api/v1/runs/", Reply::new(200, whole(state).to_string())),
+        ]);
+        let shown = run(&peer, &["runs", "start", "orders", "--input", r#"{"n":1}"#, "--wait"]);
+        assert_eq!((shown.code, shown.out.trim_end()), (exit, RUN), "{state}: {shown:?}");
+        assert!(shown.err.contains("fetch queued -> processing, begun") && shown.err.contains(state), "{shown:?}");
+        assert_eq!(peer.bodies()[0], r#"{"workflow":"orders","input":{"n":1}}"#);
+        let json = run(&peer, &["runs", "watch", RUN, "--output", "json"]);
+        assert_eq!((json.code, json.out.trim_end()), (exit, transition.to_string().as_str()), "{json:?}");
+    }
+}
+
+#[test]
+fn a_wait_has_a_limit() {
+    let peer = Peer::start(vec![("GET /api/v1/runs/", Reply::new(200, whole("processing").to_string()))]);
+    let shown = run(&peer, &["runs", "start", "-f", "gone.yaml", "--wait"]);
+    assert_eq!(shown.code, 3, "{shown:?}");
+    let peer = Peer::start(vec![
+        (&*format!("GET /api/v1/runs/{RUN}/history"), Reply::new(200, r#"{"items":[]}"#)),
+        ("GET /api/v1/runs/", Reply::new(200, whole("processing").to_string())),
+    ]);
+    let shown = run(&peer, &["runs", "watch", RUN, "--timeout", "250ms"]);
+    assert_eq!(shown.code, 1, "{shown:?}");
+    assert!(shown.err.contains("goes on after 250ms"), "{shown:?}");
+}
+
+#[test]
+fn bulk_gives_each_line_its_answer() {
+    let answers = format!(
+        "{}\n{}\n",
+        json!({ "line": 1, "run": { "id": RUN, "state": "queued", "url": "u" } }),
+        json!({ "line": 2, "error": { "type": "about:blank", "title": "", "status": 404, "code": "workflow_not_found", "detail": "there is no workflow `x`" } }),
+    );
+    let peer = Peer::start(vec![("POST /api/v1/runs/bulk", Reply::new(200, &answers))]);
+    let lines = "{\"workflow\":\"orders\"}\n\n{\"workflow\":\"x\"}\n";
+    let shown = run_with(&peer.url, &["runs", "start", "--bulk", "-", "--idempotency-key", "k"], lines);
+    assert_eq!((shown.code, shown.out.trim_end()), (1, RUN), "{shown:?}");
+    assert!(
+        shown.err.contains("line 3: there is no workflow `x`") && shown.err.contains("1 run taken, 1 refused"),
+        "{shown:?}"
+    );
+    assert!(peer.bodies()[0].contains(r#""idempotency_key":"k:3""#), "{:?}", peer.bodies());
+}
+
+#[test]
+fn a_dry_run_replays_nothing() {
+    let replayed = json!({ "matched": 7, "replayed": 0, "pending": 0, "failed": [] }).to_string();
+    let peer = Peer::start(vec![("POST /api/v1/dead-letters/replay", Reply::new(200, &replayed))]);
+    let shown = run(&peer, &["dead-letters", "replay", "--all", "--category", "data", "--dry-run"]);
+    assert_eq!((shown.code, shown.out.trim_end()), (0, "7 would be replayed"), "{shown:?}");
+    assert_eq!(peer.bodies(), [r#"{"all":true,"category":"data","dry_run":true}"#]);
+}
+
+#[test]
+fn a_critical_fleet_is_a_no() {
+    let health = json!({
+        "level": "critical", "reasons": ["nobody reads queue `cpu`"], "workers_live": 0, "workers_draining": 0,
+        "workers_silent": 1, "queues": [{ "name": "cpu", "depth": 3, "ready": 3, "on_streams": 0, "pending": 0,
+        "oldest_age_ms": 61_000, "workers": 0, "slots": 0, "level": "critical" }],
+    });
+    let peer = Peer::start(vec![("GET /api/v1/workers/health", Reply::new(200, health.to_string()))]);
+    let shown = run(&peer, &["workers", "health"]);
+    assert_eq!(shown.code, 1);
+    assert!(shown.out.contains("nobody reads queue `cpu`") && shown.out.contains("1m 1s"), "{shown:?}");
+}

@@ -149,7 +149,14 @@ impl<L: Link> Owner<L> {
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
         let head = partition.head;
         let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
-        let core = Core { cache: Cache::default(), schedule, staged: Staged::default(), mint, now_ms: head.now_ms };
+        let core = Core {
+            cache: Cache::default(),
+            schedule,
+            staged: Staged::default(),
+            mint,
+            now_ms: head.now_ms,
+            freed: None,
+        };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {
             partition,
@@ -422,6 +429,7 @@ impl<L: Link> Owner<L> {
         pipe.cmd("XGROUP").arg("CREATE").arg(keys.jobs(name)).arg(GROUP).arg(0).arg("MKSTREAM");
         pipe.cmd("XINFO").arg("GROUPS").arg(keys.jobs(name));
         pipe.cmd("ZCARD").arg(keys.ready(name));
+        pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
         let replies = self.partition.load(&pipe).await?;
         // Jobs that this very batch has dispatched are not on the stream yet.
         let staged = self.core.staged.commit.jobs.iter().filter(|(q, _)| q == name).count() as u64;
@@ -432,6 +440,8 @@ impl<L: Link> Owner<L> {
         }
         if queue.ready == 0 {
             queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;
+            let first = replies.get(4).and_then(reply::array).and_then(|pair| pair.get(1)).and_then(score);
+            queue.urgent = first.map_or(0, record::priority_of);
         }
         Ok(())
     }

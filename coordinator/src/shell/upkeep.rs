@@ -195,7 +195,11 @@ impl Upkeep {
             }
             Chore::Ready(name) => {
                 if let Some(ready) = reply::number(value) {
-                    schedule.queue(&name).ready = ready as u64;
+                    let queue = schedule.queue(&name);
+                    queue.ready = ready as u64;
+                    if ready == 0 {
+                        queue.urgent = 0;
+                    }
                 }
             }
             Chore::Trim | Chore::Retake | Chore::Release(_) | Chore::Timers { .. } => {}

@@ -8,4 +8,5 @@ pub mod pack;
 pub mod partition;
 pub mod record;
 pub mod reply;
+pub mod room;
 pub mod server;

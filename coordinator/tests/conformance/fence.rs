@@ -74,7 +74,8 @@ async fn trap_2_a_reign_that_has_risen_twice_commits_once<D: Dial>(mut w: World<
 
 async fn trap_3_the_exec_of_one_partition_leaves_the_watch_of_another<D: Dial>(w: World<D>) {
     let other = PartitionId(5);
-    let take = |random| Partition::take(&w.dial, &all_keys(), other, random);
+    let all = all_keys();
+    let take = |random| Partition::take(&w.dial, &all, other, random);
     let mut here = partition(&w, 1).await;
     let mut there = take(1).await.expect("free");
     let _rival = take(2).await.expect("free");

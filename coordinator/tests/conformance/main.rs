@@ -9,7 +9,11 @@ mod fleet;
 mod server;
 mod world;
 
+mod bounds;
 mod fence;
+mod liveness;
+mod twin;
+mod values;
 
 mod poison;
 

@@ -187,6 +187,7 @@ fn trap_23_a_lease_lapses_without_its_loop_and_others_wait_a_moment() {
         advance(Duration::from_millis(3_100)).await;
         assert!(!b.try_take(PARTITION).await.expect("up"), "lapsed, but its last owner comes first");
         assert!(a.retake(PARTITION).await.expect("up"), "its last owner takes it at once");
+        assert!(!b.try_take(PARTITION).await.expect("up"));
         advance(Duration::from_millis(3_100)).await;
         assert!(!b.try_take(PARTITION).await.expect("up"));
         advance(Duration::from_millis(1_100)).await;

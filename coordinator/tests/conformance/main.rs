@@ -12,10 +12,9 @@ mod world;
 mod bounds;
 mod fence;
 mod liveness;
+mod poison;
 mod twin;
 mod values;
-
-mod poison;
 
 /// Makes of each generic test one over the memory twin and one over a real server.
 macro_rules! both {

@@ -118,11 +118,21 @@ impl Core {
             }
             What::Command(command) => {
                 let command_id = command.id;
+                if command.again && self.staged.answers.contains_key(&command_id) {
+                    // Its first copy is in this very batch.
+                    return;
+                }
                 let answer = match self.cache.runs.contains_key(&id) {
                     true => self.event(id, Event::Command(command)),
                     false => None,
                 };
                 self.staged.answers.entry(command_id).or_default().push(answer.unwrap_or(Answer::NotFound));
+            }
+            What::Unreadable(unreadable) => {
+                *self.staged.commit.counters.entry("unreadable_jobs").or_default() += unreadable.entries.len() as i64;
+                for entry in unreadable.entries {
+                    self.ack(unreadable.queue.clone(), entry);
+                }
             }
             What::Event(event) => {
                 if self.cache.runs.contains_key(&id) {
@@ -170,7 +180,6 @@ impl Core {
     fn ack(&mut self, queue: Name, entry: stepfleet_protocol::id::StreamId) {
         let q = self.schedule.queue(&queue);
         q.outstanding = q.outstanding.saturating_sub(1);
-        q.behind.push(entry);
         self.freed = Some(queue.clone());
         self.staged.commit.acks.entry(queue).or_default().push(entry);
     }
@@ -232,9 +241,13 @@ impl Core {
 
     /// Keeps a value; one by reference is in its key already.
     fn save(&mut self, id: String, value: Payload) {
-        if let Payload::Inline(bytes) = value {
-            self.cache.keep_value(id.clone(), bytes.clone());
-            self.staged.commit.values.push((id, bytes.to_vec()));
+        match value {
+            Payload::Inline(bytes) => {
+                self.cache.keep_value(id.clone(), bytes.clone());
+                self.staged.commit.values.push((id, bytes.to_vec()));
+            }
+            // An older one of this id may be in mind.
+            Payload::Ref(_) => drop(self.cache.values.remove(&id)),
         }
     }
 

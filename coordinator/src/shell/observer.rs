@@ -12,11 +12,11 @@ use std::{
 use redis::Value;
 use stepfleet_protocol::{
     beat::{Beat, Phase},
-    codec,
+    codec::{self, DecodeError},
     id::{PartitionId, StreamId, WorkerId},
     keys::{GROUP, Keys},
     limits::{DEAD_AFTER_MS, HEARTBEAT_MS},
-    message::{Body, Job, JobRef, LogEntry, Lost},
+    message::{Body, Job, JobRef, LogEntry, Lost, Unreadable},
     name::Name,
 };
 use tokio::{sync::watch, time::Instant};
@@ -301,14 +301,31 @@ impl<D: Dial> Observer<D> {
             pipe.cmd("XRANGE").arg(keys.jobs(queue)).arg(entry.to_string()).arg(entry.to_string());
         }
         let replies = self.links.trip(&keys.log(), &pipe).await?;
-        let jobs: Vec<JobRef> =
-            entries.iter().zip(replies).filter_map(|(entry, value)| job_ref(*entry, queue, value)).collect();
-        if jobs.is_empty() {
-            return Ok(());
+        let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
+        for (entry, value) in entries.iter().zip(replies) {
+            match found(*entry, queue, value) {
+                Found::Job(of) => jobs.push(of),
+                Found::Unreadable => unreadable.push(*entry),
+                Found::NotOurs => {}
+            }
         }
-        tracing::warn!(%worker, %partition, %queue, jobs = jobs.len(), counted, "jobs are lost");
-        self.metrics.lost.inc_by(jobs.len() as u64);
-        let wire = codec::encode(&LogEntry::new(Body::Lost(Lost { worker: worker.clone(), counted, jobs })));
+        if !jobs.is_empty() {
+            tracing::warn!(%worker, %partition, %queue, jobs = jobs.len(), counted, "jobs are lost");
+            self.metrics.lost.inc_by(jobs.len() as u64);
+            self.tell(partition, Body::Lost(Lost { worker: worker.clone(), counted, jobs })).await?;
+        }
+        if !unreadable.is_empty() {
+            tracing::error!(%worker, %partition, %queue, entries = unreadable.len(), "entries of a job stream are no jobs");
+            let queue = queue.clone();
+            self.tell(partition, Body::Unreadable(Unreadable { queue, entries: unreadable })).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends an observation to the log.
+    async fn tell(&mut self, partition: PartitionId, body: Body) -> Result<(), LinkError> {
+        let keys = self.keys.partition(partition);
+        let wire = codec::encode(&LogEntry::new(body));
         let mut add = redis::cmd("XADD");
         add.arg(keys.log()).arg("*").arg(wire.field).arg(wire.bytes);
         self.links.one(&keys.log(), add).await.map(drop)
@@ -333,11 +350,24 @@ impl<D: Dial> Observer<D> {
     }
 }
 
-/// The job of a stream entry. One that is gone was acked meanwhile; one that cannot be read can only be one that no owner
-/// wrote, and stays for a person.
-fn job_ref(entry: StreamId, queue: &Name, value: Value) -> Option<JobRef> {
+/// What a pending stream entry turned out to be.
+enum Found {
+    /// A job.
+    Job(JobRef),
+    /// Bytes that are no job, which no owner wrote.
+    Unreadable,
+    /// Gone, because it was acked meanwhile; or of a newer program, which will see to it.
+    NotOurs,
+}
+
+fn found(entry: StreamId, queue: &Name, value: Value) -> Found {
     let entries = reply::entries(value);
-    let (field, bytes) = entries.first()?.1.first()?;
-    let job: Job = codec::decode(field, bytes).ok()?;
-    Some(JobRef { job: job.id, run: job.run, index: job.index, queue: queue.clone(), entry })
+    let Some((_, fields)) = entries.first() else { return Found::NotOurs };
+    match fields.first().map(|(field, bytes)| codec::decode::<Job>(field, bytes)) {
+        Some(Ok(job)) => {
+            Found::Job(JobRef { job: job.id, run: job.run, index: job.index, queue: queue.clone(), entry })
+        }
+        Some(Err(DecodeError::Newer(_))) => Found::NotOurs,
+        Some(Err(DecodeError::Malformed(_))) | None => Found::Unreadable,
+    }
 }

@@ -381,7 +381,8 @@ mod tests {
     use super::*;
 
     fn job() -> impl Strategy<Value = JobId> {
-        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(counter, random, seq, n)| JobId {
+        // As large as they get in centuries: a reign every second, a million commits a second, a full batch.
+        (0u64..1 << 34, any::<u64>(), 0u64..1 << 55, 0u32..1 << 24).prop_map(|(counter, random, seq, n)| JobId {
             reign: Reign { counter, random },
             seq,
             n,

@@ -37,6 +37,8 @@ const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
 const UNHEARD_MS: u64 = 2 * HEARTBEAT_MS + 5_000;
 /// A dead worker's registry entry stays so long, for other coordinators to see it.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
+/// A consumer whose worker is not registered any more is deleted after so long.
+const LEFT_AFTER_MS: i64 = 60_000;
 /// Pending entries of one worker and stream that one sweep reports.
 const ENTRIES_PER_SWEEP: usize = 500;
 /// Jobs in one observation.
@@ -58,8 +60,16 @@ struct Watched {
     /// When the beat last moved, or the count was started again.
     moved: Instant,
     beat: Option<Beat>,
+    /// Jobs were pending at it at the last look.
+    holds: bool,
     /// Entries that were pending and not held, and the beat when that was first seen.
     unheard: HashMap<(PartitionId, Name, StreamId), i64>,
+}
+
+impl Watched {
+    fn new(now: Instant) -> Self {
+        Self { count: None, moved: now, beat: None, holds: false, unheard: HashMap::new() }
+    }
 }
 
 /// The observer of one coordinator.
@@ -70,6 +80,8 @@ pub struct Observer<D: Dial> {
     owned: watch::Receiver<BTreeSet<PartitionId>>,
     slots: watch::Sender<Slots>,
     workers: BTreeMap<String, Watched>,
+    /// Who is registered.
+    known: BTreeSet<String>,
     last_sweep: Option<Instant>,
     held_back: bool,
 }
@@ -84,7 +96,17 @@ impl<D: Dial> Observer<D> {
         slots: watch::Sender<Slots>,
     ) -> Self {
         let links = Links::new(dial);
-        Self { links, keys, metrics, owned, slots, workers: BTreeMap::new(), last_sweep: None, held_back: false }
+        Self {
+            links,
+            keys,
+            metrics,
+            owned,
+            slots,
+            workers: BTreeMap::new(),
+            known: BTreeSet::new(),
+            last_sweep: None,
+            held_back: false,
+        }
     }
 
     /// Sweeps until `shutdown`.
@@ -113,13 +135,16 @@ impl<D: Dial> Observer<D> {
             self.workers.values_mut().for_each(|w| w.moved = now);
         }
         self.last_sweep = Some(now);
-        self.workers.retain(|id, w| known.contains(id) || now - w.moved < FORGET_AFTER);
+        // One that left in order is nobody's loss; one that holds jobs is, registered or not.
+        self.workers.retain(|id, w| known.contains(id) || (w.holds && now - w.moved < FORGET_AFTER));
+        self.known = known;
         self.tell_slots();
         let dead: Vec<String> =
             self.workers.iter().filter(|(_, w)| now - w.moved >= DEAD_AFTER).map(|(id, _)| id.clone()).collect();
         if self.holds_back(&dead, now) {
             return Ok(());
         }
+        self.workers.values_mut().for_each(|w| w.holds = false);
         let partitions: Vec<PartitionId> = self.owned.borrow().iter().copied().collect();
         for partition in partitions {
             self.sweep_partition(partition, &dead).await?;
@@ -147,8 +172,7 @@ impl<D: Dial> Observer<D> {
             let fields = reply::array(&fields).unwrap_or_default();
             let count = fields.first().and_then(reply::number);
             let beat = fields.get(1).and_then(reply::bytes).and_then(|b| codec::unpack(b).ok());
-            let fresh = Watched { count: None, moved: now, beat: None, unheard: HashMap::new() };
-            let watched = self.workers.entry(id.clone()).or_insert(fresh);
+            let watched = self.workers.entry(id.clone()).or_insert_with(|| Watched::new(now));
             if count.is_some() && count != watched.count {
                 watched.moved = now;
                 watched.count = count;
@@ -218,12 +242,13 @@ impl<D: Dial> Observer<D> {
             let pending = reply::field(consumer, "pending").and_then(reply::number).unwrap_or(0);
             let Ok(worker) = name.parse::<WorkerId>() else { continue };
             // A consumer that no registry knows is watched from now on, like one whose beat does not move.
-            let fresh = || Watched { count: None, moved: Instant::now(), beat: None, unheard: HashMap::new() };
             if pending > 0 {
-                self.workers.entry(name.clone()).or_insert_with(fresh);
+                self.workers.entry(name.clone()).or_insert_with(|| Watched::new(Instant::now())).holds = true;
             }
             let is_dead = dead.contains(&name);
-            if is_dead && pending == 0 {
+            let idle_ms = reply::field(consumer, "idle").and_then(reply::number).unwrap_or(0);
+            let left = !self.known.contains(&name) && idle_ms > LEFT_AFTER_MS;
+            if (is_dead || left) && pending == 0 {
                 self.delete_consumer(&key, &name).await?;
             } else if pending > 0 {
                 self.sweep_consumer(partition, queue, &worker, is_dead).await?;

@@ -27,6 +27,7 @@ both! {
     trap_5_a_late_result_of_a_replaced_job_is_recorded_without_effect,
     trap_7_a_result_written_before_the_loss_wins,
     the_first_commit_of_a_reign_is_fenced,
+    an_owner_with_nothing_to_commit_notices_that_another_reigns,
     a_torn_commit_stops_the_partition,
 }
 
@@ -91,6 +92,14 @@ async fn the_first_commit_of_a_reign_is_fenced<D: Dial>(mut w: World<D>) {
     let fenced = old.turn(Some(&commit), Ask::default()).await;
     assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
     assert_eq!(w.number(&["EXISTS", &keys().counters()]).await, 0, "nothing of it was written");
+}
+
+async fn an_owner_with_nothing_to_commit_notices_that_another_reigns<D: Dial>(w: World<D>) {
+    let mut old = partition(&w, 1).await;
+    let _new = partition(&w, 2).await;
+    // Its WATCH is armed anew by this trip, over a head that is another's.
+    let fenced = old.turn(None, Ask::default()).await;
+    assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
 }
 
 async fn trap_5_a_late_result_of_a_replaced_job_is_recorded_without_effect<D: Dial>(mut w: World<D>) {

@@ -73,6 +73,9 @@ impl<D: Dial> Client<D> {
         let mut pipe = redis::pipe();
         pipe.cmd("XADD").arg(keys().log()).arg("*").arg(wire.field).arg(wire.bytes);
         let replies = self.trip(&pipe).await?;
+        if let Some(refused) = replies.first().and_then(reply::error) {
+            return Err(LinkError::Lost(refused));
+        }
         Ok(replies.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default())
     }
 

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stepfleet_tests::{Server, lab::Fleet, wait};
+use stepfleet_tests::{
+    lab::{self, Fleet},
+    wait,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_cancel_stops_the_handler_at_once() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let folder = tempfile::tempdir().unwrap();
@@ -40,7 +43,7 @@ async fn a_cancel_stops_the_handler_at_once() {
 
 #[tokio::test]
 async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let definition = json!({ "workflow": "two", "steps": {
@@ -61,7 +64,7 @@ async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
 
 #[tokio::test]
 async fn a_key_gives_the_same_run_and_another_body_is_refused() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 4, 1).await.unwrap();
     let api = fleet.api();
     let body = |word: &str| {

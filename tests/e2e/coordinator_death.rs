@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use stepfleet_tests::{
-    Server, Signal,
-    lab::{Api, Effects, Fleet, Hands, START},
+    Signal,
+    lab::{self, Api, Effects, Fleet, Hands, START},
     wait,
 };
 
@@ -35,7 +35,7 @@ async fn owns_some(api: &Api) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn when_a_coordinator_is_killed_the_other_goes_on() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), PARTITIONS, 0).await.unwrap();
     fleet.add_coordinator().await.unwrap();
     let (api, effects) = (fleet.coordinators[1].api.clone(), Effects::default());
@@ -51,7 +51,7 @@ async fn when_a_coordinator_is_killed_the_other_goes_on() {
 
 #[tokio::test]
 async fn a_frozen_coordinator_that_wakes_commits_nothing() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), PARTITIONS, 0).await.unwrap();
     fleet.add_coordinator().await.unwrap();
     let (api, old, effects) =
@@ -75,7 +75,7 @@ async fn a_frozen_coordinator_that_wakes_commits_nothing() {
 
 #[tokio::test]
 async fn a_coordinator_that_is_asked_to_leave_hands_its_partitions_over_at_once() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), PARTITIONS, 0).await.unwrap();
     fleet.add_coordinator().await.unwrap();
     let (api, effects) = (fleet.coordinators[1].api.clone(), Effects::default());

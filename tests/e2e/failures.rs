@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use serde_json::json;
-use stepfleet_tests::{Server, lab::Fleet};
+use stepfleet_tests::lab::{self, Fleet};
 
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_failing_step_is_tried_again_after_its_backoff() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let backoff = json!({ "base": "200ms", "factor": 2, "jitter": "none" });
@@ -28,7 +28,7 @@ async fn a_failing_step_is_tried_again_after_its_backoff() {
 
 #[tokio::test]
 async fn limits_of_time_end_steps_and_runs() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let sleep = json!({ "handler": "sleep", "with": { "duration": "5m" } });
@@ -50,7 +50,7 @@ async fn limits_of_time_end_steps_and_runs() {
 
 #[tokio::test]
 async fn a_dead_letter_tells_everything_and_its_replay_ends_the_run() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let folder = tempfile::tempdir().unwrap();

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use stepfleet_tests::{
-    Server,
-    lab::{Effects, Fleet, Hands, audit},
+    lab::{self, Effects, Fleet, Hands, audit},
     wait,
 };
 
@@ -16,7 +15,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_chain_hands_its_outputs_on() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let definition = json!({ "workflow": "chain", "steps": {
@@ -34,7 +33,7 @@ async fn a_chain_hands_its_outputs_on() {
 
 #[tokio::test]
 async fn a_diamond_and_a_fan_join_what_their_branches_gave() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 2, 2).await.unwrap();
     let api = fleet.api();
     let count = |name: &str| {
@@ -64,7 +63,7 @@ async fn a_diamond_and_a_fan_join_what_their_branches_gave() {
 
 #[tokio::test]
 async fn http_steps_retry_what_may_pass_and_give_up_what_will_not() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 2).await.unwrap();
     let (api, web) = (fleet.api(), Web::start().await.unwrap());
     let step = |path: &str| {
@@ -99,7 +98,7 @@ async fn http_steps_retry_what_may_pass_and_give_up_what_will_not() {
 
 #[tokio::test]
 async fn five_thousand_runs_come_with_one_request_and_all_end() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 4, 0).await.unwrap();
     let (api, effects) = (fleet.api(), Effects::default());
     let _hands = Hands::start(&server.url(), 64, &effects).unwrap();

@@ -10,13 +10,16 @@ use stepfleet_protocol::{
     keys::{Keys, PREFIX_DEFAULT},
     name::Name,
 };
-use stepfleet_tests::{Server, lab::Fleet, wait};
+use stepfleet_tests::{
+    lab::{self, Fleet},
+    wait,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn malformed_bytes_are_set_aside_and_everything_goes_on() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
     let api = fleet.api();
     let definition = json!({ "workflow": "one", "steps": { "only": { "handler": "noop" } } });

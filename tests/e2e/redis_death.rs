@@ -2,14 +2,14 @@
 
 use stepfleet_tests::{
     Fsync, Server,
-    lab::{Effects, Fleet, Hands},
+    lab::{self, Effects, Fleet, Hands},
 };
 
 use crate::load;
 
 #[tokio::test]
 async fn after_a_crash_of_redis_everything_goes_on_by_itself() {
-    let mut server = Server::options().append_only(Fsync::Always).start().await.unwrap();
+    let mut server = lab::durable().append_only(Fsync::Always).start().await.unwrap();
     let fleet = Fleet::start(&server.url(), 2, 0).await.unwrap();
     let effects = Effects::default();
     let hands = Hands::start(&server.url(), 16, &effects).unwrap();

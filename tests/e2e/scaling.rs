@@ -1,8 +1,8 @@
 //! More and fewer workers and coordinators while load runs.
 
 use stepfleet_tests::{
-    Server, Signal,
-    lab::{Effects, Fleet, Hands, START},
+    Signal,
+    lab::{self, Effects, Fleet, Hands, START},
 };
 
 use crate::load;
@@ -11,7 +11,7 @@ const RUNS: usize = 400;
 
 #[tokio::test]
 async fn one_worker_becomes_eight_and_one_again() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let fleet = Fleet::start(&server.url(), 2, 0).await.unwrap();
     let (api, effects) = (fleet.api(), Effects::default());
     let start = || Hands::start(&server.url(), 4, &effects).unwrap();
@@ -29,7 +29,7 @@ async fn one_worker_becomes_eight_and_one_again() {
 
 #[tokio::test]
 async fn one_coordinator_becomes_three_and_one_again() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), 4, 0).await.unwrap();
     let (api, effects) = (fleet.api().clone(), Effects::default());
     let hands = Hands::start(&server.url(), 8, &effects).unwrap();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use stepfleet_tests::{
-    Cluster, Sentinel, Server, Signal,
-    lab::{Effects, Fleet, Hands},
+    Sentinel, Signal,
+    lab::{self, Effects, Fleet, Hands},
     sentinel,
 };
 
@@ -31,7 +31,7 @@ async fn smoke(fleet: &Fleet) {
 
 #[tokio::test]
 async fn on_a_cluster_runs_complete_and_a_killed_coordinator_is_replaced() {
-    let cluster = Cluster::start(3).await.unwrap();
+    let cluster = lab::cluster().await.unwrap();
     let url = joined("redis-cluster", &cluster.urls());
     let mut fleet = Fleet::start(&url, 8, 1).await.unwrap();
     smoke(&fleet).await;
@@ -49,7 +49,7 @@ async fn on_a_cluster_runs_complete_and_a_killed_coordinator_is_replaced() {
 
 #[tokio::test]
 async fn on_a_cluster_failures_dead_letters_cancel_and_suspend_are_the_same() {
-    let cluster = Cluster::start(3).await.unwrap();
+    let cluster = lab::cluster().await.unwrap();
     let fleet = Fleet::start(&joined("redis-cluster", &cluster.urls()), 8, 2).await.unwrap();
     let api = fleet.api();
     let retry = json!({ "max_attempts": 2, "backoff": { "base": "50ms" } });
@@ -77,7 +77,7 @@ async fn on_a_cluster_failures_dead_letters_cancel_and_suspend_are_the_same() {
 
 #[tokio::test]
 async fn behind_sentinels_a_fail_over_under_load_loses_no_run_that_was_replicated() {
-    let mut sentinel = Sentinel::start(3).await.unwrap();
+    let mut sentinel = Sentinel::launch(3, lab::durable()).await.unwrap();
     let url = format!("{}/{}", joined("redis-sentinel", &sentinel.urls()), sentinel::NAME);
     let fleet = Fleet::start(&url, 2, 1).await.unwrap();
     smoke(&fleet).await;
@@ -98,7 +98,7 @@ async fn behind_sentinels_a_fail_over_under_load_loses_no_run_that_was_replicate
 
 #[tokio::test]
 async fn with_tls_everything_is_the_same() {
-    let server = Server::options().tls().start().await.unwrap();
+    let server = lab::durable().tls().start().await.unwrap();
     let mut fleet = Fleet::at(&server.url(), 1).option("--redis-ca-file", server.ca_file().unwrap());
     fleet.add_coordinator().await.unwrap();
     fleet.add_worker(&[]).unwrap();
@@ -109,7 +109,7 @@ async fn with_tls_everything_is_the_same() {
 #[tokio::test]
 async fn a_user_that_may_touch_only_our_keys_and_channels_is_enough() {
     let rules = "~sf:* &sf:* +@all -@dangerous +info +config|get";
-    let server = Server::options().user("fleet", "secret", rules).default_user_off().start().await.unwrap();
+    let server = lab::durable().user("fleet", "secret", rules).default_user_off().start().await.unwrap();
     let fleet = Fleet::start(&server.url_for("fleet", "secret"), 1, 1).await.unwrap();
     smoke(&fleet).await;
     assert!(!fleet.story().contains("secret"), "a password in a log");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde_json::{Value, json};
 use stepfleet_tests::{
-    Server, Signal,
-    lab::{Effects, Fleet, Hands},
+    Signal,
+    lab::{self, Effects, Fleet, Hands},
     wait,
 };
 
@@ -38,7 +38,7 @@ fn reasons(history: &[Value]) -> Vec<&str> {
 /// One wait of 30 s for both: a worker killed in the middle of a job, and one that wakes up after its death.
 #[tokio::test]
 async fn the_jobs_of_dead_workers_run_again_and_late_results_change_nothing() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), 1, 0).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();
@@ -85,7 +85,7 @@ async fn the_jobs_of_dead_workers_run_again_and_late_results_change_nothing() {
 
 #[tokio::test]
 async fn a_worker_that_is_asked_to_leave_burns_no_attempt() {
-    let server = Server::start().await.unwrap();
+    let server = lab::server().await.unwrap();
     let mut fleet = Fleet::start(&server.url(), 1, 0).await.unwrap();
     fleet.add_worker(&["--drain-timeout", "1s"]).unwrap();
     let folder = tempfile::tempdir().unwrap();

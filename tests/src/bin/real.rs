@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use stepfleet_tests::{
-    Program, Server,
-    lab::{Api, Fleet},
+    Program,
+    lab::{self, Api, Fleet},
 };
 
 /// Slots of the fleet.
@@ -36,7 +36,7 @@ async fn main() -> anyhow::Result<()> {
         .collect();
     files.sort();
     ensure!(!files.is_empty(), "no *.json in `{folder}`");
-    let server = Server::start().await?;
+    let server = lab::server().await?;
     let mut fleet = Fleet::start(&server.url(), 2, 0).await?;
     for _ in 0..2 {
         fleet.add_worker(&["--concurrency", "8"])?;

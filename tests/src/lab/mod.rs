@@ -14,12 +14,35 @@ pub use hands::{Effect, Effects, Hands};
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-use crate::{Program, port, program::Launch, wait};
+use crate::cluster::ClusterOptions;
+use crate::{Cluster, Fsync, Program, Server, ServerOptions, port, program::Launch, wait};
 
 /// Five times what a start may take.
 pub const START: Duration = Duration::from_secs(60);
+
+/// What a server needs that the programs accept: they refuse one that keeps nothing on disk.
+#[must_use]
+pub fn durable() -> ServerOptions {
+    ServerOptions::new().append_only(Fsync::No)
+}
+
+/// A server that the programs accept.
+///
+/// # Errors
+/// It does not come up.
+pub async fn server() -> anyhow::Result<Server> {
+    durable().start().await
+}
+
+/// A Cluster of three that the programs accept.
+///
+/// # Errors
+/// It does not come up.
+pub async fn cluster() -> anyhow::Result<Cluster> {
+    Cluster::launch(ClusterOptions { server: durable(), ..ClusterOptions::default() }).await
+}
 
 /// A coordinator and where its API is.
 #[derive(Debug)]
@@ -80,9 +103,13 @@ impl Fleet {
         let words = ["coordinator", "--listen", &listen, "--partitions", &partitions, "--name", &name];
         let mut program = self.program(&words)?.start()?;
         let api = Api::new(&format!("http://{listen}"));
-        let ready = wait::until(START, "the coordinator to be ready", async || api.ready().await).await;
+        let mut gone = false;
+        let ready = wait::until(START, "the coordinator to be ready", async || {
+            gone = !program.is_running()?;
+            if gone { Ok(()) } else { api.ready().await }
+        });
+        let ready = ready.await.and_then(|()| if gone { bail!("the coordinator ended") } else { Ok(()) });
         if let Err(error) = ready {
-            let _ = program.kill_9();
             return Err(error.context(format!("it wrote {}{}", program.stdout(), program.stderr())));
         }
         self.coordinators.push(Coordinator { program, api });

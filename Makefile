@@ -15,7 +15,7 @@ WITH_SERVERS = set -a; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
-.PHONY: help setup build test demo bench simulate test-real check
+.PHONY: help setup build test demo bench simulate test-real check check-helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -56,3 +56,6 @@ check: ## formatting, lints and documentation, every warning an error
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+check-helm: ## the Helm chart, with real Helm and the schemas of three versions of Kubernetes
+	@tests/helm/check.sh

@@ -99,7 +99,7 @@ pub(super) fn step(
         handler: written.handler.to_string(),
         queue: workflow.resolved(written).queue.to_string(),
         state: step.state,
-        attempts: step.attempts,
+        attempts: step.attempts + u32::from(matches!(step.state, State::Processing | State::Completed)),
         losses: step.losses,
         generation: step.generation,
         needs: written.needs.iter().map(ToString::to_string).collect(),

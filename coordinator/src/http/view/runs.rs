@@ -193,7 +193,7 @@ pub struct StepView {
     /// Where it stands.
     #[schema(value_type = String)]
     pub state: State,
-    /// Tries so far that count.
+    /// Tries so far that count, the present one or the one that completed it included.
     pub attempts: u32,
     /// Tries that it was lost with a worker.
     pub losses: u8,

@@ -1,7 +1,7 @@
 //! Redis killed and started again under load.
 
 use stepfleet_tests::{
-    Fsync, Server,
+    Fsync,
     lab::{self, Effects, Fleet, Hands},
 };
 

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     backoff,
+    attempt::Attempt,
     kit::Kit,
     limits::{BLOCK_MAX, DOORBELL_WAIT, PARTITIONS_EVERY, PENDING_PAGE, PROOF_EVERY, READ_MARGIN},
     sink::Recall,

@@ -21,6 +21,10 @@ use args::{Cli, Command};
 use failure::{Exit, Failure};
 use out::Out;
 
+/// A hot loop of small messages: the C library's allocator was 45 % of the coordinator's time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {

@@ -101,6 +101,14 @@ fn decode_plain<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if !is_map {
         return Err(DecodeError::Malformed("a message is a map".into()));
     }
+    // Every writer of ours puts the version first, so that a message is read once.
+    if let [_, 0xa1, b'v', version @ 0..=0x7f, ..] = bytes {
+        return match read::<T>(bytes) {
+            _ if *version > VERSION => Err(DecodeError::Newer(*version)),
+            Ok(message) => Ok(message),
+            Err(e) => Err(DecodeError::Malformed(e.to_string())),
+        };
+    }
     let reason = match read::<T>(bytes) {
         Ok(message) => match read::<Versioned>(bytes) {
             Ok(Versioned { v }) if v > VERSION => return Err(DecodeError::Newer(v)),

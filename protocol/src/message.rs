@@ -82,6 +82,18 @@ pub enum Body {
     Lost(Lost),
     /// An auditor found a step in no place.
     Audit(Audit),
+    /// Entries of a job stream that no worker can read.
+    Unreadable(Unreadable),
+}
+
+/// Entries of a job stream that are no jobs: nobody will ever answer them. Whoever took them kept their bytes in the
+/// partition's quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// The queue of the stream.
+    pub queue: Name,
+    /// The entries.
+    pub entries: Vec<StreamId>,
 }
 
 /// New runs, submitted together. They share their fate only with regard to the reply.

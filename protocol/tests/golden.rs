@@ -14,7 +14,7 @@ use stepfleet_protocol::{
     id::{CommandId, JobId, PartitionId, Reign, RunId, StreamId, WorkerId},
     message::{
         Answer, Audit, Body, Command, Job, JobRef, JobResult, LogEntry, Lost, NewRun, Outcome, Reply, Results,
-        Returned, Started, Submit, Verb,
+        Returned, Started, Submit, Unreadable, Verb,
     },
     name::Name,
     state::State,
@@ -110,6 +110,10 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
         ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()] })),
         ("log-audit", Body::Audit(Audit { run: run_id(), index: Some(2) })),
+        (
+            "log-unreadable",
+            Body::Unreadable(Unreadable { queue: name("cpu"), entries: vec![at().entry, StreamId { ms: 9, seq: 0 }] }),
+        ),
         ("log-audit-run", Body::Audit(Audit { run: run_id(), index: None })),
         ("log-cancel", command(Some("a duplicate"), Verb::Cancel)),
         ("log-suspend", command(None, Verb::Suspend { now: true })),
@@ -312,7 +316,8 @@ proptest! {
 }
 
 /// Names of variants: a map of one such key is an enum and no struct.
-const VARIANTS: [&str; 22] = [
+const VARIANTS: [&str; 23] = [
+    "unreadable",
     "submit",
     "results",
     "started",

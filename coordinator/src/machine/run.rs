@@ -51,6 +51,8 @@ pub struct Run {
     pub work: u32,
     /// Failed attempts of steps that are not completed, oldest first.
     pub errors: Vec<AttemptError>,
+    /// The packed record as it was last written, by the shell, which skips writing it unchanged.
+    pub stored: Vec<u8>,
     steps: Vec<Step>,
     dirty: Vec<u32>,
 }
@@ -155,6 +157,7 @@ impl Run {
             active: 0,
             work: 0,
             errors: Vec::new(),
+            stored: Vec::new(),
             steps,
             dirty: Vec::new(),
         }

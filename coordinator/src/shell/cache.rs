@@ -105,11 +105,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Keeps a small value in mind.
+    /// Keeps a small value in mind, at least until this batch is committed: it may be nowhere else yet.
     pub fn keep_value(&mut self, id: String, bytes: Bytes) {
-        if self.values.len() >= VALUES_MAX {
-            self.values.clear();
-        }
         self.values.insert(id, bytes);
     }
 
@@ -123,7 +120,11 @@ impl Cache {
             });
         }
         if self.plans.len() > PLANS_MAX {
-            self.plans.clear();
+            // A run in mind needs its plan here too.
+            self.plans.retain(|_, compiled| Arc::strong_count(&compiled.plan) > 1);
+        }
+        if self.values.len() > VALUES_MAX {
+            self.values.clear();
         }
     }
 

@@ -13,6 +13,7 @@ use stepfleet_protocol::{
     id::{CommandId, JobId, RunId},
     keys::listing,
     message::{Answer, NewRun},
+    name::Name,
     state::State,
     value::Payload,
 };
@@ -93,6 +94,8 @@ pub struct Core {
     pub mint: Mint,
     /// The latest time that was decided with.
     pub now_ms: u64,
+    /// The queue whose slot the present item has freed.
+    pub freed: Option<Name>,
 }
 
 impl Core {
@@ -102,6 +105,7 @@ impl Core {
     /// [`Poison`] when a rule panicked; then nothing of this batch may be committed.
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
         self.now_ms = self.now_ms.max(item.at_ms);
+        self.freed = None;
         let poison = Poison { origin: item.origin, run: item.run };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)
     }
@@ -114,11 +118,21 @@ impl Core {
             }
             What::Command(command) => {
                 let command_id = command.id;
+                if command.again && self.staged.answers.contains_key(&command_id) {
+                    // Its first copy is in this very batch.
+                    return;
+                }
                 let answer = match self.cache.runs.contains_key(&id) {
                     true => self.event(id, Event::Command(command)),
                     false => None,
                 };
                 self.staged.answers.entry(command_id).or_default().push(answer.unwrap_or(Answer::NotFound));
+            }
+            What::Unreadable(unreadable) => {
+                *self.staged.commit.counters.entry("unreadable_jobs").or_default() += unreadable.entries.len() as i64;
+                for entry in unreadable.entries {
+                    self.ack(unreadable.queue.clone(), entry);
+                }
             }
             What::Event(event) => {
                 if self.cache.runs.contains_key(&id) {
@@ -163,10 +177,10 @@ impl Core {
         self.ack(of.queue, of.entry);
     }
 
-    fn ack(&mut self, queue: stepfleet_protocol::name::Name, entry: stepfleet_protocol::id::StreamId) {
+    fn ack(&mut self, queue: Name, entry: stepfleet_protocol::id::StreamId) {
         let q = self.schedule.queue(&queue);
         q.outstanding = q.outstanding.saturating_sub(1);
-        q.behind.push(entry);
+        self.freed = Some(queue.clone());
         self.staged.commit.acks.entry(queue).or_default().push(entry);
     }
 
@@ -227,9 +241,13 @@ impl Core {
 
     /// Keeps a value; one by reference is in its key already.
     fn save(&mut self, id: String, value: Payload) {
-        if let Payload::Inline(bytes) = value {
-            self.cache.keep_value(id.clone(), bytes.clone());
-            self.staged.commit.values.push((id, bytes.to_vec()));
+        match value {
+            Payload::Inline(bytes) => {
+                self.cache.keep_value(id.clone(), bytes.clone());
+                self.staged.commit.values.push((id, bytes.to_vec()));
+            }
+            // An older one of this id may be in mind.
+            Payload::Ref(_) => drop(self.cache.values.remove(&id)),
         }
     }
 
@@ -237,13 +255,26 @@ impl Core {
         let run = &self.cache.runs[&id];
         let step = &run.plan.steps[index as usize];
         let (queue, priority) = (step.queue.clone(), step.priority);
-        if self.schedule.passes(&queue) {
+        if self.schedule.passes(&queue) || self.inherits(&queue, priority) {
             self.event(id, Event::Release { index });
             return;
         }
-        self.schedule.queue(&queue).ready += 1;
+        let q = self.schedule.queue(&queue);
+        q.ready += 1;
+        q.urgent = q.urgent.max(priority);
         let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
         self.staged.commit.ready_added.entry(queue).or_default().push(member);
+    }
+
+    /// A step may take the place of the job whose result made it ready, ahead of waiting steps that are not more urgent: a
+    /// run that has a slot keeps it, and a chain does not go through the ready set step by step. One place, one heir, so
+    /// that a wide graph cannot take the queue over.
+    fn inherits(&mut self, queue: &Name, priority: u8) -> bool {
+        let heir = self.freed.as_ref() == Some(queue) && self.schedule.queue(queue).urgent <= priority;
+        if heir {
+            self.freed = None;
+        }
+        heir
     }
 
     fn unready(&mut self, id: RunId, index: u32) {
@@ -312,7 +343,11 @@ fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut V
     let is_new = touched.was.is_none();
     let mut chunks: BTreeMap<u32, Vec<(Vec<u8>, Vec<u8>)>> = BTreeMap::new();
     let fields = chunks.entry(0).or_default();
-    fields.push((record::FIELD_RECORD.into(), record::pack_run(run)));
+    let packed = record::pack_run(run);
+    if run.stored != packed {
+        fields.push((record::FIELD_RECORD.into(), packed.clone()));
+        run.stored = packed;
+    }
     if let (true, Some(trace)) = (is_new, &run.traceparent) {
         fields.push((record::FIELD_TRACE.into(), trace.as_bytes().into()));
     }
@@ -321,6 +356,7 @@ fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut V
         let packed = record::pack_step(run.step(index));
         chunks.entry(chunk).or_default().push((index.to_string().into_bytes(), packed));
     }
+    chunks.retain(|_, fields| !fields.is_empty());
     commit.hashes.extend(chunks.into_iter().map(|(chunk, fields)| (run.id, chunk, fields)));
     if !touched.transitions.is_empty() {
         let packed = crate::store::history::pack(&touched.transitions);

@@ -20,6 +20,7 @@ use super::{
 use crate::store::{
     link::Dial,
     partition::{Partition, TurnError},
+    room,
 };
 
 /// Time between two looks at the leases.
@@ -82,6 +83,7 @@ struct Fleet<D: Dial> {
     leases: Leases<D>,
     tasks: JoinSet<Ended>,
     running: HashMap<PartitionId, CancellationToken>,
+    task_of: HashMap<tokio::task::Id, PartitionId>,
     left_alone: HashMap<PartitionId, Instant>,
     owned: Owned,
     slots: watch::Sender<Slots>,
@@ -92,7 +94,7 @@ impl<D: Dial> Fleet<D> {
     fn new(dial: D, config: Config, metrics: Metrics, owned: Owned, slots: watch::Sender<Slots>) -> Self {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
-        let (running, left_alone) = (HashMap::new(), HashMap::new());
+        let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self {
             dial,
             config,
@@ -100,6 +102,7 @@ impl<D: Dial> Fleet<D> {
             leases,
             tasks: JoinSet::new(),
             running,
+            task_of,
             left_alone,
             owned,
             slots,
@@ -151,7 +154,8 @@ impl<D: Dial> Fleet<D> {
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
         };
-        self.tasks.spawn(task.run());
+        let task = self.tasks.spawn(task.run());
+        self.task_of.insert(task.id(), partition);
         self.running.insert(partition, stop);
         self.tell();
     }
@@ -163,17 +167,21 @@ impl<D: Dial> Fleet<D> {
 
     fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
         match ended {
-            Ok((_, ended)) => {
+            Ok((task, ended)) => {
+                self.task_of.remove(&task);
                 self.running.remove(&ended.partition);
                 if ended.left_alone {
                     self.left_alone.insert(ended.partition, Instant::now());
                 }
             }
             Err(error) => {
-                // A bug outside of `decide`. The lease lapses, and the partition is taken anew by whoever comes first.
-                tracing::error!(%error, "an owner task panicked");
-                self.running.clear();
-                self.tasks.abort_all();
+                // A bug outside of `decide`. Its partition is taken anew after a while; the others go on.
+                let partition = self.task_of.remove(&error.id());
+                tracing::error!(%error, ?partition, "ALERT: an owner task panicked");
+                if let Some(partition) = partition {
+                    self.running.remove(&partition);
+                    self.left_alone.insert(partition, Instant::now());
+                }
             }
         }
         self.tell();
@@ -217,6 +225,9 @@ impl<D: Dial> Task<D> {
             if left_alone {
                 break;
             }
+            if matches!(&error, OwnerError::Turn(turn) if turn.is_full()) {
+                self.make_room().await;
+            }
             let wait = BACKOFF[failures.min(BACKOFF.len() - 1)];
             if wait > 0 {
                 tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -251,6 +262,8 @@ impl<D: Dial> Task<D> {
             Err(error) => return (Some(error), false, memory),
         };
         owner.configure(self.dial.is_cluster(), self.config.retention);
+        // Every owner begins without; what this task has seen before is no news to the receiver.
+        owner.set_slots(self.slots.borrow_and_update().clone());
         let mut before = owner.done;
         while !self.stop.is_cancelled() || !owner.is_settled() {
             if self.slots.has_changed().unwrap_or(false) {
@@ -262,6 +275,14 @@ impl<D: Dial> Task<D> {
             self.count(&mut before, owner.done);
         }
         (None, true, owner.memory())
+    }
+
+    /// Trims what is done with, so that a full server takes commits again.
+    async fn make_room(&mut self) {
+        match room::make(&self.dial, &self.config.keys, self.partition).await {
+            Ok(entries) => tracing::warn!(partition = %self.partition, entries, "the server is full; trimmed streams"),
+            Err(error) => tracing::debug!(%error, "nothing could be trimmed"),
+        }
     }
 
     fn count(&self, before: &mut super::owner::Done, now: super::owner::Done) {
@@ -281,11 +302,10 @@ impl<D: Dial> Task<D> {
         let partition = self.partition;
         match error {
             OwnerError::Turn(TurnError::Fenced) => self.metrics.fenced.inc(),
-            OwnerError::Turn(TurnError::Refused(why)) => {
+            OwnerError::Turn(refused @ TurnError::Refused(why)) => {
                 tracing::error!(%partition, why, "the server refused a commit");
                 self.metrics.doubts.inc();
-                // A full server refuses any commit; only a commit of its own fault is to be found by halving.
-                if !why.starts_with("OOM") && !why.starts_with("LOADING") && !why.starts_with("READONLY") {
+                if refused.blames_the_commit() {
                     memory.halve();
                 }
             }

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
+    id::RunId,
     limits::INLINE_BYTES_MAX,
     message::Job,
     value::{Input, Payload, ValueRef},
@@ -188,12 +189,17 @@ fn scope(
     Ok(scope)
 }
 
-/// A value that this job alone uses: inside the message if it is small, else under a key of its own.
+/// Id of a large input that was rendered for a step. Every attempt writes it anew, so that it goes with its run.
+pub fn made_id(run: RunId, index: u32) -> String {
+    format!("{run}.{index}.made")
+}
+
+/// A value that this step alone uses: inside the message if it is small, else under a key of its own.
 fn pass(core: &mut Core, dispatch: &Dispatch, bytes: Bytes) -> Input {
     if bytes.len() <= INLINE_BYTES_MAX {
         return Input::Whole(Payload::Inline(bytes));
     }
-    let value = ValueRef { id: format!("{}.in", dispatch.job), bytes: bytes.len() as u64 };
+    let value = ValueRef { id: made_id(dispatch.run, dispatch.index), bytes: bytes.len() as u64 };
     core.staged.commit.values.push((value.id.clone(), bytes.to_vec()));
     Input::Whole(Payload::Ref(value))
 }

@@ -1,11 +1,11 @@
 //! From log entries, due timers, released steps and work items to one ordered list of items to decide.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use stepfleet_protocol::{
     codec::{self, DecodeError},
-    id::{CommandId, RunId, StreamId},
-    message::{Body, Command, LogEntry, NewRun},
+    id::{CommandId, PartitionId, RunId, StreamId},
+    message::{Body, Command, LogEntry, NewRun, Unreadable},
 };
 
 use crate::{
@@ -25,6 +25,9 @@ pub enum Origin {
     /// The list of work items.
     Todo,
 }
+
+/// Stands for the run of an item that is about none.
+static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
 
 /// One thing to decide.
 #[derive(Debug)]
@@ -57,14 +60,36 @@ pub enum What {
     Command(Command),
     /// Anything else that happens to a run.
     Event(Event),
+    /// Entries of a job stream that are no jobs. It is about no run.
+    Unreadable(Unreadable),
 }
 
 impl Item {
+    /// The command it is, or is part of.
+    pub fn command(&self) -> Option<CommandId> {
+        match &self.what {
+            What::New { command, .. } => Some(*command),
+            What::Command(command) => Some(command.id),
+            What::Event(_) | What::Unreadable(_) => None,
+        }
+    }
+
+    /// The command, if it may have been decided before.
+    pub fn sent_before(&self) -> Option<CommandId> {
+        let again = match &self.what {
+            What::New { again, .. } => *again,
+            What::Command(command) => command.again,
+            What::Event(_) | What::Unreadable(_) => false,
+        };
+        self.command().filter(|_| again)
+    }
+
     /// Whether the run or an answer has to be looked up although the caller may never have heard of it.
     pub fn looks_back(&self) -> bool {
         match &self.what {
             What::New { again, .. } => *again,
             What::Command(_) | What::Event(_) => true,
+            What::Unreadable(_) => false,
         }
     }
 }
@@ -114,8 +139,7 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
         Body::Submit(submit) => {
             let actor: Arc<str> = submit.actor.into();
             for new in submit.runs {
-                let what = What::New { command: submit.id, again: submit.again, actor: actor.clone(), new };
-                push(run_of(&what), what);
+                push(new.run, What::New { command: submit.id, again: submit.again, actor: actor.clone(), new });
             }
         }
         Body::Results(results) => {
@@ -137,19 +161,12 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
                 push(of.run, What::Event(Event::Lost { of, worker, counted }));
             }
         }
+        Body::Unreadable(unreadable) => push(*NO_RUN, What::Unreadable(unreadable)),
         Body::Audit(audit) => {
             if let Some(index) = audit.index {
                 push(audit.run, What::Event(Event::Audit { index }));
             }
         }
-    }
-}
-
-fn run_of(what: &What) -> RunId {
-    match what {
-        What::New { new, .. } => new.run,
-        What::Command(command) => command.run,
-        What::Event(_) => unreachable!("only called for new runs"),
     }
 }
 
@@ -178,8 +195,6 @@ pub fn from_work(work: Work, now_ms: u64) -> Item {
 
 #[cfg(test)]
 mod tests {
-    use stepfleet_protocol::id::PartitionId;
-
     use super::*;
     use crate::machine::event::Timer;
 

@@ -12,11 +12,11 @@ use std::{
 use redis::Value;
 use stepfleet_protocol::{
     beat::{Beat, Phase},
-    codec,
+    codec::{self, DecodeError},
     id::{PartitionId, StreamId, WorkerId},
     keys::{GROUP, Keys},
     limits::{DEAD_AFTER_MS, HEARTBEAT_MS},
-    message::{Body, Job, JobRef, LogEntry, Lost},
+    message::{Body, Job, JobRef, LogEntry, Lost, Unreadable},
     name::Name,
 };
 use tokio::{sync::watch, time::Instant};
@@ -37,6 +37,8 @@ const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
 const UNHEARD_MS: u64 = 2 * HEARTBEAT_MS + 5_000;
 /// A dead worker's registry entry stays so long, for other coordinators to see it.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
+/// A consumer whose worker is not registered any more is deleted after so long.
+const LEFT_AFTER_MS: i64 = 60_000;
 /// Pending entries of one worker and stream that one sweep reports.
 const ENTRIES_PER_SWEEP: usize = 500;
 /// Jobs in one observation.
@@ -58,8 +60,16 @@ struct Watched {
     /// When the beat last moved, or the count was started again.
     moved: Instant,
     beat: Option<Beat>,
+    /// Jobs were pending at it at the last look.
+    holds: bool,
     /// Entries that were pending and not held, and the beat when that was first seen.
     unheard: HashMap<(PartitionId, Name, StreamId), i64>,
+}
+
+impl Watched {
+    fn new(now: Instant) -> Self {
+        Self { count: None, moved: now, beat: None, holds: false, unheard: HashMap::new() }
+    }
 }
 
 /// The observer of one coordinator.
@@ -70,6 +80,8 @@ pub struct Observer<D: Dial> {
     owned: watch::Receiver<BTreeSet<PartitionId>>,
     slots: watch::Sender<Slots>,
     workers: BTreeMap<String, Watched>,
+    /// Who is registered.
+    known: BTreeSet<String>,
     last_sweep: Option<Instant>,
     held_back: bool,
 }
@@ -84,7 +96,17 @@ impl<D: Dial> Observer<D> {
         slots: watch::Sender<Slots>,
     ) -> Self {
         let links = Links::new(dial);
-        Self { links, keys, metrics, owned, slots, workers: BTreeMap::new(), last_sweep: None, held_back: false }
+        Self {
+            links,
+            keys,
+            metrics,
+            owned,
+            slots,
+            workers: BTreeMap::new(),
+            known: BTreeSet::new(),
+            last_sweep: None,
+            held_back: false,
+        }
     }
 
     /// Sweeps until `shutdown`.
@@ -113,13 +135,16 @@ impl<D: Dial> Observer<D> {
             self.workers.values_mut().for_each(|w| w.moved = now);
         }
         self.last_sweep = Some(now);
-        self.workers.retain(|id, w| known.contains(id) || now - w.moved < FORGET_AFTER);
+        // One that left in order is nobody's loss; one that holds jobs is, registered or not.
+        self.workers.retain(|id, w| known.contains(id) || (w.holds && now - w.moved < FORGET_AFTER));
+        self.known = known;
         self.tell_slots();
         let dead: Vec<String> =
             self.workers.iter().filter(|(_, w)| now - w.moved >= DEAD_AFTER).map(|(id, _)| id.clone()).collect();
         if self.holds_back(&dead, now) {
             return Ok(());
         }
+        self.workers.values_mut().for_each(|w| w.holds = false);
         let partitions: Vec<PartitionId> = self.owned.borrow().iter().copied().collect();
         for partition in partitions {
             self.sweep_partition(partition, &dead).await?;
@@ -147,8 +172,7 @@ impl<D: Dial> Observer<D> {
             let fields = reply::array(&fields).unwrap_or_default();
             let count = fields.first().and_then(reply::number);
             let beat = fields.get(1).and_then(reply::bytes).and_then(|b| codec::unpack(b).ok());
-            let fresh = Watched { count: None, moved: now, beat: None, unheard: HashMap::new() };
-            let watched = self.workers.entry(id.clone()).or_insert(fresh);
+            let watched = self.workers.entry(id.clone()).or_insert_with(|| Watched::new(now));
             if count.is_some() && count != watched.count {
                 watched.moved = now;
                 watched.count = count;
@@ -218,12 +242,13 @@ impl<D: Dial> Observer<D> {
             let pending = reply::field(consumer, "pending").and_then(reply::number).unwrap_or(0);
             let Ok(worker) = name.parse::<WorkerId>() else { continue };
             // A consumer that no registry knows is watched from now on, like one whose beat does not move.
-            let fresh = || Watched { count: None, moved: Instant::now(), beat: None, unheard: HashMap::new() };
             if pending > 0 {
-                self.workers.entry(name.clone()).or_insert_with(fresh);
+                self.workers.entry(name.clone()).or_insert_with(|| Watched::new(Instant::now())).holds = true;
             }
             let is_dead = dead.contains(&name);
-            if is_dead && pending == 0 {
+            let idle_ms = reply::field(consumer, "idle").and_then(reply::number).unwrap_or(0);
+            let left = !self.known.contains(&name) && idle_ms > LEFT_AFTER_MS;
+            if (is_dead || left) && pending == 0 {
                 self.delete_consumer(&key, &name).await?;
             } else if pending > 0 {
                 self.sweep_consumer(partition, queue, &worker, is_dead).await?;
@@ -301,14 +326,31 @@ impl<D: Dial> Observer<D> {
             pipe.cmd("XRANGE").arg(keys.jobs(queue)).arg(entry.to_string()).arg(entry.to_string());
         }
         let replies = self.links.trip(&keys.log(), &pipe).await?;
-        let jobs: Vec<JobRef> =
-            entries.iter().zip(replies).filter_map(|(entry, value)| job_ref(*entry, queue, value)).collect();
-        if jobs.is_empty() {
-            return Ok(());
+        let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
+        for (entry, value) in entries.iter().zip(replies) {
+            match found(*entry, queue, value) {
+                Found::Job(of) => jobs.push(of),
+                Found::Unreadable => unreadable.push(*entry),
+                Found::NotOurs => {}
+            }
         }
-        tracing::warn!(%worker, %partition, %queue, jobs = jobs.len(), counted, "jobs are lost");
-        self.metrics.lost.inc_by(jobs.len() as u64);
-        let wire = codec::encode(&LogEntry::new(Body::Lost(Lost { worker: worker.clone(), counted, jobs })));
+        if !jobs.is_empty() {
+            tracing::warn!(%worker, %partition, %queue, jobs = jobs.len(), counted, "jobs are lost");
+            self.metrics.lost.inc_by(jobs.len() as u64);
+            self.tell(partition, Body::Lost(Lost { worker: worker.clone(), counted, jobs })).await?;
+        }
+        if !unreadable.is_empty() {
+            tracing::error!(%worker, %partition, %queue, entries = unreadable.len(), "entries of a job stream are no jobs");
+            let queue = queue.clone();
+            self.tell(partition, Body::Unreadable(Unreadable { queue, entries: unreadable })).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends an observation to the log.
+    async fn tell(&mut self, partition: PartitionId, body: Body) -> Result<(), LinkError> {
+        let keys = self.keys.partition(partition);
+        let wire = codec::encode(&LogEntry::new(body));
         let mut add = redis::cmd("XADD");
         add.arg(keys.log()).arg("*").arg(wire.field).arg(wire.bytes);
         self.links.one(&keys.log(), add).await.map(drop)
@@ -333,11 +375,24 @@ impl<D: Dial> Observer<D> {
     }
 }
 
-/// The job of a stream entry. One that is gone was acked meanwhile; one that cannot be read can only be one that no owner
-/// wrote, and stays for a person.
-fn job_ref(entry: StreamId, queue: &Name, value: Value) -> Option<JobRef> {
+/// What a pending stream entry turned out to be.
+enum Found {
+    /// A job.
+    Job(JobRef),
+    /// Bytes that are no job, which no owner wrote.
+    Unreadable,
+    /// Gone, because it was acked meanwhile; or of a newer program, which will see to it.
+    NotOurs,
+}
+
+fn found(entry: StreamId, queue: &Name, value: Value) -> Found {
     let entries = reply::entries(value);
-    let (field, bytes) = entries.first()?.1.first()?;
-    let job: Job = codec::decode(field, bytes).ok()?;
-    Some(JobRef { job: job.id, run: job.run, index: job.index, queue: queue.clone(), entry })
+    let Some((_, fields)) = entries.first() else { return Found::NotOurs };
+    match fields.first().map(|(field, bytes)| codec::decode::<Job>(field, bytes)) {
+        Some(Ok(job)) => {
+            Found::Job(JobRef { job: job.id, run: job.run, index: job.index, queue: queue.clone(), entry })
+        }
+        Some(Err(DecodeError::Newer(_))) => Found::NotOurs,
+        Some(Err(DecodeError::Malformed(_))) | None => Found::Unreadable,
+    }
 }

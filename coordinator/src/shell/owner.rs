@@ -4,15 +4,16 @@
 //! awaited but the connection, and a rendering. Any doubt ends the owner, and a new one begins from what is stored.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use redis::Value;
 use stepfleet_protocol::{
+    codec,
     id::{CommandId, RunId, StreamId},
     keys::GROUP,
-    message::{Command, Verb},
+    message::{Answer, Command, Reply, Verb},
     name::Name,
 };
 use uuid::Uuid;
@@ -144,12 +145,20 @@ impl<L: Link> Owner<L> {
         pipe.cmd("SMEMBERS").arg(partition.keys.queues());
         let replies = partition.load(&pipe).await?;
         let items = replies.first().and_then(reply::array).unwrap_or_default();
-        schedule.todo = items.iter().filter_map(reply::bytes).filter_map(record::unpack_work).collect();
+        let works: Option<_> = items.iter().map(|i| reply::bytes(i).and_then(record::unpack_work)).collect();
+        schedule.todo = works.ok_or(OwnerError::Newer(record::VERSION + 1))?;
         let names = replies.get(1).and_then(reply::array).unwrap_or_default();
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
         let head = partition.head;
         let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
-        let core = Core { cache: Cache::default(), schedule, staged: Staged::default(), mint, now_ms: head.now_ms };
+        let core = Core {
+            cache: Cache::default(),
+            schedule,
+            staged: Staged::default(),
+            mint,
+            now_ms: head.now_ms,
+            freed: None,
+        };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {
             partition,
@@ -174,7 +183,7 @@ impl<L: Link> Owner<L> {
     }
 
     /// Tells how many slots workers have for each queue, in this partition's share.
-    pub fn set_slots(&mut self, slots: std::collections::BTreeMap<Name, u64>) {
+    pub fn set_slots(&mut self, slots: BTreeMap<Name, u64>) {
         self.core.schedule.slots = slots;
     }
 
@@ -214,6 +223,10 @@ impl<L: Link> Owner<L> {
         if let Some(commit) = &commit {
             self.done.commits += 1;
             self.done.jobs += commit.jobs.len() as u64;
+            // Only what is surely acked may be deleted behind a long job.
+            for (queue, entries) in &commit.acks {
+                self.core.schedule.queue(queue).behind.extend(entries);
+            }
             // The server takes commits again: back to the normal size, step by step.
             let doubled = self.memory.batch_items * 2;
             self.memory.batch_items = if doubled < BATCH_ITEMS_MAX { doubled } else { 0 };
@@ -232,6 +245,9 @@ impl<L: Link> Owner<L> {
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
     fn block(&self, chores: &[Chore]) -> Option<Duration> {
         let schedule = &self.core.schedule;
+        if self.next_retention_ms <= self.server_ms {
+            return None;
+        }
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
             return None;
         }
@@ -246,21 +262,32 @@ impl<L: Link> Owner<L> {
         if asked > 0 {
             self.take_in(turn.entries, asked);
         }
-        let mut released = Vec::new();
+        let mut ready = Vec::new();
         for (chore, value) in chores.into_iter().zip(turn.extra) {
             match chore {
-                Chore::Release(queue) => released.extend(self.released(&queue, &value)),
+                Chore::Release(queue) => ready.push((queue, value)),
                 Chore::Timers { .. } => self.keep_timers(&value),
                 other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
             }
         }
         let (entries, mut malformed, offset) = self.next_entries()?;
-        let complete = self.backlog.is_empty() && !self.more_in_log;
+        // Without a read in this very turn nobody knows what the log holds by now, and timers must not overtake it.
+        let complete = asked > 0 && self.backlog.is_empty() && !self.more_in_log;
         let timer_limit = if complete { turn.before_ms } else { entries.last().map_or(0, |i| i.at_ms) };
-        let timers = self.due_timers(timer_limit);
+        // A full log must not starve timers and ready steps, unless a refused commit is being halved.
+        let halved = self.memory.batch_items > 0;
+        let mut left = if halved { self.batch_limit().saturating_sub(entries.len()) } else { 2 * BATCH_ITEMS_MAX };
+        let timers = self.due_timers(timer_limit, left.min(BATCH_ITEMS_MAX))?;
+        left = left.saturating_sub(timers.len());
         let mut items = intake::merge(entries, timers);
-        items.extend(released);
-        items.extend(self.next_work());
+        // Behind the look at the ready set, which still holds what is released here.
+        for (queue, value) in ready {
+            items.extend(self.released(&queue, &value, &mut left));
+        }
+        if left > 0 || items.is_empty() {
+            items.extend(self.next_work());
+        }
+        self.repeat_answers(&mut items).await?;
         self.bring(&items, &mut malformed).await?;
         self.decide(items, &mut malformed)?;
         inputs::resolve(&mut self.core, &mut self.partition).await?;
@@ -293,9 +320,14 @@ impl<L: Link> Owner<L> {
         self.backlog.extend(entries);
     }
 
+    /// Items of one batch now: fewer after the server refused one.
+    fn batch_limit(&self) -> usize {
+        if self.memory.batch_items > 0 { self.memory.batch_items } else { BATCH_ITEMS_MAX }
+    }
+
     /// The items of the next entries, up to the limit of a batch, and the last entry they come from.
     fn next_entries(&mut self) -> Result<(Vec<Item>, Vec<Malformed>, StreamId), OwnerError> {
-        let limit = if self.memory.batch_items > 0 { self.memory.batch_items } else { BATCH_ITEMS_MAX };
+        let limit = self.batch_limit();
         let (mut items, mut malformed) = (Vec::new(), Vec::new());
         let mut offset = self.partition.head.offset;
         while items.len() < limit
@@ -309,24 +341,28 @@ impl<L: Link> Owner<L> {
         Ok((items, malformed, offset))
     }
 
-    fn due_timers(&mut self, limit_ms: u64) -> Vec<Item> {
+    /// Up to `count` timers that are due. One that cannot be read is of a newer program's making.
+    fn due_timers(&mut self, limit_ms: u64, count: usize) -> Result<Vec<Item>, OwnerError> {
         let mut items = Vec::new();
-        while items.len() < BATCH_ITEMS_MAX
+        while items.len() < count
             && let Some((due_ms, member)) = self.core.schedule.timers.pop(limit_ms)
         {
-            if let Some((run, timer)) = record::unpack_timer(&member) {
-                items.push(Item { origin: Origin::Timer, at_ms: due_ms, run, what: What::Event(Event::Timer(timer)) });
-            }
+            let (run, timer) = record::unpack_timer(&member).ok_or(OwnerError::Newer(record::VERSION + 1))?;
+            items.push(Item { origin: Origin::Timer, at_ms: due_ms, run, what: What::Event(Event::Timer(timer)) });
             self.core.staged.commit.timers_cleared.push(member);
         }
-        items
+        Ok(items)
     }
 
-    fn released(&mut self, queue: &Name, value: &Value) -> Vec<Item> {
+    /// Up to `left` of the ready steps that were looked at.
+    fn released(&mut self, queue: &Name, value: &Value, left: &mut usize) -> Vec<Item> {
         let members = reply::array(value).unwrap_or_default().iter().filter_map(reply::bytes);
-        let members: Vec<Vec<u8>> = members.map(<[u8]>::to_vec).collect();
+        let found: Vec<Vec<u8>> = members.map(<[u8]>::to_vec).collect();
+        let members: Vec<Vec<u8>> = found.iter().take(*left).cloned().collect();
+        *left -= members.len();
         let q = self.core.schedule.queue(queue);
-        q.ready = q.ready.saturating_sub(members.len() as u64);
+        // An empty answer is exact: what the last batch added was committed before it.
+        q.ready = if found.is_empty() { 0 } else { q.ready.saturating_sub(members.len() as u64) };
         let at_ms = self.core.now_ms;
         let item =
             |(run, index)| Item { origin: Origin::Ready, at_ms, run, what: What::Event(Event::Release { index }) };
@@ -342,6 +378,24 @@ impl<L: Link> Owner<L> {
         let works: Vec<Work> = self.core.schedule.todo.drain(..take).collect();
         self.core.staged.commit.work_taken = take;
         works.into_iter().map(|w| intake::from_work(w, self.core.now_ms)).collect()
+    }
+
+    /// A command that was sent before and has an answer is not decided again: its answer is announced again.
+    async fn repeat_answers(&mut self, items: &mut Vec<Item>) -> Result<(), OwnerError> {
+        let again: BTreeSet<CommandId> = items.iter().filter_map(Item::sent_before).collect();
+        if again.is_empty() {
+            return Ok(());
+        }
+        let mut pipe = redis::pipe();
+        for id in &again {
+            pipe.cmd("GET").arg(self.partition.keys.reply(id));
+        }
+        let replies = self.partition.load(&pipe).await?;
+        let stored = replies.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<Reply>(b).ok());
+        let stored: BTreeMap<CommandId, Reply> = stored.map(|reply| (reply.id, reply)).collect();
+        items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
+        self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
+        Ok(())
     }
 
     /// Loads what the items are about. Items about a broken run are quarantined.
@@ -373,6 +427,11 @@ impl<L: Link> Owner<L> {
             let why = format!("no rule could decide it: {:?}", item.what);
             let id = if let Origin::Entry(id, _) = item.origin { id } else { StreamId::ZERO };
             malformed.push(Malformed { id, why, bytes: item.run.bytes().to_vec() });
+            if let Some(command) = item.command() {
+                let message = "no rule could decide it; it is quarantined".into();
+                let refused = Answer::Refused { code: "undecidable".into(), message };
+                self.core.staged.answers.entry(command).or_default().push(refused);
+            }
             self.suspend(item.run);
         }
         Ok(())
@@ -422,7 +481,12 @@ impl<L: Link> Owner<L> {
         pipe.cmd("XGROUP").arg("CREATE").arg(keys.jobs(name)).arg(GROUP).arg(0).arg("MKSTREAM");
         pipe.cmd("XINFO").arg("GROUPS").arg(keys.jobs(name));
         pipe.cmd("ZCARD").arg(keys.ready(name));
-        let replies = self.partition.load(&pipe).await?;
+        pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
+        let replies = self.partition.attempt(&pipe).await?;
+        if let Some(text) = replies.iter().take(2).filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP"))
+        {
+            return Err(TurnError::of_reply(text).into());
+        }
         // Jobs that this very batch has dispatched are not on the stream yet.
         let staged = self.core.staged.commit.jobs.iter().filter(|(q, _)| q == name).count() as u64;
         let queue = self.core.schedule.queue(name);
@@ -432,6 +496,8 @@ impl<L: Link> Owner<L> {
         }
         if queue.ready == 0 {
             queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;
+            let first = replies.get(4).and_then(reply::array).and_then(|pair| pair.get(1)).and_then(score);
+            queue.urgent = first.map_or(0, record::priority_of);
         }
         Ok(())
     }

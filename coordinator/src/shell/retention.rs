@@ -2,9 +2,17 @@
 //! goes is counted.
 
 use redis::Value;
-use stepfleet_protocol::{id::RunId, limits::CHUNK_STEPS, state::State};
+use stepfleet_protocol::{
+    id::RunId,
+    limits::{CHUNK_STEPS, INLINE_BYTES_MAX},
+    state::State,
+};
 
-use super::core::{Core, patch_id};
+use super::{
+    cache::StepInput,
+    core::{Core, patch_id},
+    inputs::made_id,
+};
 use crate::store::{
     link::Link,
     partition::{Partition, TurnError},
@@ -132,6 +140,13 @@ async fn delete<L: Link>(
                 let deleted = &mut core.staged.commit.keys_deleted;
                 deleted.extend(step.job.filter(|_| step.has_output).map(|job| keys.value(job)));
                 deleted.extend(step.patched.then(|| keys.value(patch_id(run, index))));
+                let input = compiled.as_ref().and_then(|c| c.inputs.get(index as usize));
+                let may_be_large = match input {
+                    Some(StepInput::Static(bytes)) => bytes.len() > INLINE_BYTES_MAX,
+                    Some(StepInput::Template(_)) => step.job.is_some(),
+                    Some(StepInput::None | StepInput::Whole(_)) | None => false,
+                };
+                deleted.extend(may_be_large.then(|| keys.value(made_id(run, index))));
             }
         }
         core.staged.commit.keys_deleted.push(key);

@@ -63,6 +63,8 @@ pub struct Queue {
     pub outstanding: u64,
     /// Steps in the ready set.
     pub ready: u64,
+    /// The priority of the most urgent of them, or more; 0 if none waits.
+    pub urgent: u8,
     /// The stream and its group exist.
     pub exists: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.

@@ -179,7 +179,8 @@ impl Upkeep {
                 if let Some(outstanding) = outstanding(value) {
                     schedule.queue(&name).outstanding = outstanding;
                 }
-                let delivered = group(value).and_then(|g| reply::field(g, "last-delivered-id").and_then(reply::text));
+                let delivered =
+                    reply::group(value, GROUP).and_then(|g| reply::field(g, "last-delivered-id").and_then(reply::text));
                 self.delivered = delivered.and_then(|t| t.parse().ok()).map(|id| (name, id));
             }
             Chore::Pending(name) => {
@@ -195,7 +196,11 @@ impl Upkeep {
             }
             Chore::Ready(name) => {
                 if let Some(ready) = reply::number(value) {
-                    schedule.queue(&name).ready = ready as u64;
+                    let queue = schedule.queue(&name);
+                    queue.ready = ready as u64;
+                    if ready == 0 {
+                        queue.urgent = 0;
+                    }
                 }
             }
             Chore::Trim | Chore::Retake | Chore::Release(_) | Chore::Timers { .. } => {}
@@ -203,14 +208,9 @@ impl Upkeep {
     }
 }
 
-fn group(value: &Value) -> Option<&Value> {
-    let groups = reply::array(value)?;
-    groups.iter().find(|g| reply::field(g, "name").and_then(reply::text) == Some(GROUP))
-}
-
 /// Entries of a stream that are not acked: undelivered and pending ones, from XINFO GROUPS.
 pub fn outstanding(value: &Value) -> Option<u64> {
-    let group = group(value)?;
+    let group = reply::group(value, GROUP)?;
     let lag = reply::number(reply::field(group, "lag")?)?;
     let pending = reply::number(reply::field(group, "pending")?)?;
     Some((lag + pending) as u64)

@@ -15,6 +15,7 @@ pub mod read;
 pub mod record;
 mod replies;
 pub mod reply;
+pub mod room;
 pub mod server;
 pub mod submit;
 pub mod workflows;

@@ -45,6 +45,25 @@ pub enum TurnError {
     Unexpected(&'static str),
 }
 
+impl TurnError {
+    /// What an error reply means: a key of another type is not ours any more; anything else is the server's state (loading,
+    /// moved, full, read-only) or a command that it cannot bear.
+    pub(crate) fn of_reply(text: String) -> Self {
+        if text.starts_with("WRONGTYPE") { Self::Torn(text) } else { Self::Refused(text) }
+    }
+
+    /// The server has no memory left: what is done with has to be trimmed before anything can be committed.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Refused(why) if why.starts_with("OOM"))
+    }
+
+    /// Whether the commit may itself be why it was refused. Every other refusal (full, moved, read-only, loading, failing
+    /// over) would meet any commit.
+    pub fn blames_the_commit(&self) -> bool {
+        matches!(self, Self::Refused(why) if why.starts_with("ERR"))
+    }
+}
+
 /// What stands in `{p}:head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Head {
@@ -114,6 +133,9 @@ impl<L: Link> Partition<L> {
         look.cmd("WATCH").arg(keys.head());
         look.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq").arg("offset").arg("now");
         let replies = link.trip(&look).await?;
+        if let Some(text) = replies.iter().find_map(reply::error) {
+            return Err(TurnError::of_reply(text));
+        }
         let found = replies.get(1).and_then(reply::array).ok_or(TurnError::Unexpected("HMGET head"))?;
         let old: Reign = found.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default();
         let head = Head {
@@ -128,9 +150,14 @@ impl<L: Link> Partition<L> {
         swap.cmd("MULTI");
         swap.cmd("HSET").arg(keys.head()).arg("reign").arg(reign.to_string()).arg("seq").arg(head.seq);
         swap.cmd("EXEC");
+        // EXEC has ended the watch: without a new one the first commit would not be fenced.
+        swap.cmd("WATCH").arg(keys.head());
+        swap.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq");
         let replies = link.trip(&swap).await?;
-        check_exec(&replies, 1)?;
-        Ok(Self { link, keys, reign, head, broken: false })
+        let behind = check_exec(&replies, 1)?;
+        let partition = Self { link, keys, reign, head, broken: false };
+        partition.check_head(replies.get(behind + 1))?;
+        Ok(partition)
     }
 
     /// One trip: commits, if there is something to commit, then reads what comes after. All or nothing, one round trip.
@@ -174,22 +201,29 @@ impl<L: Link> Partition<L> {
         Ok(turn)
     }
 
+    /// Whether reign and seq are still the ones that this owner wrote.
+    fn check_head(&self, found: Option<&Value>) -> Result<(), TurnError> {
+        let found = found.ok_or(TurnError::Unexpected("HMGET head"))?;
+        if let Some(text) = reply::error(found) {
+            return Err(TurnError::of_reply(text));
+        }
+        let found = reply::array(found).ok_or(TurnError::Unexpected("HMGET head"))?;
+        let reign: Option<Reign> = found.first().and_then(reply::text).and_then(|t| t.parse().ok());
+        let seq = found.get(1).and_then(reply::number).map(|n| n as u64);
+        let ours = reign == Some(self.reign) && seq == Some(self.head.seq);
+        if ours { Ok(()) } else { Err(TurnError::Fenced) }
+    }
+
     fn read_turn(&self, replies: Vec<Value>, behind: usize, extras: usize, read: bool) -> Result<Turn, TurnError> {
         let mut replies = replies.into_iter().skip(behind + 1);
-        let head = replies.next().ok_or(TurnError::Unexpected("HMGET head"))?;
-        let head = reply::array(&head).ok_or(TurnError::Unexpected("HMGET head"))?;
-        let reign: Option<Reign> = head.first().and_then(reply::text).and_then(|t| t.parse().ok());
-        let seq = head.get(1).and_then(reply::number).map(|n| n as u64);
-        if reign != Some(self.reign) || seq != Some(self.head.seq) {
-            return Err(TurnError::Fenced);
-        }
+        self.check_head(replies.next().as_ref())?;
         let extra: Vec<Value> = replies.by_ref().take(extras).collect();
         let time = |value: Option<Value>| value.as_ref().and_then(reply::time_ms).ok_or(TurnError::Unexpected("TIME"));
         let before_ms = time(replies.next())?;
         let entries = if read {
             let value = replies.next().ok_or(TurnError::Unexpected("XREAD"))?;
             if let Some(text) = reply::error(&value) {
-                return Err(TurnError::Refused(text));
+                return Err(TurnError::of_reply(text));
             }
             reply::read(value)
         } else {
@@ -202,8 +236,23 @@ impl<L: Link> Partition<L> {
     /// Reads on the owner's connection, so that reader and committer are never on different servers.
     ///
     /// # Errors
-    /// As [`Self::turn`].
+    /// As [`Self::turn`]; one refused command is enough, because what could not be read must not pass for absent.
     pub async fn load(&mut self, pipe: &Pipeline) -> Result<Vec<Value>, TurnError> {
+        let replies = self.attempt(pipe).await?;
+        match replies.iter().find_map(reply::error) {
+            Some(text) => {
+                self.broken = true;
+                Err(TurnError::of_reply(text))
+            }
+            None => Ok(replies),
+        }
+    }
+
+    /// Sends commands some of which may be refused.
+    ///
+    /// # Errors
+    /// As [`Self::turn`].
+    pub async fn attempt(&mut self, pipe: &Pipeline) -> Result<Vec<Value>, TurnError> {
         if std::mem::replace(&mut self.broken, true) {
             return Err(TurnError::Fenced);
         }

@@ -301,6 +301,11 @@ pub fn ready_score(priority: u8, now_ms: u64) -> u64 {
     u64::from(9u8.saturating_sub(priority)) * (1 << 44) + now_ms
 }
 
+/// The priority in a score of the ready set.
+pub fn priority_of(score: u64) -> u8 {
+    9u8.saturating_sub((score >> 44) as u8)
+}
+
 /// A work item as an element of the list.
 pub fn pack_work(work: &Work) -> Vec<u8> {
     let (kind, of) = match work.kind {
@@ -376,7 +381,8 @@ mod tests {
     use super::*;
 
     fn job() -> impl Strategy<Value = JobId> {
-        (any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(counter, random, seq, n)| JobId {
+        // As large as they get in centuries: a reign every second, a million commits a second, a full batch.
+        (0u64..1 << 34, any::<u64>(), 0u64..1 << 55, 0u32..1 << 24).prop_map(|(counter, random, seq, n)| JobId {
             reign: Reign { counter, random },
             seq,
             n,
@@ -431,6 +437,7 @@ mod tests {
         let year_2500 = 16_725_225_600_000;
         assert!(ready_score(9, year_2500) < ready_score(8, 0));
         assert!(ready_score(5, 1) < ready_score(5, 2));
+        assert_eq!(priority_of(ready_score(7, year_2500)), 7);
         assert!(ready_score(0, year_2500) < 1 << 53);
     }
 }

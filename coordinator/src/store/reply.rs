@@ -109,6 +109,11 @@ pub fn read(value: Value) -> Vec<(StreamId, Fields)> {
     }
 }
 
+/// The group `name` in a reply to XINFO GROUPS.
+pub fn group<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    array(value)?.iter().find(|g| field(g, "name").and_then(text) == Some(name))
+}
+
 /// Unix milliseconds of a TIME reply.
 pub fn time_ms(value: &Value) -> Option<u64> {
     let [secs, micros] = array(value)? else { return None };

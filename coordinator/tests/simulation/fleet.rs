@@ -1,6 +1,6 @@
 //! A small fleet over the server in memory: one owner at a time, workers that speak the protocol, a client.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use redis::Value;
@@ -18,7 +18,7 @@ use stepfleet_coordinator::{
 use stepfleet_protocol::{
     codec,
     id::{CommandId, PartitionId, RunId, StreamId, WorkerId},
-    keys::{GROUP, Keys, PartitionKeys, slot},
+    keys::{GROUP, Keys, PREFIX_DEFAULT, PartitionKeys, slot},
     message::{Body, Command, Job, JobRef, JobResult, LogEntry, NewRun, Outcome, Results, Submit, Verb},
     name::Name,
     value::Payload,
@@ -28,9 +28,19 @@ use stepfleet_protocol::{
 /// The partition of every test here.
 pub(crate) const PARTITION: PartitionId = PartitionId(0);
 
+thread_local! {
+    /// The key prefix of the test on this thread.
+    pub(crate) static PREFIX: RefCell<String> = RefCell::new(PREFIX_DEFAULT.to_string());
+}
+
+/// Keys of the test's installation.
+pub(crate) fn all_keys() -> Keys {
+    PREFIX.with_borrow(|prefix| Keys::new(prefix))
+}
+
 /// Keys of the partition.
 pub(crate) fn keys() -> PartitionKeys {
-    Keys::default().partition(PARTITION)
+    all_keys().partition(PARTITION)
 }
 
 /// A client and its connection.
@@ -143,7 +153,7 @@ impl<D: Dial> Worker<D> {
 
 /// Takes the partition anew, whatever happened before.
 pub(crate) async fn own<D: Dial>(dial: &D, random: u64, memory: Memory) -> Result<Owner<D::Link>, OwnerError> {
-    let partition = Partition::take(dial, &Keys::default(), PARTITION, random).await?;
+    let partition = Partition::take(dial, &all_keys(), PARTITION, random).await?;
     Owner::begin(partition, "test", memory).await
 }
 

@@ -1,0 +1,145 @@
+//! What cannot be decided: malformed bytes, newer versions, refused commits; and what was decided before.
+
+use stepfleet_coordinator::{
+    shell::{
+        intake::Origin,
+        owner::{BATCH_ITEMS_MAX, Memory, OwnerError},
+    },
+    store::{link::Dial, partition::TurnError},
+};
+use stepfleet_protocol::{
+    codec,
+    id::{PartitionId, RunId, StreamId},
+    message::{Answer, Body, Command, Unreadable, Verb},
+    name::Name,
+    state::State,
+};
+
+use crate::{
+    both,
+    fleet::{chain, keys},
+    world::World,
+};
+
+both! {
+    trap_13_malformed_bytes_on_the_log_are_quarantined_and_the_rest_goes_on,
+    trap_13_an_entry_of_a_newer_version_ends_the_owner_and_is_not_passed_by,
+    trap_13_bytes_on_a_job_stream_that_are_no_job_are_acked_and_counted,
+    trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended,
+    trap_16_a_run_that_is_known_is_not_begun_again,
+    trap_17_a_repeated_command_gets_the_same_answer,
+}
+
+async fn trap_13_malformed_bytes_on_the_log_are_quarantined_and_the_rest_goes_on<D: Dial>(mut w: World<D>) {
+    w.one(&[b"XADD", keys().log().as_bytes(), b"*", b"m", b"\xc1 no message"]).await;
+    w.one(&[b"XADD", keys().log().as_bytes(), b"*", b"other", b"\xff\xfe"]).await;
+    let run = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.finish(&mut owner, &mut worker, run).await;
+    assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 2);
+    assert_eq!(owner.done.quarantined, 2);
+}
+
+async fn trap_13_an_entry_of_a_newer_version_ends_the_owner_and_is_not_passed_by<D: Dial>(mut w: World<D>) {
+    let mut owner = w.own().await;
+    let newer = codec::pack(&serde_json::json!({"v": 2, "body": {"from_the_future": {}}}));
+    w.one(&[b"XADD", keys().log().as_bytes(), b"*", b"m", &newer]).await;
+    for _ in 0..2 {
+        let ended = owner.turn(false).await;
+        assert!(matches!(ended, Err(OwnerError::Newer(2))), "{ended:?}");
+        owner = w.own().await;
+    }
+}
+
+async fn trap_13_bytes_on_a_job_stream_that_are_no_job_are_acked_and_counted<D: Dial>(mut w: World<D>) {
+    let run = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.finish(&mut owner, &mut worker, run).await;
+    let queue = Name::new("default").expect("a legal name");
+    let stream = keys().jobs(&queue);
+    let id = w.one(&[b"XADD", stream.as_bytes(), b"*", b"m", b"\xc1"]).await;
+    let entry: StreamId = stepfleet_coordinator::store::reply::text(&id).and_then(|t| t.parse().ok()).expect("an id");
+    w.one(&[b"XREADGROUP", b"GROUP", b"workers", b"x", b"STREAMS", stream.as_bytes(), b">"]).await;
+    w.client.append(Body::Unreadable(Unreadable { queue, entries: vec![entry] })).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    let pending = w.one(&[b"XPENDING", stream.as_bytes(), b"workers"]).await;
+    let count = stepfleet_coordinator::store::reply::array(&pending).and_then(|p| p.first()).cloned();
+    assert_eq!(count, Some(redis::Value::Int(0)));
+    assert_eq!(w.number(&["HGET", &keys().counters(), "unreadable_jobs"]).await, 1);
+}
+
+async fn trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended<D: Dial>(mut w: World<D>) {
+    let run = w.submit(&chain(1)).await;
+    let mut owner = w.own().await;
+    w.turns(&mut owner, 3).await;
+    let id = w.client.command_id();
+    let command = Command { id, actor: "t".into(), run, reason: None, verb: Verb::Cancel, again: false };
+    let entry = w.client.append(Body::Command(command)).await.expect("up");
+    let memory = Memory { poison: [(Origin::Entry(entry, 0), run)].into(), ..Memory::default() };
+    let mut owner = crate::fleet::own(&w.dial, 99, memory).await.expect("free");
+    w.turns(&mut owner, 3).await;
+    assert_eq!(w.state(run).await, Some(State::Suspended));
+    assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 1);
+    let answer = w.answer(&id).await.expect("it is answered").answers;
+    assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "undecidable"), "{answer:?}");
+}
+
+async fn trap_16_a_run_that_is_known_is_not_begun_again<D: Dial>(mut w: World<D>) {
+    let run = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    assert_eq!(w.finish(&mut owner, &mut worker, run).await.len(), 1);
+    let id = w.client.submit(run, &chain(1), None, true).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    let answers = w.answer(&id).await.expect("it is answered").answers;
+    assert_eq!(answers, [Answer::Known { state: State::Completed }]);
+    assert!(worker.take(10).await.expect("up").is_empty());
+}
+
+async fn trap_17_a_repeated_command_gets_the_same_answer<D: Dial>(mut w: World<D>) {
+    let run = w.submit(&chain(1)).await;
+    let mut owner = w.own().await;
+    w.turns(&mut owner, 3).await;
+    let id = w.client.command_id();
+    let verb = Verb::Suspend { now: false };
+    let command = Command { id, actor: "t".into(), run, reason: None, verb, again: false };
+    w.client.append(Body::Command(command.clone())).await.expect("up");
+    // Once in the same batch, and once long after.
+    w.client.append(Body::Command(Command { again: true, ..command.clone() })).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    let first = w.answer(&id).await.expect("it is answered");
+    assert_eq!(first.answers, [Answer::Done { state: State::Suspended }]);
+    let moves = w.stored(run).await.history.len();
+    w.client.append(Body::Command(Command { again: true, ..command })).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    assert_eq!(w.answer(&id).await, Some(first));
+    assert_eq!(w.stored(run).await.history.len(), moves, "nothing is decided twice");
+}
+
+#[test]
+fn trap_13_a_refused_commit_is_halved_until_its_item_is_alone() {
+    let item = (Origin::Timer, RunId::new(PartitionId(0), 1, 1));
+    let mut memory = Memory::default();
+    for size in [200, 100, 50, 25, 12, 6, 3, 1] {
+        memory.halve();
+        assert_eq!(memory.batch_items, size, "from {BATCH_ITEMS_MAX}");
+    }
+    memory.last_single = Some(item);
+    memory.halve();
+    assert_eq!((memory.batch_items, memory.poison.contains(&item)), (0, true));
+}
+
+#[test]
+fn trap_13_only_a_refusal_of_its_own_fault_is_blamed_on_a_commit() {
+    for (text, full, own) in [
+        ("OOM command not allowed", true, false),
+        ("MOVED 1 127.0.0.1:1", false, false),
+        ("LOADING dataset", false, false),
+        ("READONLY replica", false, false),
+        ("CLUSTERDOWN hash slot not served", false, false),
+        ("MISCONF disk", false, false),
+        ("ERR too much", false, true),
+    ] {
+        let refused = TurnError::Refused(text.into());
+        assert_eq!((refused.is_full(), refused.blames_the_commit()), (full, own), "{text}");
+    }
+}

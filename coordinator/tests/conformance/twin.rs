@@ -1,0 +1,189 @@
+//! What only the memory twin can do: rollback, a full server, jumps of time.
+
+use std::time::Duration;
+
+use stepfleet_coordinator::{
+    shell::owner::OwnerError,
+    store::{link::Dial, room},
+};
+use stepfleet_protocol::{
+    failure::{Category, Failure},
+    id::RunId,
+    message::{Body, NewRun, Outcome, Submit},
+    state::State,
+    workflow::Workflow,
+};
+use tokio::time::advance;
+
+use crate::{
+    fleet::{PARTITION, Worker, all_keys, chain, keys},
+    world::{World, on_memory, on_real_alone, on_twin},
+};
+
+#[test]
+fn trap_4_after_a_rollback_nothing_is_passed_by() {
+    on_twin(async |server, mut w| {
+        let run = w.submit(&chain(3)).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let jobs = w.jobs(&mut owner, &mut worker).await;
+        let snapshot = server.snapshot();
+        // This time line is lost, with its result and what followed.
+        worker.answer(vec![(jobs[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        server.restore(&snapshot);
+        assert!(owner.turn(false).await.is_err(), "the old owner's connection is gone");
+        let mut owner = w.own().await;
+        let mut ping = redis::pipe();
+        ping.cmd("PING");
+        while w.client.trip(&ping).await.is_err() {}
+        // The worker sends the results of the last minute again.
+        while worker.answer(vec![(jobs[0].0.clone(), Outcome::Completed(None))]).await.is_err() {}
+        let rest = w.finish(&mut owner, &mut worker, run).await;
+        let steps: Vec<&str> = rest.iter().map(|j| j.step.as_str()).collect();
+        assert_eq!(steps, ["s1", "s2"]);
+    });
+}
+
+#[test]
+fn trap_10_results_that_came_in_time_are_decided_before_overdue_timers() {
+    on_memory(async |mut w| {
+        let mut workflow = chain(1);
+        workflow.timeout = stepfleet_protocol::duration::Millis(1_000);
+        let run = w.submit(&workflow).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let jobs = w.jobs(&mut owner, &mut worker).await;
+        worker.answer(vec![(jobs[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
+        drop(owner);
+        advance(Duration::from_secs(10)).await;
+        let mut owner = w.own().await;
+        w.turns(&mut owner, 3).await;
+        assert_eq!(w.state(run).await, Some(State::Completed));
+    });
+}
+
+#[test]
+fn trap_10_a_timer_never_overtakes_entries_that_were_not_read() {
+    on_memory(async |mut w| {
+        let mut workflow = chain(1);
+        workflow.timeout = stepfleet_protocol::duration::Millis(60_000);
+        let run = w.submit(&workflow).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let jobs = w.jobs(&mut owner, &mut worker).await;
+        w.turns(&mut owner, 2).await;
+        // Two entries that fill a batch each: the second is decided in a turn that reads nothing.
+        for _ in 0..2 {
+            let runs = (0..400).map(|_| w.client.run_id()).map(|run| NewRun {
+                run,
+                plan: "0".repeat(32),
+                version: None,
+                input: None,
+                traceparent: None,
+            });
+            let submit = Submit { runs: runs.collect(), id: w.client.command_id(), actor: "t".into(), again: false };
+            w.client.append(Body::Submit(submit)).await.expect("up");
+        }
+        w.turns(&mut owner, 1).await;
+        worker.answer(vec![(jobs[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
+        advance(Duration::from_secs(100)).await;
+        w.turns(&mut owner, 4).await;
+        assert_eq!(w.state(run).await, Some(State::Completed));
+    });
+}
+
+#[test]
+fn a_retry_and_a_run_time_out_beyond_the_horizon_come_after_a_new_owner_too() {
+    on_memory(async |mut w| {
+        let run = w.submit(&chain(1)).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+        let mut failure = Failure::new(Category::RateLimited, "429");
+        failure.retry_after_ms = Some(600_000);
+        worker.answer(vec![(of, Outcome::Failed(failure))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        let mut owner = w.own().await;
+        for _ in 0..9 {
+            assert!(worker.take(1).await.unwrap_or_default().is_empty());
+            advance(Duration::from_secs(60)).await;
+            w.turns(&mut owner, 3).await;
+        }
+        advance(Duration::from_secs(60)).await;
+        let (_, job) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+        assert_eq!(job.attempt, 2);
+        for _ in 0..70 {
+            advance(Duration::from_secs(60)).await;
+            w.turns(&mut owner, 3).await;
+        }
+        assert!(w.number(&["SCARD", &keys().cancels()]).await >= 1, "the run's time-out stops the job");
+        assert_eq!(w.state(run).await, Some(State::Processing));
+    });
+}
+
+#[test]
+fn trap_19_nothing_grows_behind_a_long_job_at_the_head() {
+    on_memory(async |mut w| {
+        let long = w.submit(&chain(1)).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let held = w.jobs(&mut owner, &mut worker).await;
+        for _ in 0..60 {
+            let run = w.submit(&chain(10)).await;
+            w.finish(&mut owner, &mut worker, run).await;
+            advance(Duration::from_secs(2)).await;
+            w.turns(&mut owner, 2).await;
+        }
+        w.turns(&mut owner, 5).await;
+        let name = held[0].0.queue.clone();
+        let left = w.number(&["XLEN", &keys().jobs(&name)]).await;
+        assert!(left < 60, "{left} entries of 600 are left behind the first");
+        worker.answer(vec![(held[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        assert_eq!(w.state(long).await, Some(State::Completed));
+    });
+}
+
+/// Submits a run on a server that has just become full, makes room, and lets it go on.
+async fn full<D: Dial>(w: &mut World<D>, run: RunId, worker: &mut Worker<D>, set: impl AsyncFn(&mut World<D>, bool)) {
+    let mut owner = w.own().await;
+    let jobs = w.jobs(&mut owner, worker).await;
+    worker.answer(jobs.into_iter().map(|(of, _)| (of, Outcome::Completed(None))).collect()).await.expect("up");
+    set(w, true).await;
+    let refused = loop {
+        if let Err(error) = owner.turn(false).await {
+            break error;
+        }
+    };
+    assert!(matches!(&refused, OwnerError::Turn(error) if error.is_full()), "{refused:?}");
+    let before = w.number(&["XLEN", &keys().log()]).await;
+    let gone = room::make(&w.dial, &all_keys(), PARTITION).await.expect("up");
+    let after = w.number(&["XLEN", &keys().log()]).await;
+    assert!(gone > 0 && after < before && after > 0, "only what is decided goes: {before} -> {after}");
+    set(w, false).await;
+    let mut owner = w.own().await;
+    w.finish(&mut owner, worker, run).await;
+    assert_eq!(w.state(run).await, Some(State::Completed));
+}
+
+fn workload() -> Workflow {
+    chain(3)
+}
+
+#[test]
+fn trap_18_a_full_twin_makes_room_and_goes_on() {
+    on_twin(async |server, mut w| {
+        let run = w.submit(&workload()).await;
+        let mut worker = w.worker(1);
+        full(&mut w, run, &mut worker, async |_, full| server.set_full(full)).await;
+    });
+}
+
+#[test]
+fn trap_18_a_full_server_makes_room_and_goes_on() -> anyhow::Result<()> {
+    on_real_alone(async |mut w| {
+        let run = w.submit(&workload()).await;
+        let mut worker = w.worker(1);
+        full(&mut w, run, &mut worker, async |w, full| {
+            let bytes: &[u8] = if full { b"1" } else { b"0" };
+            w.one(&[b"CONFIG", b"SET", b"maxmemory", bytes]).await;
+        })
+        .await;
+    })
+}

@@ -21,8 +21,8 @@ use super::{
     reply::{self, Entry, Got},
 };
 use crate::{
-    backoff,
     attempt::Attempt,
+    backoff,
     kit::Kit,
     limits::{BLOCK_MAX, DOORBELL_WAIT, PARTITIONS_EVERY, PENDING_PAGE, PROOF_EVERY, READ_MARGIN},
     sink::Recall,

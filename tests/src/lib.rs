@@ -7,6 +7,7 @@
 pub mod binary;
 mod child;
 pub mod cluster;
+pub mod lab;
 mod port;
 pub mod program;
 pub mod sentinel;

@@ -53,6 +53,8 @@ pub(crate) struct Sink {
     /// Entries whose write failed or is in doubt, and those to be written again.
     again: BTreeMap<PartitionId, VecDeque<Arc<Entry>>>,
     recent: Recent,
+    /// Jobs whose results are being written again: no more held, not in `recent` until the write is acknowledged.
+    unsure: HashSet<JobId>,
     /// The server that last acknowledged a write of a partition, by its run id.
     written_to: HashMap<PartitionId, Arc<str>>,
     lanes: HashMap<NodeId, Lane>,
@@ -71,6 +73,7 @@ impl Sink {
             waiting_bytes: 0,
             again: BTreeMap::new(),
             recent: Recent::new(RECENT_FOR, RECENT_BYTES_MAX),
+            unsure: HashSet::new(),
             written_to: HashMap::new(),
             lanes: HashMap::new(),
             flights: FuturesUnordered::new(),
@@ -100,7 +103,7 @@ impl Sink {
                 Some(landed) = self.flights.next(), if !self.flights.is_empty() => self.landed(landed),
                 Some(recall) = self.recalls.recv() => {
                     // Who asked may be gone; then nobody wants to know.
-                    let _gone = recall.send(self.recent.jobs());
+                    let _gone = recall.send(&self.recent.jobs() | &self.unsure);
                 }
                 _ = probe.tick() => self.probe(),
                 () = flush.cancelled(), if !flush.is_cancelled() => {}
@@ -205,6 +208,7 @@ impl Sink {
         self.kit.table.remove(written.iter().flat_map(|entry| entry.jobs.iter().copied()));
         for entry in written {
             if !entry.jobs.is_empty() {
+                entry.jobs.iter().for_each(|job| _ = self.unsure.remove(job));
                 self.recent.push(now, entry);
             }
         }
@@ -239,6 +243,7 @@ impl Sink {
             tracing::info!(%node, entries = entries.len(), "the server is another one: what was written lately is sent again");
         }
         for entry in entries.into_iter().rev() {
+            self.unsure.extend(entry.jobs.iter().copied());
             self.again.entry(entry.partition).or_default().push_front(entry);
         }
     }

@@ -21,6 +21,7 @@ use super::{
     reply::{self, Entry, Got},
 };
 use crate::{
+    attempt::Attempt,
     backoff,
     kit::Kit,
     limits::{BLOCK_MAX, DOORBELL_WAIT, PARTITIONS_EVERY, PENDING_PAGE, PROOF_EVERY, READ_MARGIN},
@@ -182,7 +183,6 @@ impl Reader {
 
     /// Takes up jobs that were delivered to this worker and never arrived: the reply was lost with a connection.
     async fn own_pending(&mut self, plain: &mut Plain) -> Result<(), String> {
-        let written = self.written().await;
         for at in 0..self.streams.all().len() {
             let read = Read { streams: vec![at], count: PENDING_PAGE };
             let mut after = StreamId::ZERO;
@@ -190,7 +190,11 @@ impl Reader {
                 let mut entries = self.read(plain, &read, None, &after.to_string()).await?;
                 let Some(last) = entries.last().map(|entry| entry.id) else { break };
                 after = last;
-                entries.retain(|entry| !is_written(entry, &written) && !entry.bytes.is_empty());
+                // RACE: with the writer. What ended after this look at the held jobs is in the answer to the recall, so nothing
+                // that this worker has done, or does, is done again.
+                let mut known: HashSet<_> = self.kit.table.all().iter().map(Attempt::job).collect();
+                known.extend(self.written().await);
+                entries.retain(|entry| !is_written(entry, &known) && !entry.bytes.is_empty());
                 let slots = self.free_slots(entries.len());
                 inbox::take(&self.kit, &self.streams, entries, slots).await;
             }

@@ -53,7 +53,8 @@ pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, repo
                 idempotency: None,
             };
             let began = Instant::now();
-            let (taken, end) = tokio::join!(client.submit(wanted, &how()), ends.next());
+            let how = how();
+            let (taken, end) = tokio::join!(client.submit(wanted, &how), ends.next());
             let (taken, ended) = (taken?, end?);
             anyhow::ensure!(taken.run == ended.0, "another run ended");
             let mut times = Vec::with_capacity(steps);

@@ -1,7 +1,7 @@
 //! Log entries that could not be decided.
 
 use bytes::Bytes;
-use stepfleet_protocol::keys::{PartitionKeys, slot};
+use stepfleet_protocol::keys::{GROUP, PartitionKeys, slot};
 
 use super::{super::client::Client, ClientError, PlacedId, count};
 use crate::store::{ask, reply::Fields};
@@ -43,19 +43,25 @@ impl Client {
         Ok(self.entry(PartitionKeys::quarantine, id).await?.map(|fields| read(id, &fields)))
     }
 
-    /// Takes an entry out of quarantine for good, and counts it. False if it was not there.
+    /// Takes an entry out of quarantine for good, and counts it. One that a worker found on a job stream is acked there: until
+    /// now it was pending at that worker. False if it was not there.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn discard_quarantined(&self, id: PlacedId) -> Result<bool, ClientError> {
-        if !self.knows(id.partition).await? {
-            return Ok(false);
-        }
+        let Some(fields) = self.entry(PartitionKeys::quarantine, id).await? else { return Ok(false) };
         let keys = self.keys.partition(id.partition);
         let mut pipe = redis::pipe();
+        if let (Some(stream), Some(entry)) = (text(&fields, "from"), text(&fields, "entry")) {
+            // Only streams of this partition; another key would be another slot.
+            let stem = keys.log();
+            if stream.starts_with(stem.trim_end_matches("log")) {
+                pipe.cmd("XACK").arg(stream).arg(GROUP).arg(entry);
+            }
+        }
         pipe.cmd("XDEL").arg(keys.quarantine()).arg(id.entry.to_string());
         let replies = ask::all_good(ask::ask(&self.redis, slot(id.partition), &pipe).await?)?;
-        if count(replies.first()) == 0 {
+        if count(replies.last()) == 0 {
             return Ok(false);
         }
         let mut tally = redis::cmd("HINCRBY");
@@ -63,6 +69,12 @@ impl Client {
         self.ask_partition(id.partition, tally).await?;
         Ok(true)
     }
+}
+
+/// A field as text; none if it is not there.
+fn text(fields: &Fields, name: &str) -> Option<String> {
+    let (_, value) = fields.iter().find(|(field, _)| field == name.as_bytes())?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 fn read(id: PlacedId, fields: &Fields) -> Quarantined {

@@ -1,0 +1,82 @@
+//! Commands on runs, and submits that come twice.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use stepfleet_tests::{
+    lab::{self, Fleet},
+    wait,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_cancel_stops_the_handler_at_once() {
+    let server = lab::server().await.unwrap();
+    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+    let api = fleet.api();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let script = format!("echo $$ > {}; exec sleep 300", file.display());
+    let definition = json!({ "workflow": "long", "steps": {
+        "work": { "handler": "exec", "with": { "command": ["sh", "-c", script] } },
+        "after": { "handler": "noop", "needs": ["work"] } } });
+    let run = api.submit(&definition, json!(null)).await.unwrap();
+    api.until_step(&run, "work", "processing", SOON).await.unwrap();
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let began = Instant::now();
+    let (status, answer) = api.command(&run, "cancel").await.unwrap();
+    assert_eq!(status, 200, "{answer:#}");
+    wait::until(Duration::from_secs(10), "the program to end", async || {
+        anyhow::ensure!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "it still runs");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    api.until_state(&run, "cancelled", SOON).await.unwrap();
+    api.until_step(&run, "after", "cancelled", SOON).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    let (status, problem) = api.command(&run, "resume").await.unwrap();
+    assert_eq!(status, 409, "a cancelled run is final: {problem:#}");
+    assert!(problem.to_string().contains("cancelled"), "the state is named: {problem:#}");
+}
+
+#[tokio::test]
+async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
+    let server = lab::server().await.unwrap();
+    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+    let api = fleet.api();
+    let definition = json!({ "workflow": "two", "steps": {
+        "work": { "handler": "sleep", "with": { "duration": "1500ms" } },
+        "after": { "handler": "noop", "needs": ["work"] } } });
+    let run = api.submit(&definition, json!(null)).await.unwrap();
+    api.until_step(&run, "work", "processing", SOON).await.unwrap();
+    let (status, answer) = api.command(&run, "suspend").await.unwrap();
+    assert_eq!(status, 200, "{answer:#}");
+    // What runs finishes and counts; what follows waits.
+    api.until_step(&run, "work", "completed", SOON).await.unwrap();
+    let view = api.until_state(&run, "suspended", SOON).await.unwrap();
+    assert_eq!(view["steps"]["completed"], 1, "{view:#}");
+    let (status, answer) = api.command(&run, "resume").await.unwrap();
+    assert_eq!(status, 200, "{answer:#}");
+    api.until_state(&run, "completed", SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_gives_the_same_run_and_another_body_is_refused() {
+    let server = lab::server().await.unwrap();
+    let fleet = Fleet::start(&server.url(), 4, 1).await.unwrap();
+    let api = fleet.api();
+    let body = |word: &str| {
+        json!({ "definition": { "workflow": "one", "steps": { "only": { "handler": "noop" } } },
+        "input": { "word": word } })
+    };
+    let key = [("idempotency-key", "order-17")];
+    let (first, one) = api.post("/api/v1/runs", &key, &body("a")).await.unwrap();
+    let (second, two) = api.post("/api/v1/runs", &key, &body("a")).await.unwrap();
+    assert_eq!((first, second, &one["id"]), (201, 200, &two["id"]), "{one} {two}");
+    let (status, problem) = api.post("/api/v1/runs", &key, &body("b")).await.unwrap();
+    assert_eq!(status, 422, "{problem:#}");
+    api.until_state(one["id"].as_str().unwrap(), "completed", SOON).await.unwrap();
+    assert_eq!(api.items("/api/v1/runs").await.unwrap().len(), 1);
+}

@@ -60,6 +60,7 @@ struct Doubt {
 }
 
 /// Serves the orders until the desk is gone (`Ok`) or the connection is in doubt (`Err`, with the reason).
+#[expect(clippy::too_many_arguments, reason = "one call, and every argument is a channel of its own")]
 async fn listen(
     number: u64,
     redis: &Redis,

@@ -7,7 +7,7 @@ use stepfleet_tests::{
 
 use crate::load;
 
-const RUNS: usize = 400;
+const RUNS: usize = 240;
 
 #[tokio::test]
 async fn one_worker_becomes_eight_and_one_again() {

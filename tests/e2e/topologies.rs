@@ -20,13 +20,14 @@ fn joined(scheme: &str, urls: &[String]) -> String {
 }
 
 /// A short run over the API.
-async fn smoke(fleet: &Fleet) {
+async fn smoke(fleet: &Fleet) -> anyhow::Result<()> {
     let definition = json!({ "workflow": "smoke", "steps": {
         "a": { "handler": "exec", "with": { "command": ["printf", "hi"] } },
         "b": { "handler": "exec", "needs": ["a"], "with": { "command": ["cat"], "stdin": "${{ steps.a.output.stdout }}" } } } });
-    let run = fleet.api().submit(&definition, json!(null)).await.unwrap();
-    fleet.api().until_state(&run, "completed", SOON).await.unwrap();
-    assert_eq!(fleet.api().output(&run, "b").await.unwrap()["stdout"], "hi");
+    let run = fleet.api().submit(&definition, json!(null)).await?;
+    fleet.api().until_state(&run, "completed", SOON).await?;
+    assert_eq!(fleet.api().output(&run, "b").await?["stdout"], "hi");
+    Ok(())
 }
 
 #[tokio::test]
@@ -34,7 +35,7 @@ async fn on_a_cluster_runs_complete_and_a_killed_coordinator_is_replaced() {
     let cluster = lab::cluster().await.unwrap();
     let url = joined("redis-cluster", &cluster.urls());
     let mut fleet = Fleet::start(&url, 8, 1).await.unwrap();
-    smoke(&fleet).await;
+    smoke(&fleet).await.unwrap();
     fleet.workers[0].signal(Signal::SIGTERM).unwrap();
     assert!(fleet.workers[0].wait(Duration::from_secs(60)).await.unwrap().success());
     fleet.add_coordinator().await.unwrap();
@@ -80,7 +81,7 @@ async fn behind_sentinels_a_fail_over_under_load_loses_no_run_that_was_replicate
     let mut sentinel = Sentinel::launch(3, lab::durable()).await.unwrap();
     let url = format!("{}/{}", joined("redis-sentinel", &sentinel.urls()), sentinel::NAME);
     let fleet = Fleet::start(&url, 2, 1).await.unwrap();
-    smoke(&fleet).await;
+    smoke(&fleet).await.unwrap();
     let slow = json!({ "workflow": "slow", "steps": {
         "a": { "handler": "sleep", "with": { "duration": "1s" } },
         "b": { "handler": "sleep", "needs": ["a"], "with": { "duration": "10ms" } } } });
@@ -93,7 +94,7 @@ async fn behind_sentinels_a_fail_over_under_load_loses_no_run_that_was_replicate
     }
     sentinel.fail_over().await.unwrap();
     fleet.api().until_all(&runs, "completed", Duration::from_secs(120)).await.unwrap();
-    smoke(&fleet).await;
+    smoke(&fleet).await.unwrap();
 }
 
 #[tokio::test]
@@ -102,7 +103,7 @@ async fn with_tls_everything_is_the_same() {
     let mut fleet = Fleet::at(&server.url(), 1).option("--redis-ca-file", server.ca_file().unwrap());
     fleet.add_coordinator().await.unwrap();
     fleet.add_worker(&[]).unwrap();
-    smoke(&fleet).await;
+    smoke(&fleet).await.unwrap();
     fleet.stop().await.unwrap();
 }
 
@@ -111,7 +112,7 @@ async fn a_user_that_may_touch_only_our_keys_and_channels_is_enough() {
     let rules = "~sf:* &sf:* +@all -@dangerous +info +config|get";
     let server = lab::durable().user("fleet", "secret", rules).default_user_off().start().await.unwrap();
     let fleet = Fleet::start(&server.url_for("fleet", "secret"), 1, 1).await.unwrap();
-    smoke(&fleet).await;
+    smoke(&fleet).await.unwrap();
     assert!(!fleet.story().contains("secret"), "a password in a log");
     fleet.stop().await.unwrap();
 }

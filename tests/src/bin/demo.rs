@@ -191,7 +191,6 @@ async fn summary(show: &Show<'_>, all: Duration, lost: Duration, letter: &str) -
     println!("  attempts        {attempts}, and {losses} lost with the killed worker");
     println!("  dead letters    1 ({letter}), replayed; {open} open");
     println!("  time to redo    {:.1} s from the kill to the end of the run that was hit", lost.as_secs_f64());
-    #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^52")]
     let rate = f64::from(steps) / all.as_secs_f64();
     println!("  steps/s         {rate:.1} (each step here is a process that works on files)");
     Ok(())

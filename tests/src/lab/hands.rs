@@ -21,9 +21,12 @@ pub struct Effect {
     pub attempt: u32,
 }
 
+/// Run and step.
+type Place = (String, String);
+
 /// Every effect, by run and step.
 #[derive(Debug, Clone, Default)]
-pub struct Effects(Arc<Mutex<HashMap<(String, String), Vec<Effect>>>>);
+pub struct Effects(Arc<Mutex<HashMap<Place, Vec<Effect>>>>);
 
 impl Effects {
     /// The effects of a step, in their order.

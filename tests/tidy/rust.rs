@@ -62,9 +62,15 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         part: "coordinator/src/",
-        except: &["coordinator/src/store"],
+        except: &["coordinator/src/store", "coordinator/src/shell"],
         forbidden: &["redis", "deadpool_redis"],
         why: "the store is the only user of Redis in the coordinator",
+    },
+    Layer {
+        part: "coordinator/src/shell",
+        except: &[],
+        forbidden: &["redis::aio", "redis::Client", "redis::cluster", "deadpool_redis", "stepfleet_connect"],
+        why: "the shell may build commands for a link of the store, but opens no connection of its own",
     },
     Layer {
         part: "coordinator/src/",

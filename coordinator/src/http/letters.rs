@@ -159,6 +159,7 @@ async fn replay_all(
     Ok(Json(out))
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 async fn send(
     app: &AppState,
     id: PlacedId,

@@ -30,7 +30,10 @@ use crate::{
         event::Event,
         run::Run,
     },
-    store::{commit::Commit, record},
+    store::{
+        commit::{Commit, HashFields},
+        record,
+    },
 };
 
 /// An item that a rule could not bear: the batch is given up and begun again without it.
@@ -341,7 +344,7 @@ pub fn patch_id(run: RunId, index: u32) -> String {
 
 fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut Vec<(RunId, bytes::Bytes)>) {
     let is_new = touched.was.is_none();
-    let mut chunks: BTreeMap<u32, Vec<(Vec<u8>, Vec<u8>)>> = BTreeMap::new();
+    let mut chunks: BTreeMap<u32, HashFields> = BTreeMap::new();
     let fields = chunks.entry(0).or_default();
     let packed = record::pack_run(run);
     if run.stored != packed {

@@ -129,10 +129,9 @@ impl<D: Dial> Fleet<D> {
             let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
             let enough = self.running.len() as u64 >= u64::from(partitions).div_ceil(coordinators);
             // A coordinator with its share leaves the rest to others, unless nobody comes.
-            if !alone && !self.running.contains_key(&partition) && (!enough || coordinators == 1) {
-                if self.leases.try_take(partition).await? {
-                    self.start(partition);
-                }
+            let wanted = !alone && !self.running.contains_key(&partition) && (!enough || coordinators == 1);
+            if wanted && self.leases.try_take(partition).await? {
+                self.start(partition);
             }
         }
         if self.leases.has_too_many(self.running.len(), partitions, coordinators)

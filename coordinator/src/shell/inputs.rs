@@ -158,6 +158,7 @@ fn unrenderable(message: String) -> Failure {
     Failure::new(Category::Data, message).with_code("unrenderable")
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 fn scope(
     core: &Core,
     run: &Run,

@@ -312,6 +312,7 @@ impl<D: Dial> Observer<D> {
         watched.unheard.extend(still);
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
     async fn report(
         &mut self,
         partition: PartitionId,

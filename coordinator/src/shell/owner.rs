@@ -3,6 +3,8 @@
 //! A turn commits what the last batch decided and reads what came meanwhile. Everything is in mind or in the log; nothing is
 //! awaited but the connection, and a rendering. Any doubt ends the owner, and a new one begins from what is stored.
 
+// LENGTH: the loop is read as one piece; loading and quarantine could move out.
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,

@@ -18,6 +18,9 @@ use stepfleet_protocol::{
 /// How long the answer to a command is kept, in milliseconds.
 pub const REPLY_MS: u64 = 24 * 3_600_000;
 
+/// Fields of a hash with their values.
+pub type HashFields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What one commit writes.
 #[derive(Debug, Default)]
 pub struct Commit {
@@ -26,7 +29,7 @@ pub struct Commit {
     /// The latest time that was decided with.
     pub now_ms: u64,
     /// Fields of run hashes: `(run, chunk, fields)`; chunk 0 is the run hash itself.
-    pub hashes: Vec<(RunId, u32, Vec<(Vec<u8>, Vec<u8>)>)>,
+    pub hashes: Vec<(RunId, u32, HashFields)>,
     /// Chunks of history by run.
     pub history: Vec<(RunId, Vec<u8>)>,
     /// Jobs in the order of dispatch.

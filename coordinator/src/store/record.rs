@@ -3,6 +3,8 @@
 //! Packed binary with a version in the first byte, small enough (64 bytes) that hashes stay compact in Redis. A record of a
 //! newer version is an error that makes the owner release the partition.
 
+// LENGTH: every packed form beside its reader, and their tests.
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};

@@ -220,6 +220,7 @@ impl Client {
         runs.iter().enumerate().map(taken).collect()
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
     async fn send_once(
         &self,
         partition: PartitionId,
@@ -243,6 +244,7 @@ impl Client {
     }
 
     /// One MULTI: plans that may be missing, large inputs, the log entry.
+    #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
     async fn append(
         &self,
         partition: PartitionId,

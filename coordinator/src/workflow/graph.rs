@@ -136,6 +136,7 @@ impl Graph {
     }
 
     /// Fills `reached` with the sources in `lanes` above each step, from the first source to the place `last`.
+    #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
     fn sweep(&self, order: &[u32], rank: &[u32], lanes: &[u32], last: u32, reached: &mut [[u64; WORDS]]) {
         let first = rank[lanes[0] as usize];
         for step in &order[first as usize..=last as usize] {

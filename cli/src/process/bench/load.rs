@@ -92,6 +92,7 @@ async fn all_completed(probe: &mut Probe, runs: usize) -> anyhow::Result<()> {
 }
 
 /// Many runs of the same chain through one coordinator and one worker.
+#[expect(clippy::too_many_arguments, reason = "one call a workload, all in one place")]
 pub(super) async fn throughput(
     args: &BenchArgs,
     url: &str,

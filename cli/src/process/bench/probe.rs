@@ -56,11 +56,6 @@ impl Probe {
         Ok(redis::cmd("FLUSHALL").query_async(&mut self.connection).await?)
     }
 
-    pub(super) async fn append_only(&mut self, on: bool) -> anyhow::Result<()> {
-        let value = if on { "yes" } else { "no" };
-        Ok(redis::cmd("CONFIG").arg("SET").arg("appendonly").arg(value).query_async(&mut self.connection).await?)
-    }
-
     /// Members of a sorted set.
     pub(super) async fn count(&mut self, key: &str) -> anyhow::Result<usize> {
         Ok(redis::cmd("ZCARD").arg(key).query_async(&mut self.connection).await?)

@@ -27,7 +27,7 @@ build: ## build everything in debug mode
 	cargo build --workspace --all-targets
 
 test: setup ## run every test, on real servers
-	cargo build -p stepfleet
+	cargo build --workspace --all-targets
 	@$(WITH_SERVERS) \
 	if cargo nextest --version >/dev/null 2>&1; then \
 	  echo "cargo nextest run --workspace && cargo test --workspace --doc"; \
@@ -38,8 +38,8 @@ test: setup ## run every test, on real servers
 	fi
 
 demo: setup ## a real pipeline on one server, one coordinator and three workers, one of them killed
-	cargo build -p stepfleet
-	@$(WITH_SERVERS) cargo run --quiet -p stepfleet-tests --bin demo
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) target/debug/demo
 
 bench: setup ## throughput, latency and memory in a release build; writes target/bench.json
 	cargo build --release -p stepfleet
@@ -49,8 +49,8 @@ simulate: ## the seeded simulation, SEEDS=n seeds
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
 
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
-	cargo build --release -p stepfleet
-	@$(WITH_SERVERS) WFINSTANCES="$(WFINSTANCES)" cargo run --release --quiet -p stepfleet-tests --bin real
+	cargo build --workspace --all-targets
+	@$(WITH_SERVERS) WFINSTANCES="$(WFINSTANCES)" target/debug/real
 
 check: ## formatting, lints and documentation, every warning an error
 	cargo fmt --all --check

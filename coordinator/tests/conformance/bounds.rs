@@ -40,7 +40,7 @@ fn fan(wide: usize) -> Workflow {
 
 /// A thousand roots, every tenth of them urgent.
 fn roots() -> Workflow {
-    let step = |i: usize| serde_json::json!({"handler": "noop", "priority": if i % 10 == 0 { 9 } else { 1 }});
+    let step = |i: usize| serde_json::json!({"handler": "noop", "priority": if i.is_multiple_of(10) { 9 } else { 1 }});
     let steps: serde_json::Map<String, serde_json::Value> = (0..1_000).map(|i| (format!("r{i}"), step(i))).collect();
     serde_json::from_value(serde_json::json!({"workflow": "roots", "steps": steps})).expect("a legal workflow")
 }

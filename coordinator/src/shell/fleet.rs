@@ -169,6 +169,7 @@ impl<D: Dial> Fleet<D> {
             Ok((task, ended)) => {
                 self.task_of.remove(&task);
                 self.running.remove(&ended.partition);
+                self.leases.cool(ended.partition);
                 if ended.left_alone {
                     self.left_alone.insert(ended.partition, Instant::now());
                 }

@@ -152,12 +152,16 @@ impl<D: Dial> Leases<D> {
         }
     }
 
+    /// Leaves a partition that was given away to others for a moment.
+    pub fn cool(&mut self, partition: PartitionId) {
+        self.cooling.insert(partition, Instant::now());
+    }
+
     /// Gives the lease up, so that others need not wait for it to lapse.
     ///
     /// # Errors
     /// The link's; then it lapses by itself.
     pub async fn release(&mut self, partition: PartitionId) -> Result<(), LinkError> {
-        self.cooling.insert(partition, Instant::now());
         if self.holder(partition).await? == Holder::Me {
             let key = self.keys.partition(partition).lease();
             let mut set = redis::cmd("SET");

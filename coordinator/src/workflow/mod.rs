@@ -1,7 +1,7 @@
 //! The door for workflow definitions: checked here once, completely, so that nothing behind it meets a broken one.
 //!
 //! [`check`] reads YAML or JSON and reports every problem with its place; [`Template`] is the compiled `with` of a step;
-//! [`schema`] is the published form of the format. No Redis and no clock (but for the time limit of expressions).
+//! [`schema()`] is the published form of the format. No Redis and no clock (but for the time limit of expressions).
 
 mod fields;
 mod graph;

@@ -1,7 +1,7 @@
 //! A whole fleet for a test: a real server, and coordinators and workers that are the built program.
 //!
 //! [`Fleet`] starts and stops the programs, [`Api`] talks to a coordinator as any client does, [`Hands`] is a worker inside the
-//! test that notes every effect of its handler, and [`audit`] holds a run's history against the rules and those effects.
+//! test that notes every effect of its handler, and [`audit()`] holds a run's history against the rules and those effects.
 
 mod api;
 mod audit;

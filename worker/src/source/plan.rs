@@ -1,6 +1,6 @@
 //! Which streams a read names, and how many entries of each: COUNT of XREADGROUP is for each stream, so that a read of n
 //! streams with COUNT c brings up to n times c jobs. A plan never brings more than there are free slots, but for the
-//! last resort of [`blocked`].
+//! last resort of `Plan::blocked`.
 
 use stepfleet_protocol::{
     id::PartitionId,

@@ -58,12 +58,6 @@ pub enum StepInput {
     Template(Box<Template>),
 }
 
-/// Stored bytes of a plan, and its key.
-pub fn store_plan(workflow: &Workflow) -> (String, Vec<u8>) {
-    let plain = codec::pack(workflow);
-    (record::plan_hash(&plain), codec::compress(&plain))
-}
-
 impl Compiled {
     /// Compiles a workflow that the door has checked.
     pub fn new(hash: &str, workflow: &Workflow) -> Self {

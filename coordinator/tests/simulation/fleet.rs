@@ -5,14 +5,11 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use redis::Value;
 use stepfleet_coordinator::{
-    shell::{
-        cache::store_plan,
-        owner::{Memory, Owner, OwnerError},
-    },
+    shell::owner::{Memory, Owner, OwnerError},
     store::{
         link::{Dial, Link, LinkError},
         partition::{Partition, TurnError},
-        reply,
+        reply, workflows,
     },
 };
 use stepfleet_protocol::{
@@ -98,12 +95,12 @@ impl<D: Dial> Client<D> {
         input: Option<&serde_json::Value>,
         again: bool,
     ) -> Result<CommandId, LinkError> {
-        let (hash, stored) = store_plan(workflow);
+        let plan = workflows::Stored::new(workflow);
         let mut pipe = redis::pipe();
-        pipe.cmd("SET").arg(keys().plan(&hash)).arg(stored).arg("NX");
+        pipe.cmd("SET").arg(keys().plan(&plan.hash)).arg(&plan.bytes[..]).arg("NX");
         self.trip(&pipe).await?;
         let input = input.map(|v| Payload::Inline(codec::pack(v).into()));
-        let new = NewRun { run, plan: hash, version: None, input, traceparent: None };
+        let new = NewRun { run, plan: plan.hash, version: None, input, traceparent: None };
         let id = self.command_id();
         self.append(Body::Submit(Submit { id, actor: "test".into(), runs: vec![new], again })).await?;
         Ok(id)

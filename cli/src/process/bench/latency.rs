@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::BenchArgs;
 use super::load::{chain, client, how};
-use super::probe::{Probe, connection, coordinator, keys, ready};
+use super::probe::{Probe, all_keys, connection, coordinator, ready};
 use super::report::Report;
 
 /// Median and 99th percentile of milliseconds.
@@ -28,7 +28,8 @@ fn put(report: &mut Report, name: &str, mut ms: Vec<f64>) {
 
 pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
     probe.flush().await?;
-    let _coordinator = coordinator(url)?;
+    // One partition: the outbox that is followed is that of its only one.
+    let _coordinator = coordinator(url, 1)?;
     let (stamps, mut stamped) = mpsc::unbounded_channel();
     let worker = Worker::builder().redis(url).name("stamp").queue("default").concurrency(16);
     let worker = worker.handler("stamp", move |_: Attempt, (): ()| {
@@ -39,7 +40,7 @@ pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, repo
     let worker = tokio::spawn(worker.build()?.run_until(async {
         let _ = stopped.await;
     }));
-    ready(probe, true).await?;
+    ready(probe, 1, true).await?;
     let client = client(url).await?;
     let mut ends = Ends::follow(url).await?;
     for steps in [1, 10] {
@@ -95,12 +96,13 @@ impl Ends {
     }
 
     async fn next(&mut self) -> anyhow::Result<(RunId, Instant)> {
+        let keys = all_keys(1).next().context("one partition")?;
         loop {
             if let Some(end) = self.found.pop_front() {
                 return Ok(end);
             }
             let mut read = redis::cmd("XREAD");
-            read.arg("BLOCK").arg(10_000).arg("STREAMS").arg(keys().events()).arg(&self.from);
+            read.arg("BLOCK").arg(10_000).arg("STREAMS").arg(keys.events()).arg(&self.from);
             let reply: Option<StreamReadReply> = read.query_async(&mut self.connection).await?;
             let now = Instant::now();
             let entries = reply.context("no run ended within 10 s")?.keys.into_iter().flat_map(|k| k.ids);

@@ -9,11 +9,11 @@ use stepfleet_coordinator::store::{
     submit::{How, Wanted},
     workflows::Stored,
 };
-use stepfleet_protocol::{keys::Keys, state::State, workflow::Workflow};
+use stepfleet_protocol::{keys::Keys, workflow::Workflow};
 use tokio::time::Instant;
 
 use super::BenchArgs;
-use super::probe::{Probe, connect, coordinator, cpu_s, keys, ready, resident_bytes, worker};
+use super::probe::{Probe, connect, coordinator, cpu_s, ready, resident_bytes, worker};
 use super::report::Report;
 
 /// Nothing here may take longer.
@@ -79,10 +79,10 @@ async fn submit(client: &Client, workflow: &Workflow, runs: usize) -> anyhow::Re
     Ok(())
 }
 
-async fn all_completed(probe: &mut Probe, runs: usize) -> anyhow::Result<()> {
+async fn all_completed(probe: &mut Probe, partitions: u16, runs: usize) -> anyhow::Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let done = probe.count(&keys().runs(State::Completed)).await?;
+        let done = probe.completed(partitions).await?;
         if done >= runs {
             return Ok(());
         }
@@ -103,13 +103,13 @@ pub(super) async fn throughput(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     probe.flush().await?;
-    let (coordinator, worker) = (coordinator(url)?, worker(url, args.slots)?);
-    ready(probe, true).await?;
+    let (coordinator, worker) = (coordinator(url, args.partitions)?, worker(url, args.slots)?);
+    ready(probe, args.partitions, true).await?;
     let client = client(url).await?;
     let workflow = chain(steps, "noop")?;
     // Everybody has seen the plan and opened what it needs.
     submit(&client, &workflow, 10).await?;
-    all_completed(probe, 10).await?;
+    all_completed(probe, args.partitions, 10).await?;
     let before = (probe.server().await?, cpu_s(coordinator.pid)?, cpu_s(worker.pid)?);
     let began = Instant::now();
     let submitted = {
@@ -119,7 +119,7 @@ pub(super) async fn throughput(
             anyhow::Ok(began.elapsed())
         })
     };
-    all_completed(probe, runs + 10).await?;
+    all_completed(probe, args.partitions, runs + 10).await?;
     let took = began.elapsed().as_secs_f64();
     let after = (probe.server().await?, cpu_s(coordinator.pid)?, cpu_s(worker.pid)?);
     let submit_s = submitted.await??.as_secs_f64();
@@ -133,6 +133,15 @@ pub(super) async fn throughput(
     put("redis_commands_per_step", (after.0.commands - before.0.commands) / count);
     put("coordinator_us_per_step", per_step(after.1 - before.1));
     put("worker_us_per_step", per_step(after.2 - before.2));
+    // Which commands they are, and what each kind costs inside Redis: only those that matter.
+    for (command, (calls, us)) in &after.0.by_command {
+        let (calls_before, us_before) = before.0.by_command.get(command).copied().unwrap_or_default();
+        let (calls, us) = ((calls - calls_before) / count, (us - us_before) / count);
+        if us >= 0.1 {
+            put(&format!("commands.{command}.calls_per_step"), calls);
+            put(&format!("commands.{command}.us_per_step"), us);
+        }
+    }
     if steps == 1 {
         report.put("submit.runs_per_s", runs as f64 / submit_s);
     } else {
@@ -146,14 +155,14 @@ pub(super) async fn throughput(
 pub(super) async fn wide(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
     for (name, steps) in [("wide.us_per_step_tenth", args.wide / 10), ("wide.us_per_step", args.wide)] {
         probe.flush().await?;
-        let (_coordinator, _worker) = (coordinator(url)?, worker(url, args.slots)?);
-        ready(probe, true).await?;
+        let (_coordinator, _worker) = (coordinator(url, args.partitions)?, worker(url, args.slots)?);
+        ready(probe, args.partitions, true).await?;
         let client = client(url).await?;
         submit(&client, &chain(1, "noop")?, 1).await?;
-        all_completed(probe, 1).await?;
+        all_completed(probe, args.partitions, 1).await?;
         let began = Instant::now();
         submit(&client, &wide_graph(steps)?, 1).await?;
-        all_completed(probe, 2).await?;
+        all_completed(probe, args.partitions, 2).await?;
         report.put(name, began.elapsed().as_secs_f64() * 1e6 / steps as f64);
     }
     Ok(())
@@ -162,8 +171,8 @@ pub(super) async fn wide(args: &BenchArgs, url: &str, probe: &mut Probe, report:
 /// What queued steps cost, with no worker there: in Redis, and in the coordinator that has them open.
 pub(super) async fn memory(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
     probe.flush().await?;
-    let coordinator = coordinator(url)?;
-    ready(probe, false).await?;
+    let coordinator = coordinator(url, args.partitions)?;
+    ready(probe, args.partitions, false).await?;
     let client = client(url).await?;
     submit(&client, &chain(1, "noop")?, 10).await?;
     let before = probe.server().await?.memory_bytes;

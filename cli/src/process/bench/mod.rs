@@ -37,6 +37,9 @@ pub(crate) struct BenchArgs {
     /// Runs for the latency on an idle fleet.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) idle: usize,
+    /// Partitions of the throughput runs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) partitions: u16,
     /// Slots of the worker process.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) slots: usize,

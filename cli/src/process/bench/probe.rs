@@ -1,5 +1,6 @@
 //! Looking at processes and at the server, and starting the fleet under test.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use stepfleet_connect::{Redis, Settings};
 use stepfleet_protocol::{
     id::PartitionId,
     keys::{Keys, PartitionKeys},
+    state::State,
 };
 use tokio::process::{Child, Command};
 
@@ -19,8 +21,8 @@ pub(super) struct Probe {
     server: u32,
 }
 
-/// What the server has done between two looks.
-#[derive(Debug, Clone, Copy, Default)]
+/// What the server has done so far.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Server {
     /// CPU seconds.
     pub(super) cpu_s: f64,
@@ -28,6 +30,8 @@ pub(super) struct Server {
     pub(super) commands: f64,
     /// Memory in use.
     pub(super) memory_bytes: f64,
+    /// Calls, and microseconds inside them, by command. Parsing, replying and the append-only file are not in them.
+    pub(super) by_command: BTreeMap<String, (f64, f64)>,
 }
 
 impl Probe {
@@ -40,20 +44,32 @@ impl Probe {
 
     async fn info(&mut self, name: &str) -> anyhow::Result<f64> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
-        let line = info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
-        Ok(line.with_context(|| format!("no `{name}` in INFO"))?.trim().parse()?)
+        field(&info, name)
     }
 
     /// What the server has used so far.
     pub(super) async fn server(&mut self) -> anyhow::Result<Server> {
-        let commands = self.info("total_commands_processed").await?;
-        let memory_bytes = self.info("used_memory").await?;
-        Ok(Server { cpu_s: cpu_s(self.server)?, commands, memory_bytes })
+        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
+        Ok(Server {
+            cpu_s: cpu_s(self.server)?,
+            commands: field(&info, "total_commands_processed")?,
+            memory_bytes: field(&info, "used_memory")?,
+            by_command: info.lines().filter_map(command_line).collect(),
+        })
     }
 
     /// Empties the server.
     pub(super) async fn flush(&mut self) -> anyhow::Result<()> {
         Ok(redis::cmd("FLUSHALL").query_async(&mut self.connection).await?)
+    }
+
+    /// Runs that are completed in any partition.
+    pub(super) async fn completed(&mut self, partitions: u16) -> anyhow::Result<usize> {
+        let mut sum = 0;
+        for keys in all_keys(partitions) {
+            sum += self.count(&keys.runs(State::Completed)).await?;
+        }
+        Ok(sum)
     }
 
     /// Members of a sorted set.
@@ -62,9 +78,22 @@ impl Probe {
     }
 }
 
-/// Keys of the only partition.
-pub(super) fn keys() -> PartitionKeys {
-    Keys::default().partition(PartitionId(0))
+/// A number of INFO.
+fn field(info: &str, name: &str) -> anyhow::Result<f64> {
+    let line = info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.with_context(|| format!("no `{name}` in INFO"))?.trim().parse()?)
+}
+
+/// A line such as `cmdstat_xadd:calls=3,usec=12,usec_per_call=4.00`.
+fn command_line(line: &str) -> Option<(String, (f64, f64))> {
+    let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+    let number = |key: &str| rest.split(',').find_map(|part| part.trim().strip_prefix(key)?.parse::<f64>().ok());
+    Some((name.replace('|', "_"), (number("calls=")?, number("usec=")?)))
+}
+
+/// Keys of each partition.
+pub(super) fn all_keys(partitions: u16) -> impl Iterator<Item = PartitionKeys> {
+    (0..partitions).map(|p| Keys::default().partition(PartitionId(p)))
 }
 
 /// A connection that waits long.
@@ -113,9 +142,10 @@ pub(super) fn part(url: &str, args: &[&str]) -> anyhow::Result<Part> {
     Ok(Part { _child: child, pid })
 }
 
-/// A coordinator with one partition.
-pub(super) fn coordinator(url: &str) -> anyhow::Result<Part> {
-    part(url, &["coordinator", "--partitions", "1", "--listen", "127.0.0.1:0", "--name", "bench"])
+/// A coordinator of so many partitions.
+pub(super) fn coordinator(url: &str, partitions: u16) -> anyhow::Result<Part> {
+    let partitions = partitions.to_string();
+    part(url, &["coordinator", "--partitions", &partitions, "--listen", "127.0.0.1:0", "--name", "bench"])
 }
 
 /// A worker with the stock handlers.
@@ -123,10 +153,12 @@ pub(super) fn worker(url: &str, slots: usize) -> anyhow::Result<Part> {
     part(url, &["worker", "--concurrency", &slots.to_string(), "--queue", "default", "--name", "bench"])
 }
 
-/// Waits until the coordinator has the partition, and a worker is registered if `with_worker`.
-pub(super) async fn ready(probe: &mut Probe, with_worker: bool) -> anyhow::Result<()> {
+/// Waits until the coordinator has its partitions, and a worker is registered if `with_worker`.
+pub(super) async fn ready(probe: &mut Probe, partitions: u16, with_worker: bool) -> anyhow::Result<()> {
+    let heads: Vec<String> = all_keys(partitions).map(|keys| keys.head()).collect();
     for _ in 0..1_000 {
-        let owned: bool = redis::cmd("EXISTS").arg(keys().head()).query_async(&mut probe.connection).await?;
+        let owned: usize = redis::cmd("EXISTS").arg(&heads).query_async(&mut probe.connection).await?;
+        let owned = owned == heads.len();
         let workers = probe.count(&Keys::default().workers()).await?;
         if owned && (workers > 0 || !with_worker) {
             // The worker finds the partition with its next look.

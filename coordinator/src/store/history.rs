@@ -1,25 +1,61 @@
 //! The history of a run: every transition, packed, one append per run and commit.
 //!
-//! A chunk is a version byte, its length and its records. The outbox carries the same chunks.
+//! A chunk is a version byte, its length and its records. The outbox carries the same chunks. Records of one chunk are near
+//! each other in time and mostly of one worker, so each says only what differs from the one before it.
 
 use std::sync::Arc;
 
-use stepfleet_protocol::state::State;
+use stepfleet_protocol::{id::WorkerId, state::State};
 
 use super::pack::{Reader, Writer};
 use crate::machine::decision::{Transition, Why};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// Bits of a record's flags.
+mod flag {
+    /// A worker is named, or it is the one named last in this chunk.
+    pub(super) const WORKER: u8 = 1;
+    pub(super) const SAME_WORKER: u8 = 1 << 1;
+    pub(super) const ACTOR: u8 = 1 << 2;
+    pub(super) const NOTE: u8 = 1 << 3;
+    /// The attempt is 1, or it is written; else it is 0.
+    pub(super) const FIRST: u8 = 1 << 4;
+    pub(super) const ATTEMPT: u8 = 1 << 5;
+    /// The time differs from that of the record before.
+    pub(super) const TIME: u8 = 1 << 6;
+}
 
 /// Packs the transitions of one run and commit.
 pub fn pack(transitions: &[Transition]) -> Vec<u8> {
-    let mut body = Writer { out: Vec::with_capacity(transitions.len() * 16) };
+    let mut body = Writer { out: Vec::with_capacity(transitions.len() * 8 + 32) };
+    let (mut at_ms, mut worker) = (0, None);
     for t in transitions {
-        let flags = u8::from(t.worker.is_some()) | u8::from(t.actor.is_some()) << 1 | u8::from(t.note.is_some()) << 2;
-        body.number(t.step.map_or(0, |s| u64::from(s) + 1)).byte((t.from as u8) << 4 | t.to as u8);
-        body.byte(t.why as u8).number(t.at_ms).number(t.attempt.into()).byte(flags);
-        if let Some(worker) = &t.worker {
-            body.text(worker.as_str().as_bytes());
+        let (same_worker, delta) = (t.worker == worker, t.at_ms.wrapping_sub(at_ms) as i64);
+        let flags = match &t.worker {
+            None => 0,
+            Some(_) if same_worker => flag::SAME_WORKER,
+            Some(_) => flag::WORKER,
+        } | if t.actor.is_some() { flag::ACTOR } else { 0 }
+            | if t.note.is_some() { flag::NOTE } else { 0 }
+            | match t.attempt {
+                0 => 0,
+                1 => flag::FIRST,
+                _ => flag::ATTEMPT,
+            }
+            | if delta != 0 { flag::TIME } else { 0 };
+        body.byte(flags).number(t.step.map_or(0, |s| u64::from(s) + 1));
+        body.byte((t.from as u8) << 4 | t.to as u8).byte(t.why as u8);
+        if delta != 0 {
+            body.number(zigzag(delta));
+            at_ms = t.at_ms;
+        }
+        if flags & flag::ATTEMPT != 0 {
+            body.number(t.attempt.into());
+        }
+        if flags & flag::WORKER != 0 {
+            body.text(t.worker.as_ref().map_or("", WorkerId::as_str).as_bytes());
+            worker.clone_from(&t.worker);
         }
         for text in [&t.actor, &t.note].into_iter().flatten() {
             body.text(text.as_bytes());
@@ -30,39 +66,67 @@ pub fn pack(transitions: &[Transition]) -> Vec<u8> {
     chunk.out
 }
 
+/// Small numbers of either sign become small numbers.
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
 /// Reads a history. A chunk of an unknown version is skipped; a broken tail ends the reading.
 pub fn unpack(bytes: &[u8]) -> Vec<Transition> {
     let mut out = Vec::new();
     let mut chunks = Reader::new(bytes);
     while let (Some(version), Some(body)) = (chunks.byte(), chunks.text()) {
-        let mut records = Reader::new(body);
+        let (mut records, mut before) = (Reader::new(body), Before::default());
         while version == VERSION && !records.left.is_empty() {
-            let Some(transition) = unpack_one(&mut records) else { break };
+            let Some(transition) = unpack_one(&mut records, &mut before) else { break };
             out.push(transition);
         }
     }
     out
 }
 
-fn unpack_one(r: &mut Reader) -> Option<Transition> {
+/// What the records so far have said.
+#[derive(Default)]
+struct Before {
+    at_ms: u64,
+    worker: Option<WorkerId>,
+}
+
+fn unpack_one(r: &mut Reader, before: &mut Before) -> Option<Transition> {
+    let flags = r.byte()?;
     let step = r.number()?;
     let states = r.byte()?;
     let why = Why::from_u8(r.byte()?)?;
-    let (at_ms, attempt, flags) = (r.number()?, r.small()?, r.byte()?);
-    let mut text = |bit: u8| -> Option<Option<&str>> {
-        if flags & bit == 0 { Some(None) } else { Some(Some(std::str::from_utf8(r.text()?).ok()?)) }
+    if flags & flag::TIME != 0 {
+        before.at_ms = before.at_ms.wrapping_add(unzigzag(r.number()?) as u64);
+    }
+    let attempt = match flags & (flag::FIRST | flag::ATTEMPT) {
+        0 => 0,
+        flag::FIRST => 1,
+        _ => r.small()?,
     };
-    let (worker, actor, note) = (text(1)?, text(2)?, text(4)?);
+    if flags & flag::WORKER != 0 {
+        before.worker = std::str::from_utf8(r.text()?).ok()?.parse().ok();
+    }
+    let mut text = |bit: u8| -> Option<Option<Arc<str>>> {
+        if flags & bit == 0 { Some(None) } else { Some(Some(std::str::from_utf8(r.text()?).ok()?.into())) }
+    };
+    let (actor, note) = (text(flag::ACTOR)?, text(flag::NOTE)?);
+    let named = flags & (flag::WORKER | flag::SAME_WORKER) != 0;
     Some(Transition {
         step: step.checked_sub(1).map(|s| s as u32),
         from: State::from_u8(states >> 4)?,
         to: State::from_u8(states & 0x0f)?,
-        at_ms,
+        at_ms: before.at_ms,
         attempt,
         why,
-        worker: worker.and_then(|w| w.parse().ok()),
-        actor: actor.map(Arc::from),
-        note: note.map(Arc::from),
+        worker: before.worker.clone().filter(|_| named),
+        actor,
+        note,
     })
 }
 
@@ -93,7 +157,31 @@ mod tests {
             note: None,
             ..full.clone()
         };
-        vec![bare, full]
+        let again = Transition { at_ms: full.at_ms - 3, attempt: 1, actor: None, note: None, ..full.clone() };
+        let other = Transition { worker: "v@0000000000fe".parse().ok(), ..again.clone() };
+        vec![bare.clone(), full.clone(), again, bare, other, full]
+    }
+
+    #[test]
+    fn a_step_that_went_well_takes_few_bytes() {
+        let one = |from, to, why, worker: Option<&str>| Transition {
+            step: Some(5),
+            from,
+            to,
+            at_ms: 1_800_000_000_000,
+            attempt: 1,
+            why,
+            worker: worker.and_then(|w| w.parse().ok()),
+            actor: None,
+            note: None,
+        };
+        let worker = Some("worker-1@0198c2f46f5c");
+        let usual = [
+            one(State::Queued, State::Processing, Why::Begun, worker),
+            one(State::Processing, State::Completed, Why::Done, worker),
+            one(State::Created, State::Queued, Why::NeedsMet, None),
+        ];
+        assert!(pack(&usual).len() <= 45, "{} bytes", pack(&usual).len());
     }
 
     #[test]
@@ -108,7 +196,7 @@ mod tests {
     fn a_broken_tail_ends_the_reading_without_panic() {
         let whole = pack(&sample());
         for end in 0..whole.len() {
-            assert!(unpack(&whole[..end]).len() <= 2);
+            assert!(unpack(&whole[..end]).len() <= sample().len());
         }
     }
 }

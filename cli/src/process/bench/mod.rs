@@ -83,7 +83,9 @@ pub(crate) async fn run(args: BenchArgs, _given: &Given, out: &Out) -> Result<Ex
 async fn measure(args: &BenchArgs, port: u16, out: &Out) -> anyhow::Result<Report> {
     let url = format!("redis://127.0.0.1:{port}");
     let mut probe = probe::Probe::new(&url).await?;
-    let mut report = Report::default();
+    let server = probe.description().await?;
+    out.say(&format!("on {server}, append-only file on"));
+    let mut report = Report::on(server);
     // The append-only file is on (everysec), for floor and product alike.
     out.say("floor: bare XADD, XREADGROUP and XACK of job and result in batches of 100, trimmed");
     let before = probe.server().await?.cpu_s;

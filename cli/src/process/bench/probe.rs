@@ -42,6 +42,15 @@ impl Probe {
         Ok(probe)
     }
 
+    /// The server's name, version and allocator: a build with another allocator is up to three times slower.
+    pub(super) async fn description(&mut self) -> anyhow::Result<String> {
+        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
+        let text = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+        let name = text("server_name").unwrap_or("redis");
+        let version = text("valkey_version").or(text("redis_version")).unwrap_or("?");
+        Ok(format!("{name} {version} ({})", text("mem_allocator").unwrap_or("?")))
+    }
+
     async fn info(&mut self, name: &str) -> anyhow::Result<f64> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
         field(&info, name)

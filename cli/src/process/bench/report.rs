@@ -4,7 +4,11 @@ use serde_json::{Map, Value, json};
 
 /// The figures by dotted name, in the order in which they were measured.
 #[derive(Debug, Default)]
-pub(super) struct Report(Vec<(String, f64)>);
+pub(super) struct Report {
+    figures: Vec<(String, f64)>,
+    /// On which server they were measured: without that they say nothing.
+    server: String,
+}
 
 /// What the project aims at, by figure: at least, or at most.
 const AIMS: [(&str, char, f64); 7] = [
@@ -18,20 +22,25 @@ const AIMS: [(&str, char, f64); 7] = [
 ];
 
 impl Report {
+    /// Of figures that are measured on this server.
+    pub(super) fn on(server: String) -> Self {
+        Self { figures: Vec::new(), server }
+    }
+
     /// Adds a figure.
     pub(super) fn put(&mut self, name: &str, value: f64) {
-        self.0.push((name.to_string(), value));
+        self.figures.push((name.to_string(), value));
     }
 
     /// A figure measured before.
     pub(super) fn get(&self, name: &str) -> f64 {
-        self.0.iter().find(|(n, _)| n == name).map_or(f64::NAN, |(_, v)| *v)
+        self.figures.iter().find(|(n, _)| n == name).map_or(f64::NAN, |(_, v)| *v)
     }
 
     /// One line a figure.
     pub(super) fn table(&self) -> String {
-        let mut lines = Vec::new();
-        for (name, value) in &self.0 {
+        let mut lines = vec![format!("on {}", self.server)];
+        for (name, value) in &self.figures {
             let digits = if *value >= 1_000.0 { 0 } else { 2 };
             let aim = AIMS.iter().find(|(n, ..)| n == name).map(|(_, how, aim)| {
                 let met = if *how == '>' { value >= aim } else { value <= aim };
@@ -46,8 +55,8 @@ impl Report {
 
     /// Nested by the dots of the names.
     pub(super) fn json(&self) -> Value {
-        let mut root = Map::new();
-        for (name, value) in &self.0 {
+        let mut root = Map::from_iter([("server".to_string(), json!(self.server))]);
+        for (name, value) in &self.figures {
             let mut parts = name.split('.').peekable();
             let mut at = &mut root;
             while let Some(part) = parts.next() {
@@ -70,12 +79,12 @@ mod tests {
 
     #[test]
     fn figures_nest_by_their_dots_and_aims_are_judged() {
-        let mut report = Report::default();
+        let mut report = Report::on("redis 7.0.15".into());
         report.put("latency.step_to_step_ms.p50", 0.5);
         report.put("latency.step_to_step_ms.p99", 0.9);
         report.put("chain10.floor_ratio", 0.6);
         let expected = json!({
-            "latency": { "step_to_step_ms": { "p50": 0.5, "p99": 0.9 } }, "chain10": { "floor_ratio": 0.6 }
+            "server": "redis 7.0.15", "latency": { "step_to_step_ms": { "p50": 0.5, "p99": 0.9 } }, "chain10": { "floor_ratio": 0.6 }
         });
         assert_eq!(report.json(), expected);
         assert!(report.table().contains("aim at most 0.4: MISSED") && report.table().contains("aim at least 0.5: met"));

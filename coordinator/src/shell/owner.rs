@@ -3,7 +3,8 @@
 //! A turn commits what the last batch decided and reads what came meanwhile. Everything is in mind or in the log; nothing is
 //! awaited but the connection, and a rendering. Any doubt ends the owner, and a new one begins from what is stored.
 
-// LENGTH: the loop is read as one piece; loading and quarantine could move out.
+mod begin;
+mod poison;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,20 +14,17 @@ use std::{
 use redis::Value;
 use stepfleet_protocol::{
     codec,
-    id::{CommandId, RunId, StreamId},
-    keys::GROUP,
-    message::{Answer, Command, Reply, Verb},
+    id::{CommandId, StreamId},
+    message::Reply,
     name::Name,
 };
-use uuid::Uuid;
 
+pub use self::poison::Memory;
 use super::{
-    cache::Cache,
-    core::{Core, Poison, Staged},
+    core::{Core, Poison},
     inputs,
     intake::{self, Item, Malformed, Newer, Origin, What},
     retention::{self, Retention},
-    schedule::{HORIZON_MS, Schedule},
     upkeep::{Chore, Upkeep},
 };
 use crate::{
@@ -72,32 +70,6 @@ impl From<Newer> for OwnerError {
     }
 }
 
-/// What outlives an owner that ended in doubt.
-#[derive(Debug, Clone, Default)]
-pub struct Memory {
-    /// Items that no batch may contain.
-    pub poison: BTreeSet<(Origin, RunId)>,
-    /// Items of a batch, halved each time the server refuses a commit; 0 for the normal limit.
-    pub batch_items: usize,
-    /// The origin of the only item of the last batch, if there was one.
-    pub last_single: Option<(Origin, RunId)>,
-}
-
-impl Memory {
-    /// The server refused a commit: the next batches are half as large, until the item that it cannot bear is alone, and
-    /// is poison.
-    pub fn halve(&mut self) {
-        let size = if self.batch_items == 0 { BATCH_ITEMS_MAX } else { self.batch_items };
-        match self.last_single.take() {
-            Some(item) => {
-                self.poison.insert(item);
-                self.batch_items = 0;
-            }
-            None => self.batch_items = (size / 2).max(1),
-        }
-    }
-}
-
 /// What an owner has done, for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Done {
@@ -134,56 +106,6 @@ pub struct Owner<L> {
 }
 
 impl<L: Link> Owner<L> {
-    /// Begins to own a partition: loads timers, work items and queues.
-    ///
-    /// # Errors
-    /// The trip's, or that a newer program has been here.
-    pub async fn begin(mut partition: Partition<L>, name: &str, memory: Memory) -> Result<Self, OwnerError> {
-        let turn = partition.turn(None, Ask::default()).await?;
-        let mut schedule = Schedule::default();
-        schedule.timers.horizon_ms = turn.now_ms + HORIZON_MS;
-        let mut pipe = redis::pipe();
-        pipe.cmd("LRANGE").arg(partition.keys.todo()).arg(0).arg(-1);
-        pipe.cmd("SMEMBERS").arg(partition.keys.queues());
-        let replies = partition.load(&pipe).await?;
-        let items = replies.first().and_then(reply::array).unwrap_or_default();
-        let works: Option<_> = items.iter().map(|i| reply::bytes(i).and_then(record::unpack_work)).collect();
-        schedule.todo = works.ok_or(OwnerError::Newer(record::VERSION + 1))?;
-        let names = replies.get(1).and_then(reply::array).unwrap_or_default();
-        let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
-        let head = partition.head;
-        let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
-        let core = Core {
-            cache: Cache::default(),
-            schedule,
-            staged: Staged::default(),
-            mint,
-            now_ms: head.now_ms,
-            freed: None,
-        };
-        let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
-        let mut owner = Self {
-            partition,
-            core,
-            upkeep,
-            memory,
-            backlog: VecDeque::new(),
-            read_to: head.offset,
-            more_in_log: true,
-            entry_bytes: 256,
-            pending: None,
-            retention: Retention::default(),
-            next_retention_ms: 0,
-            server_ms: turn.now_ms,
-            done: Done::default(),
-        };
-        for name in names {
-            owner.make_queue(&name).await?;
-        }
-        owner.load_timers(0).await?;
-        Ok(owner)
-    }
-
     /// Tells how many slots workers have for each queue, in this partition's share.
     pub fn set_slots(&mut self, slots: BTreeMap<Name, u64>) {
         self.core.schedule.slots = slots;
@@ -415,55 +337,6 @@ impl<L: Link> Owner<L> {
         Ok(())
     }
 
-    fn decide(&mut self, items: Vec<Item>, malformed: &mut Vec<Malformed>) -> Result<(), OwnerError> {
-        self.done.items += items.len() as u64;
-        self.memory.last_single = match &items[..] {
-            [only] => Some((only.origin, only.run)),
-            _ => None,
-        };
-        for item in items {
-            if !self.memory.poison.contains(&(item.origin, item.run)) {
-                self.core.item(item).map_err(OwnerError::Poison)?;
-                continue;
-            }
-            let why = format!("no rule could decide it: {:?}", item.what);
-            let id = if let Origin::Entry(id, _) = item.origin { id } else { StreamId::ZERO };
-            malformed.push(Malformed { id, why, bytes: item.run.bytes().to_vec() });
-            if let Some(command) = item.command() {
-                let message = "no rule could decide it; it is quarantined".into();
-                let refused = Answer::Refused { code: "undecidable".into(), message };
-                self.core.staged.answers.entry(command).or_default().push(refused);
-            }
-            self.suspend(item.run);
-        }
-        Ok(())
-    }
-
-    /// Holds a run about which something was quarantined, if it can be held.
-    fn suspend(&mut self, run: RunId) {
-        let command = Command {
-            id: CommandId(Uuid::nil()),
-            actor: "stepfleet".into(),
-            run,
-            reason: Some("an entry about it was quarantined".into()),
-            verb: Verb::Suspend { now: false },
-            again: false,
-        };
-        if self.core.cache.runs.contains_key(&run) {
-            self.core.event(run, Event::Command(command));
-        }
-    }
-
-    fn quarantine(&mut self, malformed: Vec<Malformed>) {
-        for bad in malformed {
-            self.done.quarantined += 1;
-            tracing::error!(entry = %bad.id, why = bad.why, "quarantined");
-            let commit = &mut self.core.staged.commit;
-            *commit.counters.entry("quarantined").or_default() += 1;
-            commit.quarantined.push((bad.why, bad.bytes));
-        }
-    }
-
     /// Deletes some runs that are beyond retention, in this batch's commit; more of them in the next, if there are more.
     async fn expire(&mut self) -> Result<(), OwnerError> {
         let Self { partition, core, retention, .. } = self;
@@ -472,60 +345,5 @@ impl<L: Link> Owner<L> {
         let wait_ms = if expired.more { 0 } else { retention::EVERY_MS };
         self.next_retention_ms = self.server_ms + wait_ms;
         Ok(())
-    }
-
-    /// Makes a queue's stream and group, and looks how much is on it.
-    async fn make_queue(&mut self, name: &Name) -> Result<(), OwnerError> {
-        let keys = &self.partition.keys;
-        let mut pipe = redis::pipe();
-        pipe.cmd("SADD").arg(keys.queues()).arg(name.as_str());
-        // A group that is there already answers BUSYGROUP, which is as good.
-        pipe.cmd("XGROUP").arg("CREATE").arg(keys.jobs(name)).arg(GROUP).arg(0).arg("MKSTREAM");
-        pipe.cmd("XINFO").arg("GROUPS").arg(keys.jobs(name));
-        pipe.cmd("ZCARD").arg(keys.ready(name));
-        pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
-        let replies = self.partition.attempt(&pipe).await?;
-        if let Some(text) = replies.iter().take(2).filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP"))
-        {
-            return Err(TurnError::of_reply(text).into());
-        }
-        // Jobs that this very batch has dispatched are not on the stream yet.
-        let staged = self.core.staged.commit.jobs.iter().filter(|(q, _)| q == name).count() as u64;
-        let queue = self.core.schedule.queue(name);
-        queue.exists = true;
-        if queue.outstanding == 0 {
-            queue.outstanding = staged + replies.get(2).and_then(super::upkeep::outstanding).unwrap_or(0);
-        }
-        if queue.ready == 0 {
-            queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;
-            let first = replies.get(4).and_then(reply::array).and_then(|pair| pair.get(1)).and_then(score);
-            queue.urgent = first.map_or(0, record::priority_of);
-        }
-        Ok(())
-    }
-
-    async fn load_timers(&mut self, from_ms: u64) -> Result<(), OwnerError> {
-        let mut pipe = redis::pipe();
-        pipe.add_command(self.upkeep.timers(from_ms, self.core.schedule.timers.horizon_ms));
-        let replies = self.partition.load(&pipe).await?;
-        if let Some(value) = replies.first() {
-            self.keep_timers(value);
-        }
-        Ok(())
-    }
-
-    fn keep_timers(&mut self, value: &Value) {
-        for pair in reply::array(value).unwrap_or_default().chunks_exact(2) {
-            if let (Some(member), Some(due)) = (reply::bytes(&pair[0]), score(&pair[1])) {
-                self.core.schedule.timers.set(due, member.to_vec());
-            }
-        }
-    }
-}
-
-fn score(value: &Value) -> Option<u64> {
-    match value {
-        Value::Double(score) => Some(*score as u64),
-        other => reply::text(other)?.parse::<f64>().ok().map(|s| s as u64),
     }
 }

@@ -1,0 +1,134 @@
+//! What an owner loads: timers, work items and queues at take-over, a queue's stream when it is new.
+//!
+//! All of it is read over the owner's own connection, before anything is decided with it.
+
+use std::collections::VecDeque;
+
+use redis::Value;
+use stepfleet_protocol::{id::StreamId, keys::GROUP, name::Name};
+
+use super::{
+    super::{
+        cache::Cache,
+        core::{Core, Staged},
+        retention::Retention,
+        schedule::{HORIZON_MS, Schedule},
+        upkeep::{Upkeep, outstanding},
+    },
+    Done, Memory, Owner, OwnerError,
+};
+use crate::{
+    machine::decide::Mint,
+    store::{
+        link::Link,
+        partition::{Ask, Partition, TurnError},
+        record, reply,
+    },
+};
+
+impl<L: Link> Owner<L> {
+    /// Begins to own a partition: loads timers, work items and queues.
+    ///
+    /// # Errors
+    /// The trip's, or that a newer program has been here.
+    pub async fn begin(mut partition: Partition<L>, name: &str, memory: Memory) -> Result<Self, OwnerError> {
+        let turn = partition.turn(None, Ask::default()).await?;
+        let mut schedule = Schedule::default();
+        schedule.timers.horizon_ms = turn.now_ms + HORIZON_MS;
+        let mut pipe = redis::pipe();
+        pipe.cmd("LRANGE").arg(partition.keys.todo()).arg(0).arg(-1);
+        pipe.cmd("SMEMBERS").arg(partition.keys.queues());
+        let replies = partition.load(&pipe).await?;
+        let items = replies.first().and_then(reply::array).unwrap_or_default();
+        let works: Option<_> = items.iter().map(|i| reply::bytes(i).and_then(record::unpack_work)).collect();
+        schedule.todo = works.ok_or(OwnerError::Newer(record::VERSION + 1))?;
+        let names = replies.get(1).and_then(reply::array).unwrap_or_default();
+        let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
+        let head = partition.head;
+        let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
+        let core = Core {
+            cache: Cache::default(),
+            schedule,
+            staged: Staged::default(),
+            mint,
+            now_ms: head.now_ms,
+            freed: None,
+        };
+        let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
+        let mut owner = Self {
+            partition,
+            core,
+            upkeep,
+            memory,
+            backlog: VecDeque::new(),
+            read_to: head.offset,
+            more_in_log: true,
+            entry_bytes: 256,
+            pending: None,
+            retention: Retention::default(),
+            next_retention_ms: 0,
+            server_ms: turn.now_ms,
+            done: Done::default(),
+        };
+        for name in names {
+            owner.make_queue(&name).await?;
+        }
+        owner.load_timers(0).await?;
+        Ok(owner)
+    }
+
+    /// Makes a queue's stream and group, and looks how much is on it.
+    pub(super) async fn make_queue(&mut self, name: &Name) -> Result<(), OwnerError> {
+        let keys = &self.partition.keys;
+        let mut pipe = redis::pipe();
+        pipe.cmd("SADD").arg(keys.queues()).arg(name.as_str());
+        // A group that is there already answers BUSYGROUP, which is as good.
+        pipe.cmd("XGROUP").arg("CREATE").arg(keys.jobs(name)).arg(GROUP).arg(0).arg("MKSTREAM");
+        pipe.cmd("XINFO").arg("GROUPS").arg(keys.jobs(name));
+        pipe.cmd("ZCARD").arg(keys.ready(name));
+        pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
+        let replies = self.partition.attempt(&pipe).await?;
+        if let Some(text) = replies.iter().take(2).filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP"))
+        {
+            return Err(TurnError::of_reply(text).into());
+        }
+        // Jobs that this very batch has dispatched are not on the stream yet.
+        let staged = self.core.staged.commit.jobs.iter().filter(|(q, _)| q == name).count() as u64;
+        let queue = self.core.schedule.queue(name);
+        queue.exists = true;
+        if queue.outstanding == 0 {
+            queue.outstanding = staged + replies.get(2).and_then(outstanding).unwrap_or(0);
+        }
+        if queue.ready == 0 {
+            queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;
+            let first = replies.get(4).and_then(reply::array).and_then(|pair| pair.get(1)).and_then(score);
+            queue.urgent = first.map_or(0, record::priority_of);
+        }
+        Ok(())
+    }
+
+    async fn load_timers(&mut self, from_ms: u64) -> Result<(), OwnerError> {
+        let mut pipe = redis::pipe();
+        pipe.add_command(self.upkeep.timers(from_ms, self.core.schedule.timers.horizon_ms));
+        let replies = self.partition.load(&pipe).await?;
+        if let Some(value) = replies.first() {
+            self.keep_timers(value);
+        }
+        Ok(())
+    }
+
+    pub(super) fn keep_timers(&mut self, value: &Value) {
+        for pair in reply::array(value).unwrap_or_default().chunks_exact(2) {
+            if let (Some(member), Some(due)) = (reply::bytes(&pair[0]), score(&pair[1])) {
+                self.core.schedule.timers.set(due, member.to_vec());
+            }
+        }
+    }
+}
+
+fn score(value: &Value) -> Option<u64> {
+    match value {
+        Value::Double(score) => Some(*score as u64),
+        other => reply::text(other)?.parse::<f64>().ok().map(|s| s as u64),
+    }
+}

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use redis::Value;
-use stepfleet_protocol::{id::StreamId, keys::GROUP, name::Name};
+use stepfleet_protocol::{keys::GROUP, name::Name};
 
 use super::{
     super::{

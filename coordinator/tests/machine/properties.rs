@@ -210,6 +210,9 @@ fn lives(graph: &str, chances: &[Chance]) {
         assert!(world.run.steps().iter().all(|s| s.state == State::Completed));
         assert!(world.letters.is_empty() && world.run.errors.is_empty(), "nothing of a completed run is open");
     }
+    if world.run.state == State::Cancelled {
+        assert!(world.letters.is_empty(), "nobody waits for a letter of a cancelled run");
+    }
     assert!(world.timers.is_empty() && world.ready.is_empty() && world.jobs.is_empty() && world.todo.is_empty());
 }
 

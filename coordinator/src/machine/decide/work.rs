@@ -6,7 +6,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::Step,
+        run::{Ending, Step},
     },
     Deciding, STEPS_PER_DECISION,
 };
@@ -108,6 +108,11 @@ impl Deciding<'_> {
             }
             State::Created | State::Waiting | State::Suspended => {
                 self.move_step(index, State::Cancelled, why, None, None);
+            }
+            // A run that ran out of time may be taken up again; one that was cancelled may not.
+            State::Failed if step.letter.is_some() && self.run.ending == Some(Ending::Cancelled) => {
+                let letter = self.run.step_mut(index).letter.take();
+                self.effect(Effect::CloseLetter(letter.expect("just seen")));
             }
             State::Processing => unreachable!("a processing step is in flight"),
             State::Completed | State::Failed | State::Cancelled | State::Skipped => return false,

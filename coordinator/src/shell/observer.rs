@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::watched::Watched;
 use super::{fleet::Slots, links::Links, metrics::Metrics};
 use crate::store::{
+    client::FIELD_PARTITIONS,
     link::{Dial, LinkError},
     reply,
 };
@@ -66,6 +67,8 @@ pub struct Observer<D: Dial> {
     workers: BTreeMap<String, Watched>,
     /// Who is registered.
     known: BTreeSet<String>,
+    /// How many partitions there are, owned here or not.
+    partitions: u64,
     last_sweep: Option<Instant>,
     held_back: bool,
 }
@@ -88,6 +91,7 @@ impl<D: Dial> Observer<D> {
             slots,
             workers: BTreeMap::new(),
             known: BTreeSet::new(),
+            partitions: 1,
             last_sweep: None,
             held_back: false,
         }
@@ -113,6 +117,7 @@ impl<D: Dial> Observer<D> {
     /// The link's; then nothing is known, and every count starts again.
     pub async fn sweep(&mut self) -> Result<(), LinkError> {
         let known = self.read_beats().await?;
+        self.count_partitions().await?;
         self.accepts_writes().await?;
         let now = Instant::now();
         if self.last_sweep.is_none_or(|at| now - at > GAP_MAX) {
@@ -178,6 +183,17 @@ impl<D: Dial> Observer<D> {
         }
     }
 
+    /// The number only grows. Without an answer it is at least what is owned here.
+    async fn count_partitions(&mut self) -> Result<(), LinkError> {
+        let key = self.keys.meta();
+        let mut get = redis::cmd("HGET");
+        get.arg(&key).arg(FIELD_PARTITIONS);
+        let found = reply::number(&self.links.one(&key, get).await?).unwrap_or(0).max(0) as u64;
+        self.partitions = found.max(self.owned.borrow().len() as u64).max(1);
+        Ok(())
+    }
+
+    /// A worker's slots serve every partition alike, whoever owns it.
     fn tell_slots(&self) {
         let mut slots = Slots::new();
         for beat in self.workers.values().filter_map(|w| w.beat.as_ref()).filter(|b| b.phase == Phase::Running) {
@@ -185,8 +201,7 @@ impl<D: Dial> Observer<D> {
                 *slots.entry(queue.clone()).or_default() += u64::from(beat.slots);
             }
         }
-        let partitions = self.owned.borrow().len().max(1) as u64;
-        slots.values_mut().for_each(|n| *n = n.div_ceil(partitions));
+        slots.values_mut().for_each(|n| *n = n.div_ceil(self.partitions));
         self.slots.send_if_modified(|old| std::mem::replace(old, slots.clone()) != slots);
     }
 

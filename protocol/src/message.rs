@@ -86,6 +86,20 @@ pub enum Body {
     Unreadable(Unreadable),
 }
 
+impl Body {
+    /// How many things it says at once: at most [`crate::limits::ENTRY_PARTS_MAX`].
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Submit(submit) => submit.runs.len(),
+            Self::Results(results) => results.results.len(),
+            Self::Started(started) => started.jobs.len(),
+            Self::Lost(lost) => lost.jobs.len(),
+            Self::Unreadable(unreadable) => unreadable.entries.len(),
+            Self::Command(_) | Self::Audit(_) => 1,
+        }
+    }
+}
+
 /// Entries of a job stream that are no jobs: nobody will ever answer them. Whoever took them kept their bytes in the
 /// partition's quarantine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -332,7 +332,7 @@ impl<L: Link> Owner<L> {
                 return Err(OwnerError::Newer(version));
             }
             let why = format!("run {run}: {error}");
-            malformed.push(Malformed { id: StreamId::ZERO, why, bytes: run.bytes().to_vec() });
+            malformed.push(Malformed { id: StreamId::ZERO, why, bytes: run.bytes().to_vec(), command: None });
         }
         Ok(())
     }

@@ -5,12 +5,13 @@ use stepfleet_coordinator::{
         intake::Origin,
         owner::{BATCH_ITEMS_MAX, Memory, OwnerError},
     },
-    store::{link::Dial, partition::TurnError},
+    store::{link::Dial, partition::TurnError, workflows::Stored},
 };
 use stepfleet_protocol::{
     codec,
     id::{PartitionId, RunId, StreamId},
-    message::{Answer, Body, Command, Unreadable, Verb},
+    limits::ENTRY_PARTS_MAX,
+    message::{Answer, Body, Command, NewRun, Submit, Unreadable, Verb},
     name::Name,
     state::State,
 };
@@ -26,6 +27,7 @@ both! {
     trap_13_an_entry_of_a_newer_version_ends_the_owner_and_is_not_passed_by,
     trap_13_bytes_on_a_job_stream_that_are_no_job_are_acked_and_counted,
     trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended,
+    trap_13_an_entry_that_says_too_much_at_once_is_quarantined_whole_and_answered,
     trap_16_a_run_that_is_known_is_not_begun_again,
     trap_17_a_repeated_command_gets_the_same_answer,
 }
@@ -82,6 +84,20 @@ async fn trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended<D: 
     assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 1);
     let answer = w.answer(&id).await.expect("it is answered").answers;
     assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "undecidable"), "{answer:?}");
+}
+
+async fn trap_13_an_entry_that_says_too_much_at_once_is_quarantined_whole_and_answered<D: Dial>(mut w: World<D>) {
+    let plan = Stored::new(&chain(1)).hash;
+    let new = |run| NewRun { run, plan: plan.clone(), version: None, input: None, traceparent: None };
+    let runs: Vec<NewRun> = (0..=ENTRY_PARTS_MAX).map(|_| new(w.client.run_id())).collect();
+    let (first, id) = (runs[0].run, w.client.command_id());
+    w.client.append(Body::Submit(Submit { id, actor: "t".into(), runs, again: false })).await.expect("up");
+    let good = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.finish(&mut owner, &mut worker, good).await;
+    assert_eq!((w.state(first).await, w.number(&["XLEN", &keys().quarantine()]).await), (None, 1));
+    let answer = w.answer(&id).await.expect("it is answered").answers;
+    assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "too_many_parts"), "{answer:?}");
 }
 
 async fn trap_16_a_run_that_is_known_is_not_begun_again<D: Dial>(mut w: World<D>) {

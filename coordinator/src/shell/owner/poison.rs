@@ -54,7 +54,7 @@ impl<L: Link> Owner<L> {
             }
             let why = format!("no rule could decide it: {:?}", item.what);
             let id = if let Origin::Entry(id, _) = item.origin { id } else { StreamId::ZERO };
-            malformed.push(Malformed { id, why, bytes: item.run.bytes().to_vec() });
+            malformed.push(Malformed { id, why, bytes: item.run.bytes().to_vec(), command: None });
             if let Some(command) = item.command() {
                 let message = "no rule could decide it; it is quarantined".into();
                 let refused = Answer::Refused { code: "undecidable".into(), message };
@@ -84,9 +84,12 @@ impl<L: Link> Owner<L> {
         for bad in malformed {
             self.done.quarantined += 1;
             tracing::error!(entry = %bad.id, why = bad.why, "quarantined");
-            let commit = &mut self.core.staged.commit;
-            *commit.counters.entry("quarantined").or_default() += 1;
-            commit.quarantined.push((bad.why, bad.bytes));
+            *self.core.staged.commit.counters.entry("quarantined").or_default() += 1;
+            if let Some(command) = bad.command {
+                let refused = Answer::Refused { code: "too_many_parts".into(), message: bad.why.clone() };
+                self.core.staged.answers.entry(command).or_default().push(refused);
+            }
+            self.core.staged.commit.quarantined.push((bad.why, bad.bytes));
         }
     }
 }

@@ -175,10 +175,8 @@ impl<L: Link> Owner<L> {
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
             return None;
         }
-        let wait = match schedule.timers.next_due() {
-            Some(due) => Duration::from_millis(due.saturating_sub(self.server_ms)).min(BLOCK_MAX),
-            None => BLOCK_MAX,
-        };
+        let wait = schedule.timers.next_look().saturating_sub(self.server_ms);
+        let wait = Duration::from_millis(wait).min(BLOCK_MAX);
         (!wait.is_zero()).then_some(wait)
     }
 
@@ -190,7 +188,7 @@ impl<L: Link> Owner<L> {
         for (chore, value) in chores.into_iter().zip(turn.extra) {
             match chore {
                 Chore::Release(queue) => ready.push((queue, value)),
-                Chore::Timers { .. } => self.keep_timers(&value),
+                Chore::Timers { to_ms } => self.keep_timers(&value, to_ms),
                 other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
             }
         }

@@ -22,7 +22,7 @@ use stepfleet_protocol::{
 pub use self::seal::Outbox;
 use super::{
     cache::Cache,
-    intake::{Item, Origin, What},
+    intake::{Item, Place, What},
     schedule::Schedule,
 };
 use crate::{
@@ -35,18 +35,29 @@ use crate::{
     store::{commit::Commit, record},
 };
 
-/// An item that a rule could not bear: the batch is given up and begun again without it.
+/// An item that the program could not bear: the batch is given up and begun again in another way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Poison {
-    /// Where it came from.
-    pub origin: Origin,
-    /// The run it was about.
-    pub run: RunId,
+    /// The item.
+    pub item: Place,
+    /// What panicked.
+    pub by: Blame,
+}
+
+/// What panicked over an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// A rule: the item must not be decided.
+    Rule,
+    /// Making the input of a job or letter that followed: the item may be decided if nothing follows.
+    Input,
 }
 
 /// A job on its way to the stream, still without its input.
 #[derive(Debug)]
 pub struct Dispatch {
+    /// The item that led to it.
+    pub of: Place,
     /// The run.
     pub run: RunId,
     /// The step's number.
@@ -77,8 +88,8 @@ pub struct Staged {
     pub touched: BTreeMap<RunId, Touched>,
     /// Jobs without their inputs yet.
     pub dispatches: Vec<Dispatch>,
-    /// Dead letters without their inputs yet.
-    pub letters: Vec<(RunId, Letter)>,
+    /// Dead letters without their inputs yet, with the items that led to them.
+    pub letters: Vec<(Place, Letter)>,
     /// Answers so far, by command.
     pub answers: BTreeMap<CommandId, Vec<Answer>>,
 }
@@ -98,6 +109,8 @@ pub struct Core {
     pub now_ms: u64,
     /// The queue whose slot the present item has freed.
     pub freed: Option<Name>,
+    /// The present item.
+    pub at: Place,
 }
 
 impl Core {
@@ -108,7 +121,8 @@ impl Core {
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
         self.now_ms = self.now_ms.max(item.at_ms);
         self.freed = None;
-        let poison = Poison { origin: item.origin, run: item.run };
+        self.at = item.place();
+        let poison = Poison { item: self.at, by: Blame::Rule };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)
     }
 
@@ -209,7 +223,8 @@ impl Core {
             Effect::Dispatch { index, job, attempt, max_attempts } => {
                 let queue = self.cache.runs[&id].plan.steps[index as usize].queue.clone();
                 self.schedule.queue(&queue).outstanding += 1;
-                self.staged.dispatches.push(Dispatch { run: id, index, job, attempt, max_attempts });
+                let of = self.at;
+                self.staged.dispatches.push(Dispatch { of, run: id, index, job, attempt, max_attempts });
             }
             Effect::Ack { queue, entry } => self.ack(queue, entry),
             Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
@@ -229,7 +244,7 @@ impl Core {
                 commit.timers_cleared.push(member);
             }
             Effect::KeepError(error) => commit.errors.push((id, stepfleet_protocol::codec::pack(&error))),
-            Effect::Letter(letter) => self.staged.letters.push((id, *letter)),
+            Effect::Letter(letter) => self.staged.letters.push((self.at, *letter)),
             Effect::CloseLetter(letter) => commit.letters_closed.push(letter),
             Effect::Answer(given) => *answer = Some(given),
             Effect::Work(work) => {

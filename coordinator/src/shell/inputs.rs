@@ -1,12 +1,14 @@
 //! Making the inputs of jobs: values are loaded, templates rendered in a bounded pool, and what cannot be made is an event
-//! of the same batch.
+//! of the same batch. A panic here is blamed on the item that led to the job.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    panic::AssertUnwindSafe,
     sync::{Arc, LazyLock},
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use serde_json::Value as Json;
 use stepfleet_protocol::{
     codec,
@@ -20,10 +22,12 @@ use tokio::sync::Semaphore;
 
 use super::{
     cache::{Compiled, StepInput},
-    core::{Core, Dispatch, patch_id},
+    core::{Blame, Core, Dispatch, Poison, patch_id},
+    intake::Place,
+    owner::OwnerError,
 };
 use crate::{
-    machine::{event::Event, run::Run},
+    machine::{decision::Letter, event::Event, run::Run},
     store::{
         link::Link,
         partition::{Partition, TurnError},
@@ -58,27 +62,40 @@ fn place_of(run: &Run, compiled: &Compiled, source: &Source) -> Option<String> {
 /// step, in this same batch.
 ///
 /// # Errors
-/// The trip's.
-pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), TurnError> {
+/// The trip's, or the item whose job or letter made this panic; then nothing of this batch may be committed.
+pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), OwnerError> {
     while !core.staged.dispatches.is_empty() || !core.staged.letters.is_empty() {
         let dispatches = std::mem::take(&mut core.staged.dispatches);
         let values = load_values(core, partition, &dispatches).await?;
         for dispatch in dispatches {
-            match make(core, &dispatch, &values).await {
-                Ok(input) => stage_job(core, &dispatch, input),
-                Err(failure) => {
-                    let run = &core.cache.runs[&dispatch.run];
-                    let queue = run.plan.steps[dispatch.index as usize].queue.clone();
-                    let q = core.schedule.queue(&queue);
-                    q.outstanding = q.outstanding.saturating_sub(1);
-                    let event = Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure };
-                    core.event(dispatch.run, event);
-                }
-            }
+            core.at = dispatch.of;
+            let done = AssertUnwindSafe(dispatch_one(core, &dispatch, &values)).catch_unwind().await;
+            done.map_err(|_| poison(dispatch.of))?;
         }
-        resolve_letters(core, partition).await?;
+        for (of, letter) in std::mem::take(&mut core.staged.letters) {
+            let done = AssertUnwindSafe(resolve_letter(core, partition, of.1, letter)).catch_unwind().await;
+            done.map_err(|_| poison(of))??;
+        }
     }
     Ok(())
+}
+
+fn poison(item: Place) -> OwnerError {
+    OwnerError::Poison(Poison { item, by: Blame::Input })
+}
+
+async fn dispatch_one(core: &mut Core, dispatch: &Dispatch, values: &HashMap<String, Bytes>) {
+    match make(core, dispatch, values).await {
+        Ok(input) => stage_job(core, dispatch, input),
+        Err(failure) => {
+            let run = &core.cache.runs[&dispatch.run];
+            let queue = run.plan.steps[dispatch.index as usize].queue.clone();
+            let q = core.schedule.queue(&queue);
+            q.outstanding = q.outstanding.saturating_sub(1);
+            let event = Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure };
+            core.event(dispatch.run, event);
+        }
+    }
 }
 
 /// Ids of values that have to be read for these dispatches.
@@ -127,6 +144,8 @@ async fn load_values<L: Link>(
 async fn make(core: &mut Core, dispatch: &Dispatch, loaded: &HashMap<String, Bytes>) -> Result<Input, Failure> {
     let run = &core.cache.runs[&dispatch.run];
     let compiled = core.cache.plans[&run.plan.hash].clone();
+    #[cfg(test)]
+    traps::spring(&run.plan.steps[dispatch.index as usize].handler);
     if run.step(dispatch.index).patched {
         return Ok(by_reference(core, patch_id(run.id, dispatch.index)));
     }
@@ -235,38 +254,57 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
 }
 
 /// The stream entry of a failed job still holds the input that it was done with.
-async fn resolve_letters<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), TurnError> {
-    for (id, letter) in std::mem::take(&mut core.staged.letters) {
-        let mut input = None;
-        if let Some(of) = &letter.of {
-            let (key, entry) = (partition.keys.jobs(&of.queue), of.entry.to_string());
-            let mut pipe = redis::pipe();
-            pipe.cmd("XRANGE").arg(key).arg(&entry).arg(&entry);
-            let replies = partition.load(&pipe).await?;
-            let found = replies.into_iter().next().map(reply::entries).unwrap_or_default();
-            let job = found.first().and_then(|(_, fields)| fields.first());
-            input = job.and_then(|(f, b)| codec::decode::<Job>(f, b).ok()).map(|job| job.input);
-        }
-        let run = &core.cache.runs[&id];
-        let step = &run.plan.steps[letter.index as usize];
-        let dead = DeadLetter {
-            v: VERSION,
-            run: id,
-            workflow: run.plan.workflow.clone(),
-            version: run.version,
-            step: step.name.clone(),
-            index: letter.index,
-            generation: run.step(letter.index).generation,
-            handler: step.handler.clone(),
-            queue: step.queue.clone(),
-            cause: letter.cause,
-            category: letter.category,
-            attempts: letter.attempts,
-            input,
-            at_ms: core.now_ms,
-        };
-        *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
-        core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
+async fn resolve_letter<L: Link>(
+    core: &mut Core,
+    partition: &mut Partition<L>,
+    id: RunId,
+    letter: Letter,
+) -> Result<(), TurnError> {
+    let mut input = None;
+    if let Some(of) = &letter.of {
+        let (key, entry) = (partition.keys.jobs(&of.queue), of.entry.to_string());
+        let mut pipe = redis::pipe();
+        pipe.cmd("XRANGE").arg(key).arg(&entry).arg(&entry);
+        let replies = partition.load(&pipe).await?;
+        let found = replies.into_iter().next().map(reply::entries).unwrap_or_default();
+        let job = found.first().and_then(|(_, fields)| fields.first());
+        input = job.and_then(|(f, b)| codec::decode::<Job>(f, b).ok()).map(|job| job.input);
     }
+    let run = &core.cache.runs[&id];
+    let step = &run.plan.steps[letter.index as usize];
+    let dead = DeadLetter {
+        v: VERSION,
+        run: id,
+        workflow: run.plan.workflow.clone(),
+        version: run.version,
+        step: step.name.clone(),
+        index: letter.index,
+        generation: run.step(letter.index).generation,
+        handler: step.handler.clone(),
+        queue: step.queue.clone(),
+        cause: letter.cause,
+        category: letter.category,
+        attempts: letter.attempts,
+        input,
+        at_ms: core.now_ms,
+    };
+    *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
+    core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
     Ok(())
+}
+
+/// Handlers over whose inputs this panics, for the tests of what follows from a bug.
+#[cfg(test)]
+pub(super) mod traps {
+    use std::cell::RefCell;
+
+    use stepfleet_protocol::name::Name;
+
+    thread_local! {
+        pub(in crate::shell) static SET: RefCell<Option<Name>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn spring(handler: &Name) {
+        assert!(SET.with_borrow(|set| set.as_ref() != Some(handler)), "a trap for the test");
+    }
 }

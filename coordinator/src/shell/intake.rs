@@ -27,8 +27,11 @@ pub enum Origin {
     Todo,
 }
 
+/// Names an item for as long as nothing of its batch is committed: where it comes from and the run it is about.
+pub type Place = (Origin, RunId);
+
 /// Stands for the run of an item that is about none.
-static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
+pub static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
 
 /// One thing to decide.
 #[derive(Debug)]
@@ -66,6 +69,11 @@ pub enum What {
 }
 
 impl Item {
+    /// What names it.
+    pub fn place(&self) -> Place {
+        (self.origin, self.run)
+    }
+
     /// The command it is, or is part of.
     pub fn command(&self) -> Option<CommandId> {
         match &self.what {

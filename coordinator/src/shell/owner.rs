@@ -5,12 +5,16 @@
 
 mod begin;
 mod poison;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::AssertUnwindSafe,
     time::Duration,
 };
 
+use futures::FutureExt;
 use redis::Value;
 use stepfleet_protocol::{
     codec,
@@ -23,7 +27,7 @@ pub use self::poison::Memory;
 use super::{
     core::{Core, Poison},
     inputs,
-    intake::{self, Item, Malformed, Newer, Origin, What},
+    intake::{self, Item, Malformed, Newer, Origin, Place, What},
     retention::{self, Retention},
     upkeep::{Chore, Upkeep},
 };
@@ -36,7 +40,7 @@ use crate::{
         commit::Commit,
         link::Link,
         partition::{Ask, BLOCK_MAX, Partition, Turn, TurnError},
-        record::{self, RecordError},
+        record,
         reply::{self, Fields},
     },
 };
@@ -56,9 +60,12 @@ pub enum OwnerError {
     /// The commit or its connection.
     #[error(transparent)]
     Turn(#[from] TurnError),
-    /// A rule panicked over an item. The next owner must pass it by.
+    /// Something panicked over an item. The next owner must pass it by.
     #[error("poison item {0:?}")]
     Poison(Poison),
+    /// Something panicked over a batch. Halving it will show over which item.
+    #[error("a batch made the program panic")]
+    Panicked,
     /// Something of a newer version is stored here: this program must leave the partition alone.
     #[error("the partition holds something of version {0}, newer than this program")]
     Newer(u8),
@@ -97,6 +104,8 @@ pub struct Owner<L> {
     more_in_log: bool,
     entry_bytes: usize,
     pending: Option<Commit>,
+    /// Items that the pending commit passes by: they are no danger any more.
+    avoided: Vec<Place>,
     retention: Retention,
     next_retention_ms: u64,
     /// The server's time at the last turn.
@@ -154,11 +163,13 @@ impl<L: Link> Owner<L> {
             // The server takes commits again: back to the normal size, step by step.
             let doubled = self.memory.batch_items * 2;
             self.memory.batch_items = if doubled < BATCH_ITEMS_MAX { doubled } else { 0 };
+            self.memory.forget(self.avoided.drain(..));
         }
         self.server_ms = turn.now_ms;
         self.core.mint = Mint { reign: self.partition.reign, seq: self.partition.head.seq + 1, n: 0 };
         self.core.cache.shrink();
-        self.batch(turn, chores, count).await
+        let batch = AssertUnwindSafe(self.batch(turn, chores, count)).catch_unwind();
+        batch.await.unwrap_or(Err(OwnerError::Panicked))
     }
 
     fn read_count(&self) -> usize {
@@ -209,8 +220,9 @@ impl<L: Link> Owner<L> {
         if left > 0 || items.is_empty() {
             items.extend(self.next_work());
         }
+        self.memory.note(&items);
         self.repeat_answers(&mut items).await?;
-        self.bring(&items, &mut malformed).await?;
+        self.bring(&mut items, &mut malformed).await?;
         self.decide(items, &mut malformed)?;
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
@@ -317,21 +329,6 @@ impl<L: Link> Owner<L> {
         let stored: BTreeMap<CommandId, Reply> = stored.map(|reply| (reply.id, reply)).collect();
         items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
         self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
-        Ok(())
-    }
-
-    /// Loads what the items are about. Items about a broken run are quarantined.
-    async fn bring(&mut self, items: &[Item], malformed: &mut Vec<Malformed>) -> Result<(), OwnerError> {
-        let (runs, plans) = Core::wanted(items);
-        let Self { partition, core, .. } = self;
-        core.cache.load_plans(partition, plans).await?;
-        for (run, error) in core.cache.load_runs(partition, runs).await? {
-            if let RecordError::Newer { version, .. } = error {
-                return Err(OwnerError::Newer(version));
-            }
-            let why = format!("run {run}: {error}");
-            malformed.push(Malformed { id: StreamId::ZERO, why, bytes: run.bytes().to_vec(), command: None });
-        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use super::{
     super::{
         cache::Cache,
         core::{Core, Staged},
+        intake::{self, Origin},
         retention::Retention,
         schedule::{HORIZON_MS, Schedule},
         upkeep::{Upkeep, outstanding},
@@ -51,6 +52,7 @@ impl<L: Link> Owner<L> {
             mint,
             now_ms: head.now_ms,
             freed: None,
+            at: (Origin::Todo, *intake::NO_RUN),
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {
@@ -67,6 +69,7 @@ impl<L: Link> Owner<L> {
             next_retention_ms: 0,
             server_ms: turn.now_ms,
             done: Done::default(),
+            avoided: Vec::new(),
         };
         for name in names {
             owner.make_queue(&name).await?;

@@ -13,7 +13,7 @@ use std::{
 
 use stepfleet_protocol::{
     id::{CommandId, JobId, RunId},
-    message::{Answer, NewRun},
+    message::{Answer, NewRun, Verb},
     name::Name,
     state::State,
     value::Payload,
@@ -92,6 +92,8 @@ pub struct Staged {
     pub letters: Vec<(Place, Letter)>,
     /// Answers so far, by command.
     pub answers: BTreeMap<CommandId, Vec<Answer>>,
+    /// Runs that were cancelled before they were known.
+    pub tombstones: BTreeSet<RunId>,
 }
 
 /// The deciding part of an owner.
@@ -140,7 +142,7 @@ impl Core {
                 }
                 let answer = match self.cache.runs.contains_key(&id) {
                     true => self.event(id, Event::Command(command)),
-                    false => None,
+                    false => self.bury(id, &command.verb),
                 };
                 self.staged.answers.entry(command_id).or_default().push(answer.unwrap_or(Answer::NotFound));
             }
@@ -160,10 +162,21 @@ impl Core {
         }
     }
 
+    /// A cancel of an unknown run holds for a submit that comes later.
+    fn bury(&mut self, id: RunId, verb: &Verb) -> Option<Answer> {
+        if *verb == Verb::Cancel && self.staged.tombstones.insert(id) {
+            self.staged.commit.tombstones.push(id);
+        }
+        None
+    }
+
     fn new_run(&mut self, new: NewRun, actor: Arc<str>) -> Answer {
         let refused = |code: &str, message: String| Answer::Refused { code: code.into(), message };
         if let Some(run) = self.cache.runs.get(&new.run) {
             return Answer::Known { state: run.state };
+        }
+        if self.staged.tombstones.contains(&new.run) {
+            return Answer::Known { state: State::Cancelled };
         }
         let Some(compiled) = self.cache.plans.get(&*new.plan) else { return Answer::NoPlan };
         if let Some(Payload::Ref(value)) = &new.input

@@ -18,7 +18,7 @@ use futures::FutureExt;
 use redis::Value;
 use stepfleet_protocol::{
     codec,
-    id::{CommandId, StreamId},
+    id::{CommandId, RunId, StreamId},
     message::Reply,
     name::Name,
 };
@@ -223,6 +223,7 @@ impl<L: Link> Owner<L> {
         self.memory.note(&items);
         self.repeat_answers(&mut items).await?;
         self.bring(&mut items, &mut malformed).await?;
+        self.look_for_tombstones(&items).await?;
         self.decide(items, &mut malformed)?;
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
@@ -240,6 +241,24 @@ impl<L: Link> Owner<L> {
             }
         }
         self.pending = (moved || !commit.is_empty()).then_some(commit);
+        Ok(())
+    }
+
+    /// Looks for tombstones of runs that were sent before, perhaps, and are not known.
+    async fn look_for_tombstones(&mut self, items: &[Item]) -> Result<(), OwnerError> {
+        const PER_TRIP: usize = 500;
+        let again = items.iter().filter(|item| matches!(item.what, What::New { again: true, .. }));
+        let unknown = again.map(|item| item.run).filter(|run| !self.core.cache.runs.contains_key(run));
+        let runs: Vec<RunId> = unknown.collect();
+        for part in runs.chunks(PER_TRIP) {
+            let mut pipe = redis::pipe();
+            for run in part {
+                pipe.cmd("EXISTS").arg(self.partition.keys.tombstone(run));
+            }
+            let replies = self.partition.load(&pipe).await?;
+            let buried = part.iter().zip(&replies).filter(|(_, reply)| reply::number(reply) == Some(1));
+            self.core.staged.tombstones.extend(buried.map(|(run, _)| *run));
+        }
         Ok(())
     }
 

@@ -18,6 +18,9 @@ use stepfleet_protocol::{
 /// How long the answer to a command is kept, in milliseconds.
 pub const REPLY_MS: u64 = 24 * 3_600_000;
 
+/// How long a tombstone is kept, in milliseconds: as long as an idempotency key, by which its run may be submitted.
+pub const TOMBSTONE_MS: u64 = 25 * 3_600_000;
+
 /// Fields of a hash with their values.
 pub type HashFields = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -82,6 +85,8 @@ pub struct Commit {
     pub keys_deleted: Vec<String>,
     /// Runs to take from the listing of their workflow.
     pub unlisted_by_workflow: BTreeMap<Name, Vec<RunId>>,
+    /// Unknown runs that were cancelled: a submit of theirs that comes later begins nothing.
+    pub tombstones: Vec<RunId>,
     /// Ring the doorbell of queues that got jobs (Cluster).
     pub doorbell: bool,
 }
@@ -123,6 +128,7 @@ impl Commit {
         self.write_listings(&mut out);
         self.write_letters(&mut out);
         self.write_answers(&mut out);
+        self.write_tombstones(&mut out);
         out.count
     }
 
@@ -298,6 +304,13 @@ impl Commit {
         }
         let channel = out.keys.replies();
         out.cmd("SPUBLISH").arg(channel).arg(pack(&self.replies));
+    }
+
+    fn write_tombstones(&self, out: &mut Commands) {
+        for run in &self.tombstones {
+            let key = out.keys.tombstone(run);
+            out.cmd("SET").arg(key).arg("").arg("PX").arg(TOMBSTONE_MS);
+        }
     }
 
     /// Adds an answer.

@@ -33,6 +33,7 @@ both! {
     trap_13_a_run_that_cannot_be_loaded_is_quarantined_and_held_and_the_rest_goes_on,
     trap_13_an_entry_that_says_too_much_at_once_is_quarantined_whole_and_answered,
     trap_16_a_run_that_is_known_is_not_begun_again,
+    a_cancel_of_an_unknown_run_holds_for_a_submit_that_comes_later,
     trap_17_a_repeated_command_gets_the_same_answer,
 }
 
@@ -159,6 +160,32 @@ async fn trap_16_a_run_that_is_known_is_not_begun_again<D: Dial>(mut w: World<D>
     let answers = w.answer(&id).await.expect("it is answered").answers;
     assert_eq!(answers, [Answer::Known { state: State::Completed }]);
     assert!(worker.take(10).await.expect("up").is_empty());
+}
+
+async fn a_cancel_of_an_unknown_run_holds_for_a_submit_that_comes_later<D: Dial>(mut w: World<D>) {
+    let (later, same_batch, other) = (w.client.run_id(), w.client.run_id(), w.client.run_id());
+    let mut owner = w.own().await;
+    let cancel = w.client.command(later, Verb::Cancel).await.expect("up");
+    let suspend = w.client.command(other, Verb::Suspend { now: false }).await.expect("up");
+    w.turns(&mut owner, 2).await;
+    for id in [cancel, suspend] {
+        assert_eq!(w.answer(&id).await.expect("it is answered").answers, [Answer::NotFound]);
+    }
+    let mut owner = w.own().await;
+    w.client.command(same_batch, Verb::Cancel).await.expect("up");
+    let mut submits = Vec::new();
+    for run in [later, same_batch, other] {
+        submits.push(w.client.submit(run, &chain(1), None, true).await.expect("up"));
+    }
+    w.turns(&mut owner, 3).await;
+    let dead = Answer::Known { state: State::Cancelled };
+    for (id, expected) in submits.into_iter().zip([dead.clone(), dead, Answer::Done { state: State::Queued }]) {
+        assert_eq!(w.answer(&id).await.expect("it is answered").answers, [expected]);
+    }
+    assert_eq!((w.state(later).await, w.state(same_batch).await), (None, None));
+    assert_eq!(w.worker(1).take(10).await.expect("up").len(), 1, "only the other run is begun");
+    let left_ms = w.number(&["PTTL", &keys().tombstone(&later)]).await;
+    assert!((1..=25 * 3_600_000).contains(&left_ms), "{left_ms}");
 }
 
 async fn trap_17_a_repeated_command_gets_the_same_answer<D: Dial>(mut w: World<D>) {

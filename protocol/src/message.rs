@@ -253,6 +253,12 @@ pub struct Command {
     pub again: bool,
 }
 
+/// Id of a value that travels with a command: `<command id>.in`. It has a lifetime, and the commit that takes the command puts
+/// the value where it belongs.
+pub fn command_value(command: CommandId) -> String {
+    format!("{command}.in")
+}
+
 /// What a command wishes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

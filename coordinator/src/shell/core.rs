@@ -13,7 +13,7 @@ use std::{
 
 use stepfleet_protocol::{
     id::{CommandId, JobId, RunId},
-    message::{Answer, NewRun, Verb},
+    message::{Answer, Command, NewRun, Verb, command_value},
     name::Name,
     state::State,
     value::Payload,
@@ -141,6 +141,10 @@ impl Core {
                     return;
                 }
                 let answer = match self.cache.runs.contains_key(&id) {
+                    true if strange_value(&command) => Some(refused(
+                        "bad_input_reference",
+                        "an input by reference of a replay is `<command id>.in`".into(),
+                    )),
                     true => self.event(id, Event::Command(command)),
                     false => self.bury(id, &command.verb),
                 };
@@ -171,7 +175,6 @@ impl Core {
     }
 
     fn new_run(&mut self, new: NewRun, actor: Arc<str>) -> Answer {
-        let refused = |code: &str, message: String| Answer::Refused { code: code.into(), message };
         if let Some(run) = self.cache.runs.get(&new.run) {
             return Answer::Known { state: run.state };
         }
@@ -242,7 +245,12 @@ impl Core {
             Effect::Ack { queue, entry } => self.ack(queue, entry),
             Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
             Effect::SaveInput { input } => self.save(id.to_string(), input),
-            Effect::SavePatch { index, input } => self.save(patch_id(id, index), input),
+            Effect::SavePatch { index, input } => {
+                if let Payload::Ref(value) = &input {
+                    commit.values_moved.push((value.id.clone(), patch_id(id, index)));
+                }
+                self.save(patch_id(id, index), input);
+            }
             Effect::DropValue { id } => commit.values_dropped.push(id),
             Effect::SetTimer { due_ms, timer } => {
                 let member = record::pack_timer(id, timer);
@@ -330,6 +338,18 @@ impl Core {
             }
         }
         (runs, plans)
+    }
+}
+
+fn refused(code: &str, message: String) -> Answer {
+    Answer::Refused { code: code.into(), message }
+}
+
+/// Whether a replay names a value that did not travel with it.
+fn strange_value(command: &Command) -> bool {
+    match &command.verb {
+        Verb::Replay { input: Some(Payload::Ref(value)), .. } => value.id != command_value(command.id),
+        Verb::Cancel | Verb::Suspend { .. } | Verb::Resume | Verb::Retry | Verb::Replay { .. } => false,
     }
 }
 

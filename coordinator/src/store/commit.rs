@@ -57,6 +57,8 @@ pub struct Commit {
     pub values: Vec<(String, Vec<u8>)>,
     /// Values to drop, by id.
     pub values_dropped: Vec<String>,
+    /// Values that travelled with commands, to their places: from, to.
+    pub values_moved: Vec<(String, String)>,
     /// Failed attempts to keep.
     pub errors: Vec<(RunId, Vec<u8>)>,
     /// Dead letters.
@@ -147,6 +149,13 @@ impl Commit {
         for (id, bytes) in &self.values {
             let key = out.keys.value(id);
             out.cmd("SET").arg(key).arg(&bytes[..]);
+        }
+        for (from, to) in &self.values_moved {
+            let (from, to) = (out.keys.value(from), out.keys.value(to));
+            // Unlike RENAME it cannot fail when the value is gone; its lifetime comes along and is taken away.
+            out.cmd("COPY").arg(&from).arg(&to).arg("REPLACE");
+            out.cmd("PERSIST").arg(&to);
+            out.cmd("UNLINK").arg(&from);
         }
         for (run, error) in &self.errors {
             let key = out.keys.errors(run);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use stepfleet_protocol::{
-    id::{CommandId, JobId, RunId},
+    id::{CommandId, JobId, Reign, RunId},
     message::{Answer, Command, NewRun, Verb, command_value},
     name::Name,
     state::State,
@@ -90,6 +90,8 @@ pub struct Staged {
     pub dispatches: Vec<Dispatch>,
     /// Dead letters without their inputs yet, with the items that led to them.
     pub letters: Vec<(Place, Letter)>,
+    /// Bytes of rendered inputs so far.
+    pub made_bytes: usize,
     /// Answers so far, by command.
     pub answers: BTreeMap<CommandId, Vec<Answer>>,
     /// Runs that were cancelled before they were known.
@@ -113,9 +115,25 @@ pub struct Core {
     pub freed: Option<Name>,
     /// The present item.
     pub at: Place,
+    /// The batch has no room for more jobs: what becomes ready waits in the ready set.
+    pub full: bool,
 }
 
 impl Core {
+    /// Begins the batch of commit `seq`.
+    pub fn begin_batch(&mut self, reign: Reign, seq: u64) {
+        self.mint = Mint::new(reign, seq);
+        self.full = false;
+    }
+
+    /// Whether everything that these items need is in mind, and none of them may have been decided before.
+    pub fn has_all(&self, items: &[Item]) -> bool {
+        let (runs, plans) = Self::wanted(items);
+        items.iter().all(|item| item.sent_before().is_none())
+            && runs.iter().all(|run| self.cache.runs.contains_key(run))
+            && plans.iter().all(|plan| self.cache.plans.contains_key(&**plan))
+    }
+
     /// Decides one item. Its run must have been loaded, if it exists.
     ///
     /// # Errors
@@ -272,8 +290,15 @@ impl Core {
                 commit.work_added.push(record::pack_work(&work));
                 self.schedule.todo.push_back(work);
             }
-            Effect::Stop(job) => commit.stops.push(job),
-            Effect::Stopped(job) => commit.stopped.push(job),
+            // Of one job the last word counts: a commit adds before it removes.
+            Effect::Stop(job) => {
+                commit.stopped.retain(|j| *j != job);
+                commit.stops.push(job);
+            }
+            Effect::Stopped(job) => {
+                commit.stops.retain(|j| *j != job);
+                commit.stopped.push(job);
+            }
         }
     }
 
@@ -293,7 +318,7 @@ impl Core {
         let run = &self.cache.runs[&id];
         let step = &run.plan.steps[index as usize];
         let (queue, priority) = (step.queue.clone(), step.priority);
-        if self.schedule.passes(&queue) || self.inherits(&queue, priority) {
+        if !self.full && (self.schedule.passes(&queue) || self.inherits(&queue, priority)) {
             self.event(id, Event::Release { index });
             return;
         }
@@ -324,6 +349,20 @@ impl Core {
             added.retain(|(_, m)| *m != member);
         }
         self.staged.commit.ready_removed.entry(queue).or_default().push(member);
+    }
+
+    /// Takes a dispatch back: its step waits in the ready set for a later batch.
+    pub fn defer(&mut self, dispatch: &Dispatch) {
+        self.full = true;
+        self.recall(dispatch);
+        self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
+    }
+
+    /// The job of a dispatch does not come to the stream.
+    pub fn recall(&mut self, dispatch: &Dispatch) {
+        let queue = self.cache.runs[&dispatch.run].plan.steps[dispatch.index as usize].queue.clone();
+        let q = self.schedule.queue(&queue);
+        q.outstanding = q.outstanding.saturating_sub(1);
     }
 
     /// Runs that an item needs, beside its own.

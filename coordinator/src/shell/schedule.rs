@@ -93,6 +93,8 @@ pub struct Queue {
     pub ready: u64,
     /// The priority of the most urgent of them, or more; 0 if none waits.
     pub urgent: u8,
+    /// Some of them were looked at, and are about to be released.
+    pub looked_at: bool,
     /// The stream and its group exist.
     pub exists: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.
@@ -138,7 +140,7 @@ impl Schedule {
     /// Queues with waiting steps and room on the stream, with how many steps may go.
     pub fn releasable(&self) -> Vec<(Name, u64)> {
         let room = |name: &Name, q: &Queue| self.window(name).saturating_sub(q.outstanding);
-        let waiting = self.queues.iter().filter(|(_, q)| q.ready > 0);
+        let waiting = self.queues.iter().filter(|(_, q)| q.ready > 0 && !q.looked_at);
         // A quarter of the window at once, so that one command moves many steps.
         waiting
             .map(|(name, q)| (name.clone(), room(name, q)))

@@ -44,6 +44,16 @@ pub enum Chore {
     },
 }
 
+impl Chore {
+    /// Whether its reply says nothing about what a batch changes that is being decided meanwhile.
+    pub fn tells_no_mirror(&self) -> bool {
+        match self {
+            Self::Lease | Self::Trim | Self::TrimEvents | Self::Release(_) => true,
+            Self::Retake | Self::Groups(_) | Self::Pending(_) | Self::Ready(_) | Self::Timers { .. } => false,
+        }
+    }
+}
+
 /// When each duty is due.
 #[derive(Debug)]
 pub struct Upkeep {

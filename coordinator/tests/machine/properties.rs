@@ -112,11 +112,13 @@ impl World {
             }
             18 => Outcome::Cancelled,
             n @ 19..=20 => return drop(self.apply(Event::Lost { of, worker, counted: n == 19 })),
-            21 => {
+            n @ 21..=22 => {
                 let step = self.run.step(of.index);
                 if step.state == State::Queued && step.job == Some(of.job) && step.in_flight {
                     let failure = Failure::new(Category::Data, "no such field");
-                    self.apply(Event::Unrenderable { index: of.index, job: of.job, failure });
+                    let unrenderable = Event::Unrenderable { index: of.index, job: of.job, failure };
+                    let deferred = Event::Deferred { index: of.index, job: of.job };
+                    self.apply(if n == 21 { unrenderable } else { deferred });
                 }
                 return;
             }

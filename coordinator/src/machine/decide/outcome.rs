@@ -242,6 +242,20 @@ impl Deciding<'_> {
         self.settle();
     }
 
+    /// A job that was to be is not made now.
+    pub(super) fn deferred(&mut self, index: u32, job: JobId) {
+        let step = self.run.step(index);
+        if !step.in_flight || step.job != Some(job) {
+            return;
+        }
+        self.landed(index, job);
+        if self.run.ending.is_some() {
+            self.move_step(index, State::Cancelled, self.stop_why(), None, None);
+            return self.settle();
+        }
+        self.effect(Effect::Ready { index });
+    }
+
     pub(super) fn unrenderable(&mut self, index: u32, job: JobId, failure: Failure) {
         let step = self.run.step(index);
         if !step.in_flight || step.job != Some(job) {

@@ -44,7 +44,7 @@ impl<L: Link> Owner<L> {
         let names = replies.first().and_then(reply::array).unwrap_or_default();
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
         let head = partition.head;
-        let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
+        let mint = Mint::new(partition.reign, head.seq + 1);
         let core = Core {
             cache: Cache::default(),
             schedule,
@@ -53,6 +53,7 @@ impl<L: Link> Owner<L> {
             now_ms: head.now_ms,
             freed: None,
             at: (Origin::Todo, *intake::NO_RUN),
+            full: false,
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {
@@ -65,6 +66,8 @@ impl<L: Link> Owner<L> {
             more_in_log: true,
             entry_bytes: 256,
             pending: None,
+            looked_at: Vec::new(),
+            known_ms: 0,
             retention: Retention::default(),
             next_retention_ms: 0,
             server_ms: turn.now_ms,

@@ -76,9 +76,8 @@ impl Memory {
         }
     }
 
-    /// Notes a batch before anything is done with it.
-    pub(super) fn note(&mut self, items: &[Item]) {
-        self.last_alone.clear();
+    /// The items of a batch that no smaller batch could tell apart; none if a smaller one could.
+    pub(super) fn alone(&self, items: &[Item]) -> Vec<Place> {
         let entry = |item: &Item| if let Origin::Entry(id, _) = item.origin { Some(id) } else { None };
         let alone = match items {
             [] => false,
@@ -87,9 +86,7 @@ impl Memory {
                 self.batch_items == 1 && entry(first).is_some() && rest.iter().all(|item| entry(item) == entry(first))
             }
         };
-        if alone {
-            self.last_alone.extend(items.iter().map(Item::place));
-        }
+        if alone { items.iter().map(Item::place).collect() } else { Vec::new() }
     }
 
     /// Forgets items that a commit has passed by: those that look the same later are others.

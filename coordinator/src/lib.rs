@@ -1,5 +1,8 @@
 //! The coordinator: `machine` decides, `store` remembers, `shell` acts.
 
+#[cfg(test)]
+extern crate self as stepfleet_coordinator;
+
 pub mod http;
 pub mod machine;
 pub mod shell;

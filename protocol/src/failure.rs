@@ -78,7 +78,8 @@ pub struct Failure {
     /// The wait that the other side asked for, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The handler's own verdict; it holds where classification is switched off.
+    /// The handler's own verdict, which goes before the category's: no more tries, or another one while the budget lasts.
+    /// Without it the category decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
     /// Anything more that the handler wants kept: a body, the last lines of output.

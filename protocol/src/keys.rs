@@ -221,6 +221,11 @@ impl PartitionKeys {
         format!("{}run:{run}", self.stem)
     }
 
+    /// String with a lifetime: the run was cancelled before it was known.
+    pub fn tombstone(&self, run: &RunId) -> String {
+        format!("{}tombstone:{run}", self.stem)
+    }
+
     /// Hash: the states of the steps of one later chunk.
     pub fn chunk(&self, run: &RunId, chunk: u32) -> String {
         format!("{}run:{run}:{chunk}", self.stem)

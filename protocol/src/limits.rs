@@ -22,6 +22,9 @@ pub const ATTEMPTS_MAX: u32 = 1_000;
 pub const LOSSES_MAX: u8 = 3;
 /// Step states of one chunk of a run.
 pub const CHUNK_STEPS: u32 = 128;
+/// Parts of one log entry: runs of a submit, results, jobs, entries. An entry with more is quarantined whole, so that one
+/// entry never becomes a commit without bound. Our own writers stop at 128.
+pub const ENTRY_PARTS_MAX: usize = 512;
 /// Longest text of an error message; the rest is cut.
 pub const ERROR_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Longest wait that a server may ask for with retry-after.

@@ -86,6 +86,20 @@ pub enum Body {
     Unreadable(Unreadable),
 }
 
+impl Body {
+    /// How many things it says at once: at most [`crate::limits::ENTRY_PARTS_MAX`].
+    pub fn parts(&self) -> usize {
+        match self {
+            Self::Submit(submit) => submit.runs.len(),
+            Self::Results(results) => results.results.len(),
+            Self::Started(started) => started.jobs.len(),
+            Self::Lost(lost) => lost.jobs.len(),
+            Self::Unreadable(unreadable) => unreadable.entries.len(),
+            Self::Command(_) | Self::Audit(_) => 1,
+        }
+    }
+}
+
 /// Entries of a job stream that are no jobs: nobody will ever answer them. Whoever took them kept their bytes in the
 /// partition's quarantine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,6 +251,12 @@ pub struct Command {
     /// Sent before, perhaps: the owner looks whether it has answered already.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+}
+
+/// Id of a value that travels with a command: `<command id>.in`. It has a lifetime, and the commit that takes the command puts
+/// the value where it belongs.
+pub fn command_value(command: CommandId) -> String {
+    format!("{command}.in")
 }
 
 /// What a command wishes.

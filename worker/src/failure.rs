@@ -74,6 +74,13 @@ impl Failure {
         self.retry_after_ms(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(RETRY_AFTER_MS_MAX))
     }
 
+    /// Whether another try makes sense, instead of what the category says. The budget of attempts holds all the same.
+    #[must_use]
+    pub fn retryable(mut self, retryable: bool) -> Self {
+        self.0.retryable = Some(retryable);
+        self
+    }
+
     /// Anything more that is worth keeping: a body, the last lines of output. A value that cannot be written, or is
     /// larger than 1 MiB, is replaced by the reason.
     #[must_use]
@@ -164,6 +171,14 @@ mod tests {
     fn a_wait_is_bounded_by_a_day() {
         let wire = Failure::rate_limited(Duration::from_secs(1_000_000)).code("slow").into_wire();
         assert_eq!((wire.retry_after_ms, wire.code.as_deref()), (Some(RETRY_AFTER_MS_MAX), Some("slow")));
+    }
+
+    #[test]
+    fn a_handler_may_have_the_last_word_about_another_try() {
+        let verdict = |failure: Failure| failure.into_wire().retryable;
+        assert_eq!(verdict(Failure::permanent("no")), None, "else the category decides");
+        assert_eq!(verdict(Failure::permanent("not yet").retryable(true)), Some(true));
+        assert_eq!(verdict(Failure::transient("never").retryable(false)), Some(false));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use stepfleet_protocol::{
     codec,
     failure::Category,
     id::CommandId,
-    limits::INLINE_BYTES_MAX,
+    limits::PAYLOAD_BYTES_MAX,
     message::{Answer, Verb},
     value::Payload,
 };
@@ -177,11 +177,11 @@ async fn send(
     Ok(decided)
 }
 
-/// The input that an operator gives to a step travels inside the command.
+/// The input that an operator gives to a step.
 fn payload(input: &serde_json::Value) -> ApiResult<Payload> {
     let bytes = Bytes::from(codec::pack(input));
-    if bytes.len() > INLINE_BYTES_MAX {
-        let text = format!("the input has {} bytes: allowed are at most {INLINE_BYTES_MAX} in a replay", bytes.len());
+    if bytes.len() > PAYLOAD_BYTES_MAX {
+        let text = format!("the input has {} bytes: allowed are at most {PAYLOAD_BYTES_MAX}", bytes.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "value_too_large", text));
     }
     Ok(Payload::Inline(bytes))

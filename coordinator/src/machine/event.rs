@@ -56,6 +56,13 @@ pub enum Event {
         /// The step's number.
         index: u32,
     },
+    /// A dispatched job was not made: its batch had no room for its input. It is released again later.
+    Deferred {
+        /// The step's number.
+        index: u32,
+        /// The job that was to be.
+        job: JobId,
+    },
     /// The input of a dispatched job could not be made.
     Unrenderable {
         /// The step's number.

@@ -10,7 +10,7 @@ use stepfleet_protocol::{
 /// Numbers of a category when nobody wrote any.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// Whether it is retried at all.
+    /// Whether it is retried, unless the failure itself says so or otherwise.
     pub retry: bool,
     /// The wait after the first failed try, in milliseconds.
     pub base_ms: u64,
@@ -28,7 +28,8 @@ pub fn policy(category: Category) -> Policy {
         Category::RateLimited => with(30_000),
         Category::System => with(5_000),
         Category::WorkerLost => with(0),
-        Category::Data | Category::Permanent => Policy { retry: false, ..with(0) },
+        // The waits are for a failure whose handler says that it may be retried.
+        Category::Data | Category::Permanent => Policy { retry: false, ..with(BACKOFF_BASE.0) },
     }
 }
 

@@ -4,10 +4,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use redis::Value;
 use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, workflow::Workflow};
 
@@ -122,7 +124,7 @@ impl Cache {
         }
     }
 
-    /// Loads plans that are not here yet. Unknown ones stay away.
+    /// Loads plans that are not here yet. Unknown ones stay away, and so do those that cannot be compiled, which are named.
     ///
     /// # Errors
     /// The trip's.
@@ -130,7 +132,8 @@ impl Cache {
         &mut self,
         partition: &mut Partition<L>,
         hashes: BTreeSet<String>,
-    ) -> Result<(), TurnError> {
+    ) -> Result<BTreeSet<String>, TurnError> {
+        let mut broken = BTreeSet::new();
         for hash in hashes {
             if self.plans.contains_key(&*hash) || !record::is_plan_hash(&hash) {
                 continue;
@@ -149,11 +152,14 @@ impl Cache {
             }
             let workflow = codec::decompress(&stored).and_then(|plain| codec::unpack::<Workflow>(&plain));
             if let Ok(workflow) = workflow {
-                let compiled = Compiled::new(&hash, &workflow);
-                self.plans.insert(compiled.plan.hash.clone(), Arc::new(compiled));
+                // What no door has checked may break every rule.
+                match catch_unwind(|| Compiled::new(&hash, &workflow)) {
+                    Ok(compiled) => drop(self.plans.insert(compiled.plan.hash.clone(), Arc::new(compiled))),
+                    Err(_) => drop(broken.insert(hash)),
+                }
             }
         }
-        Ok(())
+        Ok(broken)
     }
 
     /// Loads runs that are not here yet. Unknown ones stay away, and so do broken ones, which are named.
@@ -164,7 +170,7 @@ impl Cache {
         &mut self,
         partition: &mut Partition<L>,
         ids: BTreeSet<RunId>,
-    ) -> Result<Vec<(RunId, RecordError)>, TurnError> {
+    ) -> Result<Vec<BrokenRun>, TurnError> {
         let ids: Vec<RunId> = ids.into_iter().filter(|id| !self.runs.contains_key(id)).collect();
         let mut broken = Vec::new();
         for part in ids.chunks(CHUNKS_PER_TRIP) {
@@ -178,15 +184,17 @@ impl Cache {
                 match Stored::read(*id, fields) {
                     Ok(Some(stored)) => found.push(stored),
                     Ok(None) => {}
-                    Err(e) => broken.push((*id, e)),
+                    Err(error) => broken.push(BrokenRun { id: *id, error, record: None }),
                 }
             }
+            // A run whose plan stays away is broken below.
             self.load_plans(partition, found.iter().map(|s| s.record.plan.clone()).collect()).await?;
             for stored in found {
-                let id = stored.id;
-                match self.restore(partition, stored).await? {
+                let (id, record) = (stored.id, stored.bytes.clone());
+                let restored = AssertUnwindSafe(self.restore(partition, stored)).catch_unwind().await;
+                match restored.unwrap_or(Ok(Err(RecordError::Panicked)))? {
                     Ok(run) => drop(self.runs.insert(id, run)),
-                    Err(e) => broken.push((id, e)),
+                    Err(error) => broken.push(BrokenRun { id, error, record: Some(record) }),
                 }
             }
         }
@@ -251,9 +259,21 @@ fn place(run: &mut Run, fields: &[(Bytes, Bytes)]) -> Result<(), RecordError> {
     Ok(())
 }
 
+/// A run that cannot be loaded.
+#[derive(Debug)]
+pub struct BrokenRun {
+    /// Which.
+    pub id: RunId,
+    /// Why.
+    pub error: RecordError,
+    /// Its packed record, if that much can be read.
+    pub record: Option<Bytes>,
+}
+
 /// A run hash as it was read.
 struct Stored {
     id: RunId,
+    bytes: Bytes,
     record: RunRecord,
     trace: Option<Bytes>,
     steps: Vec<(Bytes, Bytes)>,
@@ -266,6 +286,6 @@ impl Stored {
         let Some(bytes) = get(record::FIELD_RECORD) else { return Ok(None) };
         let record = record::unpack_run(&bytes)?;
         let trace = get(record::FIELD_TRACE);
-        Ok(Some(Self { id, record, trace, steps }))
+        Ok(Some(Self { id, bytes, record, trace, steps }))
     }
 }

@@ -3,6 +3,8 @@
 //! Whatever one batch decides is staged and becomes one commit. Ready steps go straight to the stream while there is room;
 //! what needs a value first (an input to render, the input of a dead letter) is left for the shell to resolve.
 
+mod seal;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,17 +12,17 @@ use std::{
 };
 
 use stepfleet_protocol::{
-    id::{CommandId, JobId, RunId},
-    keys::listing,
-    message::{Answer, NewRun},
+    id::{CommandId, JobId, Reign, RunId},
+    message::{Answer, Command, NewRun, Verb, command_value},
     name::Name,
     state::State,
     value::Payload,
 };
 
+pub use self::seal::Outbox;
 use super::{
     cache::Cache,
-    intake::{Item, Origin, What},
+    intake::{Item, Place, What},
     schedule::Schedule,
 };
 use crate::{
@@ -30,24 +32,32 @@ use crate::{
         event::Event,
         run::Run,
     },
-    store::{
-        commit::{Commit, HashFields},
-        record,
-    },
+    store::{commit::Commit, record},
 };
 
-/// An item that a rule could not bear: the batch is given up and begun again without it.
+/// An item that the program could not bear: the batch is given up and begun again in another way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Poison {
-    /// Where it came from.
-    pub origin: Origin,
-    /// The run it was about.
-    pub run: RunId,
+    /// The item.
+    pub item: Place,
+    /// What panicked.
+    pub by: Blame,
+}
+
+/// What panicked over an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// A rule: the item must not be decided.
+    Rule,
+    /// Making the input of a job or letter that followed: the item may be decided if nothing follows.
+    Input,
 }
 
 /// A job on its way to the stream, still without its input.
 #[derive(Debug)]
 pub struct Dispatch {
+    /// The item that led to it.
+    pub of: Place,
     /// The run.
     pub run: RunId,
     /// The step's number.
@@ -78,10 +88,14 @@ pub struct Staged {
     pub touched: BTreeMap<RunId, Touched>,
     /// Jobs without their inputs yet.
     pub dispatches: Vec<Dispatch>,
-    /// Dead letters without their inputs yet.
-    pub letters: Vec<(RunId, Letter)>,
+    /// Dead letters without their inputs yet, with the items that led to them.
+    pub letters: Vec<(Place, Letter)>,
+    /// Bytes of rendered inputs so far.
+    pub made_bytes: usize,
     /// Answers so far, by command.
     pub answers: BTreeMap<CommandId, Vec<Answer>>,
+    /// Runs that were cancelled before they were known.
+    pub tombstones: BTreeSet<RunId>,
 }
 
 /// The deciding part of an owner.
@@ -99,9 +113,27 @@ pub struct Core {
     pub now_ms: u64,
     /// The queue whose slot the present item has freed.
     pub freed: Option<Name>,
+    /// The present item.
+    pub at: Place,
+    /// The batch has no room for more jobs: what becomes ready waits in the ready set.
+    pub full: bool,
 }
 
 impl Core {
+    /// Begins the batch of commit `seq`.
+    pub fn begin_batch(&mut self, reign: Reign, seq: u64) {
+        self.mint = Mint::new(reign, seq);
+        self.full = false;
+    }
+
+    /// Whether everything that these items need is in mind, and none of them may have been decided before.
+    pub fn has_all(&self, items: &[Item]) -> bool {
+        let (runs, plans) = Self::wanted(items);
+        items.iter().all(|item| item.sent_before().is_none())
+            && runs.iter().all(|run| self.cache.runs.contains_key(run))
+            && plans.iter().all(|plan| self.cache.plans.contains_key(&**plan))
+    }
+
     /// Decides one item. Its run must have been loaded, if it exists.
     ///
     /// # Errors
@@ -109,7 +141,8 @@ impl Core {
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
         self.now_ms = self.now_ms.max(item.at_ms);
         self.freed = None;
-        let poison = Poison { origin: item.origin, run: item.run };
+        self.at = item.place();
+        let poison = Poison { item: self.at, by: Blame::Rule };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)
     }
 
@@ -126,8 +159,12 @@ impl Core {
                     return;
                 }
                 let answer = match self.cache.runs.contains_key(&id) {
+                    true if strange_value(&command) => Some(refused(
+                        "bad_input_reference",
+                        "an input by reference of a replay is `<command id>.in`".into(),
+                    )),
                     true => self.event(id, Event::Command(command)),
-                    false => None,
+                    false => self.bury(id, &command.verb),
                 };
                 self.staged.answers.entry(command_id).or_default().push(answer.unwrap_or(Answer::NotFound));
             }
@@ -147,10 +184,20 @@ impl Core {
         }
     }
 
+    /// A cancel of an unknown run holds for a submit that comes later.
+    fn bury(&mut self, id: RunId, verb: &Verb) -> Option<Answer> {
+        if *verb == Verb::Cancel && self.staged.tombstones.insert(id) {
+            self.staged.commit.tombstones.push(id);
+        }
+        None
+    }
+
     fn new_run(&mut self, new: NewRun, actor: Arc<str>) -> Answer {
-        let refused = |code: &str, message: String| Answer::Refused { code: code.into(), message };
         if let Some(run) = self.cache.runs.get(&new.run) {
             return Answer::Known { state: run.state };
+        }
+        if self.staged.tombstones.contains(&new.run) {
+            return Answer::Known { state: State::Cancelled };
         }
         let Some(compiled) = self.cache.plans.get(&*new.plan) else { return Answer::NoPlan };
         if let Some(Payload::Ref(value)) = &new.input
@@ -210,12 +257,18 @@ impl Core {
             Effect::Dispatch { index, job, attempt, max_attempts } => {
                 let queue = self.cache.runs[&id].plan.steps[index as usize].queue.clone();
                 self.schedule.queue(&queue).outstanding += 1;
-                self.staged.dispatches.push(Dispatch { run: id, index, job, attempt, max_attempts });
+                let of = self.at;
+                self.staged.dispatches.push(Dispatch { of, run: id, index, job, attempt, max_attempts });
             }
             Effect::Ack { queue, entry } => self.ack(queue, entry),
             Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
             Effect::SaveInput { input } => self.save(id.to_string(), input),
-            Effect::SavePatch { index, input } => self.save(patch_id(id, index), input),
+            Effect::SavePatch { index, input } => {
+                if let Payload::Ref(value) = &input {
+                    commit.values_moved.push((value.id.clone(), patch_id(id, index)));
+                }
+                self.save(patch_id(id, index), input);
+            }
             Effect::DropValue { id } => commit.values_dropped.push(id),
             Effect::SetTimer { due_ms, timer } => {
                 let member = record::pack_timer(id, timer);
@@ -230,15 +283,22 @@ impl Core {
                 commit.timers_cleared.push(member);
             }
             Effect::KeepError(error) => commit.errors.push((id, stepfleet_protocol::codec::pack(&error))),
-            Effect::Letter(letter) => self.staged.letters.push((id, *letter)),
+            Effect::Letter(letter) => self.staged.letters.push((self.at, *letter)),
             Effect::CloseLetter(letter) => commit.letters_closed.push(letter),
             Effect::Answer(given) => *answer = Some(given),
             Effect::Work(work) => {
                 commit.work_added.push(record::pack_work(&work));
                 self.schedule.todo.push_back(work);
             }
-            Effect::Stop(job) => commit.stops.push(job),
-            Effect::Stopped(job) => commit.stopped.push(job),
+            // Of one job the last word counts: a commit adds before it removes.
+            Effect::Stop(job) => {
+                commit.stopped.retain(|j| *j != job);
+                commit.stops.push(job);
+            }
+            Effect::Stopped(job) => {
+                commit.stops.retain(|j| *j != job);
+                commit.stopped.push(job);
+            }
         }
     }
 
@@ -258,7 +318,7 @@ impl Core {
         let run = &self.cache.runs[&id];
         let step = &run.plan.steps[index as usize];
         let (queue, priority) = (step.queue.clone(), step.priority);
-        if self.schedule.passes(&queue) || self.inherits(&queue, priority) {
+        if !self.full && (self.schedule.passes(&queue) || self.inherits(&queue, priority)) {
             self.event(id, Event::Release { index });
             return;
         }
@@ -291,26 +351,18 @@ impl Core {
         self.staged.commit.ready_removed.entry(queue).or_default().push(member);
     }
 
-    /// Turns what was staged into a commit. Every dispatch and letter must have been resolved.
-    pub fn seal(&mut self) -> Commit {
-        debug_assert!(self.staged.dispatches.is_empty() && self.staged.letters.is_empty(), "resolved by the shell");
-        let mut staged = std::mem::take(&mut self.staged);
-        let mut event = Vec::with_capacity(staged.touched.len());
-        for (id, touched) in &staged.touched {
-            let run = self.cache.runs.get_mut(id).expect("a touched run is loaded");
-            seal_run(run, touched, &mut staged.commit, &mut event);
-            if run.state.is_final() {
-                self.cache.runs.remove(id);
-            }
-        }
-        if !event.is_empty() {
-            staged.commit.event = Some(stepfleet_protocol::codec::pack(&Outbox { v: 1, runs: event }));
-        }
-        for (id, answers) in staged.answers {
-            staged.commit.answer(id, answers);
-        }
-        staged.commit.now_ms = self.now_ms;
-        staged.commit
+    /// Takes a dispatch back: its step waits in the ready set for a later batch.
+    pub fn defer(&mut self, dispatch: &Dispatch) {
+        self.full = true;
+        self.recall(dispatch);
+        self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
+    }
+
+    /// The job of a dispatch does not come to the stream.
+    pub fn recall(&mut self, dispatch: &Dispatch) {
+        let queue = self.cache.runs[&dispatch.run].plan.steps[dispatch.index as usize].queue.clone();
+        let q = self.schedule.queue(&queue);
+        q.outstanding = q.outstanding.saturating_sub(1);
     }
 
     /// Runs that an item needs, beside its own.
@@ -328,59 +380,19 @@ impl Core {
     }
 }
 
-/// An entry of the outbox: the transitions of one commit by run, in the packed form of the history.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub struct Outbox {
-    /// Version of the message.
-    pub v: u8,
-    /// Runs with their transitions.
-    pub runs: Vec<(RunId, bytes::Bytes)>,
+fn refused(code: &str, message: String) -> Answer {
+    Answer::Refused { code: code.into(), message }
+}
+
+/// Whether a replay names a value that did not travel with it.
+fn strange_value(command: &Command) -> bool {
+    match &command.verb {
+        Verb::Replay { input: Some(Payload::Ref(value)), .. } => value.id != command_value(command.id),
+        Verb::Cancel | Verb::Suspend { .. } | Verb::Resume | Verb::Retry | Verb::Replay { .. } => false,
+    }
 }
 
 /// Id of the input that an operator gave to a step.
 pub fn patch_id(run: RunId, index: u32) -> String {
     format!("{run}.{index}.in")
-}
-
-fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut Vec<(RunId, bytes::Bytes)>) {
-    let is_new = touched.was.is_none();
-    let mut chunks: BTreeMap<u32, HashFields> = BTreeMap::new();
-    let fields = chunks.entry(0).or_default();
-    let packed = record::pack_run(run);
-    if run.stored != packed {
-        fields.push((record::FIELD_RECORD.into(), packed.clone()));
-        run.stored = packed;
-    }
-    if let (true, Some(trace)) = (is_new, &run.traceparent) {
-        fields.push((record::FIELD_TRACE.into(), trace.as_bytes().into()));
-    }
-    for index in run.take_dirty() {
-        let chunk = index / stepfleet_protocol::limits::CHUNK_STEPS;
-        let packed = record::pack_step(run.step(index));
-        chunks.entry(chunk).or_default().push((index.to_string().into_bytes(), packed));
-    }
-    chunks.retain(|_, fields| !fields.is_empty());
-    commit.hashes.extend(chunks.into_iter().map(|(chunk, fields)| (run.id, chunk, fields)));
-    if !touched.transitions.is_empty() {
-        let packed = crate::store::history::pack(&touched.transitions);
-        event.push((run.id, packed.clone().into()));
-        commit.history.push((run.id, packed));
-    }
-    let moved = touched.was.is_none_or(|was| listing(was) != listing(run.state));
-    if moved {
-        let at_ms = if run.state.is_finished() { run.finished_ms } else { run.id.created_ms() };
-        commit.listed.entry(listed_as(run.state)).or_default().push((at_ms, run.id));
-        if let Some(was) = touched.was {
-            commit.unlisted.entry(listed_as(was)).or_default().push(run.id);
-        }
-    }
-    if is_new {
-        let workflow = run.plan.workflow.clone();
-        commit.listed_by_workflow.entry(workflow).or_default().push((run.id.created_ms(), run.id));
-    }
-}
-
-/// One state for all that share a listing.
-fn listed_as(state: State) -> State {
-    if listing(state) == listing(State::Processing) { State::Processing } else { state }
 }

@@ -175,7 +175,7 @@ impl<D: Dial> Fleet<D> {
                 }
             }
             Err(error) => {
-                // A bug outside of `decide`. Its partition is taken anew after a while; the others go on.
+                // A bug outside of a batch. Its partition is taken anew after a while; the others go on.
                 let partition = self.task_of.remove(&error.id());
                 tracing::error!(%error, ?partition, "ALERT: an owner task panicked");
                 if let Some(partition) = partition {
@@ -300,14 +300,13 @@ impl<D: Dial> Task<D> {
     /// Learns from the end of a reign. True when the partition has to be left alone.
     fn judge(&self, error: &OwnerError, memory: &mut Memory) -> bool {
         let partition = self.partition;
+        let alone = memory.batch_items == 1;
+        memory.learn(error);
         match error {
             OwnerError::Turn(TurnError::Fenced) => self.metrics.fenced.inc(),
-            OwnerError::Turn(refused @ TurnError::Refused(why)) => {
+            OwnerError::Turn(TurnError::Refused(why)) => {
                 tracing::error!(%partition, why, "the server refused a commit");
                 self.metrics.doubts.inc();
-                if refused.blames_the_commit() {
-                    memory.halve();
-                }
             }
             OwnerError::Turn(TurnError::Link(why)) => {
                 tracing::warn!(%partition, %why, "connection in doubt; taking a new reign");
@@ -319,8 +318,13 @@ impl<D: Dial> Task<D> {
                 return true;
             }
             OwnerError::Poison(poison) => {
-                tracing::error!(%partition, ?poison, "a rule panicked; the entry will be quarantined");
-                memory.poison.insert((poison.origin, poison.run));
+                tracing::error!(%partition, ?poison, "an entry made the program panic; it will be quarantined");
+            }
+            OwnerError::Panicked => {
+                let items = memory.batch_items;
+                tracing::error!(%partition, items, "a batch made the program panic; looking for the entry");
+                // It was no entry: nothing that this program does would help.
+                return alone && memory.batch_items == 1;
             }
             OwnerError::Newer(version) => {
                 tracing::error!(%partition, version, "ALERT: a newer program has written here; leaving it to others");

@@ -1,12 +1,15 @@
 //! Making the inputs of jobs: values are loaded, templates rendered in a bounded pool, and what cannot be made is an event
-//! of the same batch.
+//! of the same batch. A panic here is blamed on the item that led to the job.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, LazyLock},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use serde_json::Value as Json;
 use stepfleet_protocol::{
     codec,
@@ -20,10 +23,12 @@ use tokio::sync::Semaphore;
 
 use super::{
     cache::{Compiled, StepInput},
-    core::{Core, Dispatch, patch_id},
+    core::{Blame, Core, Dispatch, Poison, patch_id},
+    intake::Place,
+    owner::OwnerError,
 };
 use crate::{
-    machine::{event::Event, run::Run},
+    machine::{decision::Letter, event::Event, run::Run},
     store::{
         link::Link,
         partition::{Partition, TurnError},
@@ -54,31 +59,79 @@ fn place_of(run: &Run, compiled: &Compiled, source: &Source) -> Option<String> {
     }
 }
 
+/// How long a batch may make inputs; what is left then waits for a later one. The lease is renewed once a turn.
+const TIME_MAX: Duration = Duration::from_millis(250);
+/// Bytes of made inputs of a batch, beyond which the rest waits for a later one.
+const BYTES_MAX: usize = 4 << 20;
+/// Dispatches whose values are read together.
+const DISPATCHES_PER_READ: usize = 32;
+/// Letters whose jobs are read together: each is a message of about 10 KiB at most.
+const LETTERS_PER_READ: usize = 100;
+
 /// Resolves every staged dispatch and letter: loads, renders, and stages the jobs. An input that cannot be made fails its
-/// step, in this same batch.
+/// step, in this same batch. What would take the batch too long goes back to the ready set.
 ///
 /// # Errors
-/// The trip's.
-pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), TurnError> {
-    while !core.staged.dispatches.is_empty() || !core.staged.letters.is_empty() {
-        let dispatches = std::mem::take(&mut core.staged.dispatches);
-        let values = load_values(core, partition, &dispatches).await?;
-        for dispatch in dispatches {
-            match make(core, &dispatch, &values).await {
-                Ok(input) => stage_job(core, &dispatch, input),
-                Err(failure) => {
-                    let run = &core.cache.runs[&dispatch.run];
-                    let queue = run.plan.steps[dispatch.index as usize].queue.clone();
-                    let q = core.schedule.queue(&queue);
-                    q.outstanding = q.outstanding.saturating_sub(1);
-                    let event = Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure };
-                    core.event(dispatch.run, event);
-                }
+/// The trip's, or the item whose job or letter made this panic; then nothing of this batch may be committed.
+pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), OwnerError> {
+    let begun = Instant::now();
+    while !resolve_at_hand(core)? {
+        let mut dispatches = std::mem::take(&mut core.staged.dispatches);
+        while !dispatches.is_empty() {
+            let part: Vec<Dispatch> = dispatches.drain(..dispatches.len().min(DISPATCHES_PER_READ)).collect();
+            if begun.elapsed() > TIME_MAX || core.staged.made_bytes > BYTES_MAX {
+                part.iter().for_each(|dispatch| core.defer(dispatch));
+                continue;
+            }
+            let values = load_values(core, partition, &part).await?;
+            for dispatch in part {
+                core.at = dispatch.of;
+                let done = AssertUnwindSafe(render_one(core, &dispatch, &values)).catch_unwind().await;
+                done.map_err(|_| poison(dispatch.of))?;
             }
         }
-        resolve_letters(core, partition).await?;
+        let mut letters = std::mem::take(&mut core.staged.letters);
+        while !letters.is_empty() {
+            let part: Vec<(Place, Letter)> = letters.drain(..letters.len().min(LETTERS_PER_READ)).collect();
+            let inputs = load_inputs(partition, part.iter().map(|(_, letter)| letter)).await?;
+            for ((of, letter), input) in part.into_iter().zip(inputs) {
+                let done = catch_unwind(AssertUnwindSafe(|| stage_letter(core, of.1, letter, input)));
+                done.map_err(|_| poison(of))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Stages the jobs whose inputs need nothing but what is in mind. False if something is left.
+///
+/// # Errors
+/// The item whose job made this panic; then nothing of this batch may be committed.
+pub fn resolve_at_hand(core: &mut Core) -> Result<bool, OwnerError> {
+    let mut left = Vec::new();
+    for dispatch in std::mem::take(&mut core.staged.dispatches) {
+        match catch_unwind(AssertUnwindSafe(|| at_hand(core, &dispatch))) {
+            Ok(Some(input)) => stage_job(core, &dispatch, input),
+            Ok(None) => left.push(dispatch),
+            Err(_) => return Err(poison(dispatch.of)),
+        }
+    }
+    core.staged.dispatches = left;
+    Ok(core.staged.dispatches.is_empty() && core.staged.letters.is_empty())
+}
+
+fn poison(item: Place) -> OwnerError {
+    OwnerError::Poison(Poison { item, by: Blame::Input })
+}
+
+async fn render_one(core: &mut Core, dispatch: &Dispatch, values: &HashMap<String, Bytes>) {
+    match render(core, dispatch, values).await {
+        Ok(input) => stage_job(core, dispatch, input),
+        Err(failure) => {
+            core.recall(dispatch);
+            core.event(dispatch.run, Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure });
+        }
+    }
 }
 
 /// Ids of values that have to be read for these dispatches.
@@ -124,33 +177,47 @@ async fn load_values<L: Link>(
     Ok(values)
 }
 
-async fn make(core: &mut Core, dispatch: &Dispatch, loaded: &HashMap<String, Bytes>) -> Result<Input, Failure> {
+/// The input of a dispatch, unless it has to be rendered.
+fn at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
     let run = &core.cache.runs[&dispatch.run];
     let compiled = core.cache.plans[&run.plan.hash].clone();
+    #[cfg(test)]
+    traps::spring(&run.plan.steps[dispatch.index as usize].handler);
     if run.step(dispatch.index).patched {
-        return Ok(by_reference(core, patch_id(run.id, dispatch.index)));
+        return Some(by_reference(core, patch_id(run.id, dispatch.index)));
     }
     match &compiled.inputs[dispatch.index as usize] {
-        StepInput::None => Ok(Input::None),
-        StepInput::Static(bytes) => Ok(pass(core, dispatch, bytes.clone())),
-        StepInput::Whole(source) => Ok(match place_of(run, &compiled, source) {
+        StepInput::None => Some(Input::None),
+        StepInput::Static(bytes) => Some(pass(core, dispatch, bytes.clone())),
+        StepInput::Whole(source) => Some(match place_of(run, &compiled, source) {
             Some(id) => by_reference(core, id),
             None => Input::None,
         }),
-        StepInput::Template(template) => {
-            let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
-            let template = template.clone();
-            let permit = POOL.acquire().await.expect("the pool is never closed");
-            let rendered = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                template.render(&scope)
-            });
-            match rendered.await {
-                Ok(Ok(value)) => Ok(pass(core, dispatch, codec::pack(&value).into())),
-                Ok(Err(e)) => Err(unrenderable(e.to_string())),
-                Err(_) => Err(unrenderable("the rendering panicked".into())),
-            }
+        StepInput::Template(_) => None,
+    }
+}
+
+async fn render(core: &mut Core, dispatch: &Dispatch, loaded: &HashMap<String, Bytes>) -> Result<Input, Failure> {
+    let run = &core.cache.runs[&dispatch.run];
+    let compiled = core.cache.plans[&run.plan.hash].clone();
+    let StepInput::Template(template) = &compiled.inputs[dispatch.index as usize] else {
+        return Ok(at_hand(core, dispatch).unwrap_or_default());
+    };
+    let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
+    let template = template.clone();
+    let permit = POOL.acquire().await.expect("the pool is never closed");
+    let rendered = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        template.render(&scope)
+    });
+    match rendered.await {
+        Ok(Ok(value)) => {
+            let bytes = codec::pack(&value);
+            core.staged.made_bytes += bytes.len();
+            Ok(pass(core, dispatch, bytes.into()))
         }
+        Ok(Err(e)) => Err(unrenderable(e.to_string())),
+        Err(_) => Err(unrenderable("the rendering panicked".into())),
     }
 }
 
@@ -234,39 +301,64 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
     core.staged.commit.jobs.push((step.queue.clone(), codec::encode(&job)));
 }
 
-/// The stream entry of a failed job still holds the input that it was done with.
-async fn resolve_letters<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> Result<(), TurnError> {
-    for (id, letter) in std::mem::take(&mut core.staged.letters) {
-        let mut input = None;
+/// The inputs that the jobs of these letters were done with: their stream entries still hold them.
+async fn load_inputs<L: Link>(
+    partition: &mut Partition<L>,
+    letters: impl Iterator<Item = &Letter>,
+) -> Result<Vec<Option<Input>>, TurnError> {
+    let mut pipe = redis::pipe();
+    let mut asked = Vec::new();
+    for letter in letters {
+        asked.push(letter.of.is_some());
         if let Some(of) = &letter.of {
             let (key, entry) = (partition.keys.jobs(&of.queue), of.entry.to_string());
-            let mut pipe = redis::pipe();
             pipe.cmd("XRANGE").arg(key).arg(&entry).arg(&entry);
-            let replies = partition.load(&pipe).await?;
-            let found = replies.into_iter().next().map(reply::entries).unwrap_or_default();
-            let job = found.first().and_then(|(_, fields)| fields.first());
-            input = job.and_then(|(f, b)| codec::decode::<Job>(f, b).ok()).map(|job| job.input);
         }
-        let run = &core.cache.runs[&id];
-        let step = &run.plan.steps[letter.index as usize];
-        let dead = DeadLetter {
-            v: VERSION,
-            run: id,
-            workflow: run.plan.workflow.clone(),
-            version: run.version,
-            step: step.name.clone(),
-            index: letter.index,
-            generation: run.step(letter.index).generation,
-            handler: step.handler.clone(),
-            queue: step.queue.clone(),
-            cause: letter.cause,
-            category: letter.category,
-            attempts: letter.attempts,
-            input,
-            at_ms: core.now_ms,
-        };
-        *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
-        core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
     }
-    Ok(())
+    let mut replies = if pipe.is_empty() { Vec::new() } else { partition.load(&pipe).await? }.into_iter();
+    let input = |asked: bool| {
+        let found = if asked { replies.next().map(reply::entries) } else { None }.unwrap_or_default();
+        let (field, bytes) = found.first()?.1.first()?;
+        codec::decode::<Job>(field, bytes).ok().map(|job| job.input)
+    };
+    Ok(asked.into_iter().map(input).collect())
+}
+
+fn stage_letter(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>) {
+    let run = &core.cache.runs[&id];
+    let step = &run.plan.steps[letter.index as usize];
+    let dead = DeadLetter {
+        v: VERSION,
+        run: id,
+        workflow: run.plan.workflow.clone(),
+        version: run.version,
+        step: step.name.clone(),
+        index: letter.index,
+        generation: run.step(letter.index).generation,
+        handler: step.handler.clone(),
+        queue: step.queue.clone(),
+        cause: letter.cause,
+        category: letter.category,
+        attempts: letter.attempts,
+        input,
+        at_ms: core.now_ms,
+    };
+    *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
+    core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
+}
+
+/// Handlers over whose inputs this panics, for the tests of what follows from a bug.
+#[cfg(test)]
+pub(super) mod traps {
+    use std::cell::RefCell;
+
+    use stepfleet_protocol::name::Name;
+
+    thread_local! {
+        pub(in crate::shell) static SET: RefCell<Option<Name>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn spring(handler: &Name) {
+        assert!(SET.with_borrow(|set| set.as_ref() != Some(handler)), "a trap for the test");
+    }
 }

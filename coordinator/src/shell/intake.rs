@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use stepfleet_protocol::{
     codec::{self, DecodeError},
     id::{CommandId, PartitionId, RunId, StreamId},
+    limits::ENTRY_PARTS_MAX,
     message::{Body, Command, LogEntry, NewRun, Unreadable},
 };
 
@@ -26,8 +27,11 @@ pub enum Origin {
     Todo,
 }
 
+/// Names an item for as long as nothing of its batch is committed: where it comes from and the run it is about.
+pub type Place = (Origin, RunId);
+
 /// Stands for the run of an item that is about none.
-static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
+pub static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
 
 /// One thing to decide.
 #[derive(Debug)]
@@ -65,6 +69,11 @@ pub enum What {
 }
 
 impl Item {
+    /// What names it.
+    pub fn place(&self) -> Place {
+        (self.origin, self.run)
+    }
+
     /// The command it is, or is part of.
     pub fn command(&self) -> Option<CommandId> {
         match &self.what {
@@ -94,7 +103,7 @@ impl Item {
     }
 }
 
-/// An entry that is no message.
+/// An entry that is no message, or one that says too much at once.
 #[derive(Debug)]
 pub struct Malformed {
     /// Which.
@@ -103,6 +112,8 @@ pub struct Malformed {
     pub why: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// The command that has to be told.
+    pub command: Option<CommandId>,
 }
 
 /// The entry is of a newer version than this program can read.
@@ -117,13 +128,20 @@ pub fn from_log(entries: Vec<(StreamId, Fields)>) -> Result<(Vec<Item>, Vec<Malf
     let (mut items, mut malformed) = (Vec::with_capacity(entries.len() * 2), Vec::new());
     for (id, fields) in entries {
         let Some((field, bytes)) = fields.first() else {
-            malformed.push(Malformed { id, why: "an entry without fields".into(), bytes: Vec::new() });
+            malformed.push(Malformed { id, why: "an entry without fields".into(), bytes: Vec::new(), command: None });
             continue;
         };
         match codec::decode::<LogEntry>(field, bytes) {
+            Ok(entry) if entry.body.parts() > ENTRY_PARTS_MAX => {
+                let why = format!("an entry of {} parts: allowed are at most {ENTRY_PARTS_MAX}", entry.body.parts());
+                let command = if let Body::Submit(submit) = entry.body { Some(submit.id) } else { None };
+                malformed.push(Malformed { id, why, bytes: bytes.to_vec(), command });
+            }
             Ok(entry) => split(id, entry.body, &mut items),
             Err(DecodeError::Newer(version)) => return Err(Newer(version)),
-            Err(DecodeError::Malformed(why)) => malformed.push(Malformed { id, why, bytes: bytes.to_vec() }),
+            Err(DecodeError::Malformed(why)) => {
+                malformed.push(Malformed { id, why, bytes: bytes.to_vec(), command: None });
+            }
         }
     }
     Ok((items, malformed))
@@ -226,6 +244,28 @@ mod tests {
         let (items, malformed) = from_log(entries).expect("nothing newer");
         assert_eq!((items.len(), malformed.len()), (1, 3));
         assert_eq!(malformed[0].bytes, b"\xc1");
+    }
+
+    #[test]
+    fn an_entry_that_says_too_much_at_once_is_kept_out_whole() {
+        let lost = |parts: usize| {
+            let at = stepfleet_protocol::message::JobRef {
+                job: stepfleet_protocol::id::JobId { reign: Default::default(), seq: 1, n: 0 },
+                run: RunId::new(PartitionId(0), 0, 0),
+                index: 0,
+                queue: stepfleet_protocol::name::Name::new("q").expect("a legal name"),
+                entry: StreamId::ZERO,
+            };
+            let worker = "w@000000000001".parse().expect("a worker's id");
+            let jobs = vec![at; parts];
+            let body = Body::Lost(stepfleet_protocol::message::Lost { worker, counted: true, jobs });
+            let wire = codec::encode(&LogEntry::new(body));
+            let (items, malformed) =
+                from_log(vec![(StreamId::ZERO, vec![(wire.field.into(), wire.bytes.into())])]).expect("nothing newer");
+            (items.len(), malformed.len())
+        };
+        assert_eq!(lost(ENTRY_PARTS_MAX), (ENTRY_PARTS_MAX, 0));
+        assert_eq!(lost(ENTRY_PARTS_MAX + 1), (0, 1));
     }
 
     #[test]

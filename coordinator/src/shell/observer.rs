@@ -4,14 +4,16 @@
 //! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
 //! accepted writes; any gap starts the count again. Clocks of other hosts are never compared.
 
+mod watched;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use redis::Value;
 use stepfleet_protocol::{
-    beat::{Beat, Phase},
+    beat::Phase,
     codec::{self, DecodeError},
     id::{PartitionId, StreamId, WorkerId},
     keys::{GROUP, Keys},
@@ -22,8 +24,10 @@ use stepfleet_protocol::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use self::watched::Watched;
 use super::{fleet::Slots, links::Links, metrics::Metrics};
 use crate::store::{
+    client::FIELD_PARTITIONS,
     link::{Dial, LinkError},
     reply,
 };
@@ -53,25 +57,6 @@ redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
 return 1
 ";
 
-/// What is known of one worker.
-#[derive(Debug)]
-struct Watched {
-    count: Option<i64>,
-    /// When the beat last moved, or the count was started again.
-    moved: Instant,
-    beat: Option<Beat>,
-    /// Jobs were pending at it at the last look.
-    holds: bool,
-    /// Entries that were pending and not held, and the beat when that was first seen.
-    unheard: HashMap<(PartitionId, Name, StreamId), i64>,
-}
-
-impl Watched {
-    fn new(now: Instant) -> Self {
-        Self { count: None, moved: now, beat: None, holds: false, unheard: HashMap::new() }
-    }
-}
-
 /// The observer of one coordinator.
 pub struct Observer<D: Dial> {
     links: Links<D>,
@@ -82,6 +67,8 @@ pub struct Observer<D: Dial> {
     workers: BTreeMap<String, Watched>,
     /// Who is registered.
     known: BTreeSet<String>,
+    /// How many partitions there are, owned here or not.
+    partitions: u64,
     last_sweep: Option<Instant>,
     held_back: bool,
 }
@@ -104,6 +91,7 @@ impl<D: Dial> Observer<D> {
             slots,
             workers: BTreeMap::new(),
             known: BTreeSet::new(),
+            partitions: 1,
             last_sweep: None,
             held_back: false,
         }
@@ -129,6 +117,7 @@ impl<D: Dial> Observer<D> {
     /// The link's; then nothing is known, and every count starts again.
     pub async fn sweep(&mut self) -> Result<(), LinkError> {
         let known = self.read_beats().await?;
+        self.count_partitions().await?;
         self.accepts_writes().await?;
         let now = Instant::now();
         if self.last_sweep.is_none_or(|at| now - at > GAP_MAX) {
@@ -194,6 +183,17 @@ impl<D: Dial> Observer<D> {
         }
     }
 
+    /// The number only grows. Without an answer it is at least what is owned here.
+    async fn count_partitions(&mut self) -> Result<(), LinkError> {
+        let key = self.keys.meta();
+        let mut get = redis::cmd("HGET");
+        get.arg(&key).arg(FIELD_PARTITIONS);
+        let found = reply::number(&self.links.one(&key, get).await?).unwrap_or(0).max(0) as u64;
+        self.partitions = found.max(self.owned.borrow().len() as u64).max(1);
+        Ok(())
+    }
+
+    /// A worker's slots serve every partition alike, whoever owns it.
     fn tell_slots(&self) {
         let mut slots = Slots::new();
         for beat in self.workers.values().filter_map(|w| w.beat.as_ref()).filter(|b| b.phase == Phase::Running) {
@@ -201,8 +201,7 @@ impl<D: Dial> Observer<D> {
                 *slots.entry(queue.clone()).or_default() += u64::from(beat.slots);
             }
         }
-        let partitions = self.owned.borrow().len().max(1) as u64;
-        slots.values_mut().for_each(|n| *n = n.div_ceil(partitions));
+        slots.values_mut().for_each(|n| *n = n.div_ceil(self.partitions));
         self.slots.send_if_modified(|old| std::mem::replace(old, slots.clone()) != slots);
     }
 
@@ -283,33 +282,15 @@ impl<D: Dial> Observer<D> {
         let entries = entries.filter_map(|e| reply::array(e)?.first().and_then(reply::text)?.parse().ok());
         let mut entries: Vec<StreamId> = entries.collect();
         if !is_dead {
-            self.keep_unheard(partition, queue, worker, &mut entries);
+            match self.workers.get_mut(worker.as_str()) {
+                Some(watched) => watched.keep_unheard(partition, queue, &mut entries),
+                None => entries.clear(),
+            }
         }
         for part in entries.chunks(JOBS_PER_ENTRY) {
             self.report(partition, queue, worker, part, is_dead).await?;
         }
         Ok(())
-    }
-
-    /// Of entries pending at a live worker, those that two of its beats did not name.
-    fn keep_unheard(&mut self, partition: PartitionId, queue: &Name, worker: &WorkerId, entries: &mut Vec<StreamId>) {
-        let Some(watched) = self.workers.get_mut(worker.as_str()) else { return entries.clear() };
-        let (Some(count), Some(beat)) = (watched.count, &watched.beat) else { return entries.clear() };
-        let held = |entry: &StreamId| {
-            beat.held.iter().any(|h| h.partition == partition && h.queue == *queue && h.entry == *entry)
-        };
-        let mut still = HashMap::new();
-        entries.retain(|entry| {
-            if held(entry) {
-                return false;
-            }
-            let place = (partition, queue.clone(), *entry);
-            let since = watched.unheard.get(&place).copied().unwrap_or(count);
-            still.insert(place, since);
-            count > since
-        });
-        watched.unheard.retain(|(p, q, _), _| *p != partition || q != queue);
-        watched.unheard.extend(still);
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]

@@ -1,48 +1,49 @@
 //! The owner loop of one partition: log -> decide -> fenced commit, one connection and one round trip a batch.
 //!
-//! A turn commits what the last batch decided and reads what came meanwhile. Everything is in mind or in the log; nothing is
-//! awaited but the connection, and a rendering. Any doubt ends the owner, and a new one begins from what is stored.
+//! A turn commits what the last batch decided and reads what came meanwhile. While the server is at it the owner decides the
+//! next batch, if there is one and all that it needs is in mind. Nothing is awaited but the connection, and a rendering. Any
+//! doubt ends the owner, and a new one begins from what is stored.
 
 mod begin;
+mod gather;
 mod poison;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::AssertUnwindSafe,
     time::Duration,
 };
 
-use redis::Value;
+use futures::FutureExt;
 use stepfleet_protocol::{
     codec,
-    id::{CommandId, StreamId},
+    id::{CommandId, RunId, StreamId},
     message::Reply,
     name::Name,
 };
 
+use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
 use super::{
     core::{Core, Poison},
     inputs,
-    intake::{self, Item, Malformed, Newer, Origin, What},
+    intake::{Item, Malformed, Newer, Place, What},
     retention::{self, Retention},
     upkeep::{Chore, Upkeep},
 };
-use crate::{
-    machine::{
-        decide::Mint,
-        event::{Event, Work},
-    },
-    store::{
-        commit::Commit,
-        link::Link,
-        partition::{Ask, BLOCK_MAX, Partition, Turn, TurnError},
-        record::{self, RecordError},
-        reply::{self, Fields},
-    },
+use crate::store::{
+    commit::Commit,
+    link::Link,
+    partition::{Ask, BLOCK_MAX, Partition, TurnError},
+    reply::{self, Fields},
 };
 
 /// Items of one batch: about 2,000 commands, which is below 5 ms of EXEC.
 pub const BATCH_ITEMS_MAX: usize = 400;
+/// Items of one batch while there is more to decide: what is left is decided while the server is at the commit.
+const BATCH_ITEMS_MIN: usize = 128;
 /// Work items that one batch continues, of up to 100 steps each.
 const WORK_PER_BATCH: usize = 4;
 /// Log entries of one read, at most.
@@ -56,9 +57,12 @@ pub enum OwnerError {
     /// The commit or its connection.
     #[error(transparent)]
     Turn(#[from] TurnError),
-    /// A rule panicked over an item. The next owner must pass it by.
+    /// Something panicked over an item. The next owner must pass it by.
     #[error("poison item {0:?}")]
     Poison(Poison),
+    /// Something panicked over a batch. Halving it will show over which item.
+    #[error("a batch made the program panic")]
+    Panicked,
     /// Something of a newer version is stored here: this program must leave the partition alone.
     #[error("the partition holds something of version {0}, newer than this program")]
     Newer(u8),
@@ -85,6 +89,14 @@ pub struct Done {
     pub expired: u64,
 }
 
+/// A commit that is to be sent, with the items that are to blame if the server cannot bear it and no smaller batch could
+/// tell them apart.
+#[derive(Debug, Default)]
+struct Sealed {
+    commit: Option<Commit>,
+    alone: Vec<Place>,
+}
+
 /// The owner of a partition during one reign.
 #[derive(Debug)]
 pub struct Owner<L> {
@@ -96,7 +108,13 @@ pub struct Owner<L> {
     read_to: StreamId,
     more_in_log: bool,
     entry_bytes: usize,
-    pending: Option<Commit>,
+    pending: Option<Sealed>,
+    /// Ready steps that were looked at and are not released yet, by queue.
+    looked_at: Vec<Look>,
+    /// Everything that came to the log before this time is read.
+    known_ms: u64,
+    /// Items that the pending commit passes by: they are no danger any more.
+    avoided: Vec<Place>,
     retention: Retention,
     next_retention_ms: u64,
     /// The server's time at the last turn.
@@ -133,32 +151,59 @@ impl<L: Link> Owner<L> {
     /// # Errors
     /// Any of them ends this owner.
     pub async fn turn(&mut self, leaving: bool) -> Result<(), OwnerError> {
-        let commit = self.pending.take();
+        let Sealed { commit, alone } = self.pending.take().unwrap_or_default();
+        self.memory.last_alone = alone;
         let (chores, extra) = self.upkeep.due(&mut self.core.schedule, self.server_ms, self.partition.head.offset);
-        let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
-        let block = if count > 0 { self.block(&chores) } else { None };
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
             return Ok(());
         }
+        self.core.cache.shrink();
+        self.core.begin_batch(self.partition.reign, self.partition.head.seq + u64::from(commit.is_some()) + 1);
+        let gathered = match &commit {
+            Some(sent) if self.may_decide_ahead(&chores) => self.gather(sent.offset).transpose(),
+            _ => None,
+        };
+        let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
+        let block = if count > 0 && gathered.is_none() { self.block(&chores) } else { None };
         let ask = Ask { count, after: self.read_to, block, extra };
-        let turn = self.partition.turn(commit.as_ref(), ask).await?;
+        let Self { partition, core, .. } = self;
+        // The request is on its way before the deciding begins.
+        let (turn, ahead) =
+            tokio::join!(partition.turn(commit.as_ref(), ask), async { gathered.map(|g| g?.decide(core)).transpose() });
+        let turn = turn?;
         if let Some(commit) = &commit {
-            self.done.commits += 1;
-            self.done.jobs += commit.jobs.len() as u64;
-            // Only what is surely acked may be deleted behind a long job.
-            for (queue, entries) in &commit.acks {
-                self.core.schedule.queue(queue).behind.extend(entries);
-            }
-            // The server takes commits again: back to the normal size, step by step.
-            let doubled = self.memory.batch_items * 2;
-            self.memory.batch_items = if doubled < BATCH_ITEMS_MAX { doubled } else { 0 };
+            self.committed(commit);
         }
         self.server_ms = turn.now_ms;
-        self.core.mint = Mint { reign: self.partition.reign, seq: self.partition.head.seq + 1, n: 0 };
-        self.core.cache.shrink();
-        self.batch(turn, chores, count).await
+        // What was sent has applied: it is not to blame for anything any more.
+        self.memory.last_alone.clear();
+        let ahead = ahead?;
+        self.take_in(turn, chores, count, ahead.is_none());
+        let batch = AssertUnwindSafe(self.batch(ahead)).catch_unwind();
+        batch.await.unwrap_or(Err(OwnerError::Panicked))
+    }
+
+    /// What follows from a commit that has applied.
+    fn committed(&mut self, commit: &Commit) {
+        self.done.commits += 1;
+        self.done.jobs += commit.jobs.len() as u64;
+        // Only what is surely acked may be deleted behind a long job.
+        for (queue, entries) in &commit.acks {
+            self.core.schedule.queue(queue).behind.extend(entries);
+        }
+        // The server takes commits again: back to the normal size, step by step.
+        let doubled = self.memory.batch_items * 2;
+        self.memory.batch_items = if doubled < BATCH_ITEMS_MAX { doubled } else { 0 };
+        self.memory.forget(self.avoided.drain(..));
+    }
+
+    /// Whether the next batch may be decided while the last one is being committed: nothing is suspected, and no reply of
+    /// this turn tells a mirror how things stand, which would not know of that batch.
+    fn may_decide_ahead(&self, chores: &[Chore]) -> bool {
+        let suspects = self.memory.batch_items > 0 || !self.memory.poison.is_empty() || !self.memory.held.is_empty();
+        !suspects && chores.iter().all(Chore::tells_no_mirror)
     }
 
     fn read_count(&self) -> usize {
@@ -175,133 +220,90 @@ impl<L: Link> Owner<L> {
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
             return None;
         }
-        let wait = match schedule.timers.next_due() {
-            Some(due) => Duration::from_millis(due.saturating_sub(self.server_ms)).min(BLOCK_MAX),
-            None => BLOCK_MAX,
-        };
+        let wait = schedule.timers.next_look().saturating_sub(self.server_ms);
+        let wait = Duration::from_millis(wait).min(BLOCK_MAX);
         (!wait.is_zero()).then_some(wait)
     }
 
-    async fn batch(&mut self, turn: Turn, chores: Vec<Chore>, asked: usize) -> Result<(), OwnerError> {
-        if asked > 0 {
-            self.take_in(turn.entries, asked);
-        }
-        let mut ready = Vec::new();
-        for (chore, value) in chores.into_iter().zip(turn.extra) {
-            match chore {
-                Chore::Release(queue) => ready.push((queue, value)),
-                Chore::Timers { .. } => self.keep_timers(&value),
-                other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
+    /// Makes the next commit: of what was decided ahead, or of everything that is there now.
+    async fn batch(&mut self, ahead: Option<Ahead>) -> Result<(), OwnerError> {
+        let undecided = match ahead {
+            Some(Ahead::Sealed { commit, items, alone }) => {
+                self.done.items += items as u64;
+                self.pending = Some(Sealed { commit: Some(self.complete(commit)), alone });
+                return Ok(());
             }
-        }
-        let (entries, mut malformed, offset) = self.next_entries()?;
-        // Without a read in this very turn nobody knows what the log holds by now, and timers must not overtake it.
-        let complete = asked > 0 && self.backlog.is_empty() && !self.more_in_log;
-        let timer_limit = if complete { turn.before_ms } else { entries.last().map_or(0, |i| i.at_ms) };
-        // A full log must not starve timers and ready steps, unless a refused commit is being halved.
-        let halved = self.memory.batch_items > 0;
-        let mut left = if halved { self.batch_limit().saturating_sub(entries.len()) } else { 2 * BATCH_ITEMS_MAX };
-        let timers = self.due_timers(timer_limit, left.min(BATCH_ITEMS_MAX))?;
-        left = left.saturating_sub(timers.len());
-        let mut items = intake::merge(entries, timers);
-        // Behind the look at the ready set, which still holds what is released here.
-        for (queue, value) in ready {
-            items.extend(self.released(&queue, &value, &mut left));
-        }
-        if left > 0 || items.is_empty() {
-            items.extend(self.next_work());
-        }
+            Some(Ahead::Decided { left, items, alone }) => {
+                self.done.items += items as u64;
+                return self.finish(left.malformed, left.offset, alone).await;
+            }
+            Some(Ahead::Untouched(gathered)) => Some(gathered),
+            None => self.gather(self.partition.head.offset)?,
+        };
+        let Some(Gathered { mut items, mut malformed, offset }) = undecided else {
+            return self.finish(Vec::new(), self.partition.head.offset, Vec::new()).await;
+        };
+        let alone = self.memory.alone(&items);
+        self.memory.last_alone.clone_from(&alone);
         self.repeat_answers(&mut items).await?;
-        self.bring(&items, &mut malformed).await?;
+        self.bring(&mut items, &mut malformed).await?;
+        self.look_for_tombstones(&items).await?;
         self.decide(items, &mut malformed)?;
+        self.finish(malformed, offset, alone).await
+    }
+
+    /// Resolves what a batch has staged, and makes the commit of it.
+    async fn finish(
+        &mut self,
+        malformed: Vec<Malformed>,
+        offset: StreamId,
+        alone: Vec<Place>,
+    ) -> Result<(), OwnerError> {
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
-        if complete && self.server_ms >= self.next_retention_ms {
+        if self.is_complete() && self.server_ms >= self.next_retention_ms {
             self.expire().await?;
         }
         let moved = offset > self.partition.head.offset;
-        let offset = offset.max(self.partition.head.offset);
         let mut commit = self.core.seal();
-        commit.offset = offset;
-        commit.doorbell = self.upkeep.doorbell;
+        commit.offset = offset.max(self.partition.head.offset);
         for queue in commit.jobs.iter().map(|(q, _)| q.clone()).collect::<BTreeSet<_>>() {
             if !self.core.schedule.queue(&queue).exists {
                 self.make_queue(&queue).await?;
             }
         }
-        self.pending = (moved || !commit.is_empty()).then_some(commit);
+        if moved || !commit.is_empty() {
+            self.pending = Some(Sealed { commit: Some(self.complete(commit)), alone });
+        }
         Ok(())
     }
 
-    /// Puts what was read behind what is left of earlier reads.
-    fn take_in(&mut self, entries: Vec<(StreamId, Fields)>, asked: usize) {
-        self.more_in_log = entries.len() == asked;
-        if let Some((last, _)) = entries.last() {
-            self.read_to = *last;
-            let bytes: usize = entries.iter().flat_map(|(_, f)| f.iter().map(|(k, v)| k.len() + v.len())).sum();
-            self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2 + 1;
+    fn complete(&self, mut commit: Commit) -> Commit {
+        commit.doorbell = self.upkeep.doorbell;
+        commit
+    }
+
+    /// Whether everything that the log held at the last look is decided.
+    fn is_complete(&self) -> bool {
+        self.backlog.is_empty() && !self.more_in_log
+    }
+
+    /// Looks for tombstones of runs that were sent before, perhaps, and are not known.
+    async fn look_for_tombstones(&mut self, items: &[Item]) -> Result<(), OwnerError> {
+        const PER_TRIP: usize = 500;
+        let again = items.iter().filter(|item| matches!(item.what, What::New { again: true, .. }));
+        let unknown = again.map(|item| item.run).filter(|run| !self.core.cache.runs.contains_key(run));
+        let runs: Vec<RunId> = unknown.collect();
+        for part in runs.chunks(PER_TRIP) {
+            let mut pipe = redis::pipe();
+            for run in part {
+                pipe.cmd("EXISTS").arg(self.partition.keys.tombstone(run));
+            }
+            let replies = self.partition.load(&pipe).await?;
+            let buried = part.iter().zip(&replies).filter(|(_, reply)| reply::number(reply) == Some(1));
+            self.core.staged.tombstones.extend(buried.map(|(run, _)| *run));
         }
-        self.backlog.extend(entries);
-    }
-
-    /// Items of one batch now: fewer after the server refused one.
-    fn batch_limit(&self) -> usize {
-        if self.memory.batch_items > 0 { self.memory.batch_items } else { BATCH_ITEMS_MAX }
-    }
-
-    /// The items of the next entries, up to the limit of a batch, and the last entry they come from.
-    fn next_entries(&mut self) -> Result<(Vec<Item>, Vec<Malformed>, StreamId), OwnerError> {
-        let limit = self.batch_limit();
-        let (mut items, mut malformed) = (Vec::new(), Vec::new());
-        let mut offset = self.partition.head.offset;
-        while items.len() < limit
-            && let Some(entry) = self.backlog.pop_front()
-        {
-            offset = entry.0;
-            let (more, bad) = intake::from_log(vec![entry])?;
-            items.extend(more);
-            malformed.extend(bad);
-        }
-        Ok((items, malformed, offset))
-    }
-
-    /// Up to `count` timers that are due. One that cannot be read is of a newer program's making.
-    fn due_timers(&mut self, limit_ms: u64, count: usize) -> Result<Vec<Item>, OwnerError> {
-        let mut items = Vec::new();
-        while items.len() < count
-            && let Some((due_ms, member)) = self.core.schedule.timers.pop(limit_ms)
-        {
-            let (run, timer) = record::unpack_timer(&member).ok_or(OwnerError::Newer(record::VERSION + 1))?;
-            items.push(Item { origin: Origin::Timer, at_ms: due_ms, run, what: What::Event(Event::Timer(timer)) });
-            self.core.staged.commit.timers_cleared.push(member);
-        }
-        Ok(items)
-    }
-
-    /// Up to `left` of the ready steps that were looked at.
-    fn released(&mut self, queue: &Name, value: &Value, left: &mut usize) -> Vec<Item> {
-        let members = reply::array(value).unwrap_or_default().iter().filter_map(reply::bytes);
-        let found: Vec<Vec<u8>> = members.map(<[u8]>::to_vec).collect();
-        let members: Vec<Vec<u8>> = found.iter().take(*left).cloned().collect();
-        *left -= members.len();
-        let q = self.core.schedule.queue(queue);
-        // An empty answer is exact: what the last batch added was committed before it.
-        q.ready = if found.is_empty() { 0 } else { q.ready.saturating_sub(members.len() as u64) };
-        let at_ms = self.core.now_ms;
-        let item =
-            |(run, index)| Item { origin: Origin::Ready, at_ms, run, what: What::Event(Event::Release { index }) };
-        let items = members.iter().filter_map(|m| record::unpack_ready(m)).map(item).collect();
-        if !members.is_empty() {
-            self.core.staged.commit.ready_removed.entry(queue.clone()).or_default().extend(members);
-        }
-        items
-    }
-
-    fn next_work(&mut self) -> Vec<Item> {
-        let take = self.core.schedule.todo.len().min(WORK_PER_BATCH);
-        let works: Vec<Work> = self.core.schedule.todo.drain(..take).collect();
-        self.core.staged.commit.work_taken = take;
-        works.into_iter().map(|w| intake::from_work(w, self.core.now_ms)).collect()
+        Ok(())
     }
 
     /// A command that was sent before and has an answer is not decided again: its answer is announced again.
@@ -319,21 +321,6 @@ impl<L: Link> Owner<L> {
         let stored: BTreeMap<CommandId, Reply> = stored.map(|reply| (reply.id, reply)).collect();
         items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
         self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
-        Ok(())
-    }
-
-    /// Loads what the items are about. Items about a broken run are quarantined.
-    async fn bring(&mut self, items: &[Item], malformed: &mut Vec<Malformed>) -> Result<(), OwnerError> {
-        let (runs, plans) = Core::wanted(items);
-        let Self { partition, core, .. } = self;
-        core.cache.load_plans(partition, plans).await?;
-        for (run, error) in core.cache.load_runs(partition, runs).await? {
-            if let RecordError::Newer { version, .. } = error {
-                return Err(OwnerError::Newer(version));
-            }
-            let why = format!("run {run}: {error}");
-            malformed.push(Malformed { id: StreamId::ZERO, why, bytes: run.bytes().to_vec() });
-        }
         Ok(())
     }
 

@@ -11,6 +11,8 @@ use crate::machine::event::Work;
 
 /// Timers due within this time are kept in mind.
 pub const HORIZON_MS: u64 = 120_000;
+/// Timers of one read: about 150 KiB, and a millisecond of the server.
+pub const TIMERS_PER_READ: usize = 2_000;
 /// Dispatched, unfinished jobs per queue and partition, at least.
 pub const WINDOW_MIN: u64 = 256;
 
@@ -19,18 +21,39 @@ pub const WINDOW_MIN: u64 = 256;
 pub struct Timers {
     by_due: BTreeSet<(u64, Vec<u8>)>,
     due_of: HashMap<Vec<u8>, u64>,
-    /// Every timer due up to here is kept in mind.
+    /// Every timer due up to here is kept in mind. It lags behind the clock while very many are due.
     pub horizon_ms: u64,
 }
 
 impl Timers {
+    /// Whether it is time to read on: the horizon comes near, and there is room for more.
+    pub fn wants_more(&self, now_ms: u64) -> bool {
+        now_ms + HORIZON_MS / 2 > self.horizon_ms && self.by_due.len() < TIMERS_PER_READ / 2
+    }
+
+    /// Takes in the earliest timers that are stored, `page`, which were asked for up to `to_ms`. If there are more of them,
+    /// the horizon ends before the last of the page: others may be due in its millisecond.
+    pub fn take_in(&mut self, page: Vec<(u64, Vec<u8>)>, to_ms: u64) {
+        let whole = page.len() < TIMERS_PER_READ;
+        let last_ms = page.last().map_or(0, |(due, _)| *due);
+        let seen_to_ms = if whole { to_ms } else { last_ms.saturating_sub(1) };
+        self.horizon_ms = self.horizon_ms.max(seen_to_ms);
+        for (due_ms, member) in page {
+            self.keep(due_ms, member);
+        }
+    }
+
     /// Keeps a timer in mind if it is near. A timer that is set again moves.
     pub fn set(&mut self, due_ms: u64, member: Vec<u8>) {
         self.clear(&member);
         if due_ms <= self.horizon_ms {
-            self.due_of.insert(member.clone(), due_ms);
-            self.by_due.insert((due_ms, member));
+            self.keep(due_ms, member);
         }
+    }
+
+    fn keep(&mut self, due_ms: u64, member: Vec<u8>) {
+        self.due_of.insert(member.clone(), due_ms);
+        self.by_due.insert((due_ms, member));
     }
 
     /// Forgets a timer.
@@ -43,6 +66,11 @@ impl Timers {
     /// When the next timer is due.
     pub fn next_due(&self) -> Option<u64> {
         self.by_due.first().map(|(due, _)| *due)
+    }
+
+    /// When there may be something to do: the next timer is due, or one that is not in mind yet may be.
+    pub fn next_look(&self) -> u64 {
+        self.next_due().unwrap_or(u64::MAX).min(self.horizon_ms + 1)
     }
 
     /// Takes the next timer that is due at `limit_ms` or before.
@@ -65,6 +93,8 @@ pub struct Queue {
     pub ready: u64,
     /// The priority of the most urgent of them, or more; 0 if none waits.
     pub urgent: u8,
+    /// Some of them were looked at, and are about to be released.
+    pub looked_at: bool,
     /// The stream and its group exist.
     pub exists: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.
@@ -110,7 +140,7 @@ impl Schedule {
     /// Queues with waiting steps and room on the stream, with how many steps may go.
     pub fn releasable(&self) -> Vec<(Name, u64)> {
         let room = |name: &Name, q: &Queue| self.window(name).saturating_sub(q.outstanding);
-        let waiting = self.queues.iter().filter(|(_, q)| q.ready > 0);
+        let waiting = self.queues.iter().filter(|(_, q)| q.ready > 0 && !q.looked_at);
         // A quarter of the window at once, so that one command moves many steps.
         waiting
             .map(|(name, q)| (name.clone(), room(name, q)))
@@ -135,6 +165,43 @@ mod tests {
         assert_eq!(timers.pop(299), None);
         let all: Vec<_> = std::iter::from_fn(|| timers.pop(1_000)).collect();
         assert_eq!(all, [(300, vec![2]), (400, vec![1])], "beyond the horizon and cleared ones are not kept");
+    }
+
+    #[test]
+    fn more_timers_than_one_read_brings_come_page_by_page_and_none_is_passed_by() {
+        // Ten pages, with hundreds in every millisecond: stored order is by time, then by member.
+        let mut stored: BTreeSet<(u64, Vec<u8>)> =
+            (0..20_000u32).map(|n| (1_000 + u64::from(n) / 700, n.to_be_bytes().to_vec())).collect();
+        let mut timers = Timers::default();
+        let (mut fired, mut reads) = (Vec::new(), 0);
+        while !stored.is_empty() {
+            if timers.wants_more(5_000) {
+                let page: Vec<_> = stored.iter().take(TIMERS_PER_READ).cloned().collect();
+                timers.take_in(page, 5_000 + HORIZON_MS);
+                reads += 1;
+            }
+            assert!(timers.by_due.len() <= TIMERS_PER_READ * 3 / 2, "what is in mind is bounded");
+            for _ in 0..400 {
+                let Some(timer) = timers.pop(5_000) else { break };
+                stored.remove(&timer);
+                fired.push(timer);
+            }
+        }
+        assert!(fired.is_sorted_by_key(|(due, _)| *due) && fired.len() == 20_000);
+        assert!(reads < 30, "{reads} reads");
+        timers.take_in(Vec::new(), 5_000 + HORIZON_MS);
+        assert_eq!((timers.horizon_ms, timers.wants_more(5_000)), (5_000 + HORIZON_MS, false));
+    }
+
+    #[test]
+    fn a_page_of_one_and_the_same_millisecond_is_no_standstill() {
+        let mut timers = Timers::default();
+        timers.take_in((0..TIMERS_PER_READ as u32).map(|n| (1_000, n.to_be_bytes().to_vec())).collect(), 5_000);
+        assert_eq!((timers.horizon_ms, timers.next_look()), (999, 1_000));
+        for n in 0..TIMERS_PER_READ as u32 {
+            assert_eq!(timers.pop(1_000), Some((1_000, n.to_be_bytes().to_vec())));
+        }
+        assert!(timers.wants_more(1_000) && timers.next_look() == 1_000, "what is not in mind is read before the wait");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use redis::{Cmd, Value, cmd};
 use stepfleet_protocol::{id::StreamId, keys::GROUP, keys::PartitionKeys, name::Name};
 
-use super::schedule::{HORIZON_MS, Queue, Schedule};
+use super::schedule::{HORIZON_MS, Queue, Schedule, TIMERS_PER_READ};
 use crate::store::{partition::LEASE_MS, reply};
 
 /// Time between two renewals of the lease, and between two looks at a queue.
@@ -37,11 +37,21 @@ pub enum Chore {
     Pending(Name),
     /// How much is in a queue's ready set.
     Ready(Name),
-    /// Timers beyond the old horizon.
+    /// The earliest timers.
     Timers {
-        /// The old horizon.
-        from_ms: u64,
+        /// Up to here they were asked for.
+        to_ms: u64,
     },
+}
+
+impl Chore {
+    /// Whether its reply says nothing about what a batch changes that is being decided meanwhile.
+    pub fn tells_no_mirror(&self) -> bool {
+        match self {
+            Self::Lease | Self::Trim | Self::TrimEvents | Self::Release(_) => true,
+            Self::Retake | Self::Groups(_) | Self::Pending(_) | Self::Ready(_) | Self::Timers { .. } => false,
+        }
+    }
 }
 
 /// When each duty is due.
@@ -100,6 +110,10 @@ impl Upkeep {
             take.arg(self.keys.ready(&queue)).arg(0).arg(room.min(super::owner::BATCH_ITEMS_MAX as u64) - 1);
             push(Chore::Release(queue), take);
         }
+        if schedule.timers.wants_more(now_ms) {
+            let to_ms = now_ms + HORIZON_MS;
+            push(Chore::Timers { to_ms }, self.timers(to_ms));
+        }
         if now_ms >= self.next_look_ms {
             self.next_look_ms = now_ms + EVERY_MS;
             self.look(schedule, now_ms, offset, &mut push);
@@ -131,18 +145,14 @@ impl Upkeep {
             ready.arg(self.keys.ready(name));
             push(Chore::Ready(name.clone()), ready);
         }
-        let horizon = schedule.timers.horizon_ms;
-        if now_ms + HORIZON_MS / 2 > horizon {
-            schedule.timers.horizon_ms = now_ms + HORIZON_MS;
-            push(Chore::Timers { from_ms: horizon }, self.timers(horizon, now_ms + HORIZON_MS));
-        }
     }
 
-    /// Reads the timers due after `from_ms` and up to `to_ms`.
-    pub fn timers(&self, from_ms: u64, to_ms: u64) -> Cmd {
+    /// Reads the earliest timers that are due up to `to_ms`, a page of them. It begins with the earliest again and not where
+    /// the last page ended: behind a commit the earliest ones are exactly those that were not decided.
+    pub fn timers(&self, to_ms: u64) -> Cmd {
         let mut range = cmd("ZRANGEBYSCORE");
-        let from = if from_ms == 0 { "-inf".to_string() } else { format!("({from_ms}") };
-        range.arg(self.keys.timers()).arg(from).arg(to_ms).arg("WITHSCORES");
+        range.arg(self.keys.timers()).arg("-inf").arg(to_ms).arg("WITHSCORES");
+        range.arg("LIMIT").arg(0).arg(TIMERS_PER_READ);
         range
     }
 

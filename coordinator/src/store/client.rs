@@ -6,14 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use redis::Pipeline;
 use stepfleet_connect::Redis;
 use stepfleet_protocol::{
     codec,
     id::{CommandId, PartitionId, RunId},
     keys::{Keys, slot},
-    limits::PARTITIONS_MAX,
-    message::{Answer, Body, Command, LogEntry, Verb},
+    limits::{INLINE_BYTES_MAX, PARTITIONS_MAX, PAYLOAD_BYTES_MAX},
+    message::{Answer, Body, Command, LogEntry, Verb, command_value},
+    value::{Payload, ValueRef},
 };
 use uuid::Uuid;
 
@@ -25,6 +27,8 @@ use super::{
 
 /// The list of partitions is read again after this long.
 const PARTITIONS_AGE_MAX: Duration = Duration::from_secs(5);
+/// How long a value that travels with a command is kept for its owner, in milliseconds.
+const COMMAND_VALUE_MS: u64 = 25 * 3_600_000;
 /// Field of [`Keys::meta`] with the number of partitions.
 pub const FIELD_PARTITIONS: &str = "partitions";
 
@@ -85,6 +89,19 @@ pub struct Wish {
     pub id: CommandId,
     /// The id may have been used before.
     pub again: bool,
+}
+
+/// Takes a large input out of the wish and leaves a reference, which travels better.
+fn take_large(verb: &mut Verb, id: CommandId) -> Option<Bytes> {
+    let Verb::Replay { input: Some(input), .. } = verb else { return None };
+    match input {
+        Payload::Inline(bytes) if bytes.len() > INLINE_BYTES_MAX => {
+            let bytes = std::mem::take(bytes);
+            *input = Payload::Ref(ValueRef { id: command_value(id), bytes: bytes.len() as u64 });
+            Some(bytes)
+        }
+        Payload::Inline(_) | Payload::Ref(_) => None,
+    }
 }
 
 /// A client of the partitions. Clones share everything.
@@ -187,14 +204,18 @@ impl Client {
         if !self.knows(partition).await? {
             return Ok(Decided::Answered(Answer::NotFound));
         }
-        let Wish { run, verb, actor, reason, id, again } = wish;
+        let Wish { run, mut verb, actor, reason, id, again } = wish;
+        let value = take_large(&mut verb, id);
+        if let Some(bytes) = value.as_ref().map(Bytes::len).filter(|bytes| *bytes > PAYLOAD_BYTES_MAX) {
+            return Err(ClientError::TooLarge { what: "input", bytes, allowed: PAYLOAD_BYTES_MAX });
+        }
         let mut command = Command { id, actor, run, reason, verb, again };
         let wait = self.shared.replies.expect(id).ok_or(ClientError::Busy)?;
-        let mut sent = self.append_command(partition, &command).await;
+        let mut sent = self.append_command(partition, &command, value.as_ref()).await;
         if let Err(AskError::Unavailable(_)) = sent {
             // It may be in the log already; the owner then finds its own answer.
             command.again = true;
-            sent = self.append_command(partition, &command).await;
+            sent = self.append_command(partition, &command, value.as_ref()).await;
         }
         sent?;
         Ok(match self.answers(partition, wait).await?.into_iter().next() {
@@ -203,11 +224,28 @@ impl Client {
         })
     }
 
-    async fn append_command(&self, partition: PartitionId, command: &Command) -> Result<(), AskError> {
+    /// The log entry, and in the same transaction the value that travels with it.
+    async fn append_command(
+        &self,
+        partition: PartitionId,
+        command: &Command,
+        value: Option<&Bytes>,
+    ) -> Result<(), AskError> {
+        let keys = self.keys.partition(partition);
         let wire = codec::encode(&LogEntry::new(Body::Command(command.clone())));
         let mut pipe = redis::pipe();
-        pipe.cmd("XADD").arg(self.keys.partition(partition).log()).arg("*").arg(wire.field).arg(&wire.bytes[..]);
-        ask::all_good(ask::ask(&self.redis, slot(partition), &pipe).await?).map(drop)
+        if let Some(value) = value {
+            let key = keys.value(command_value(command.id));
+            pipe.cmd("MULTI");
+            pipe.cmd("SET").arg(key).arg(&value[..]).arg("PX").arg(COMMAND_VALUE_MS);
+        }
+        pipe.cmd("XADD").arg(keys.log()).arg("*").arg(wire.field).arg(&wire.bytes[..]);
+        if value.is_some() {
+            pipe.cmd("EXEC");
+        }
+        let replies = ask::all_good(ask::ask(&self.redis, slot(partition), &pipe).await?)?;
+        let executed = replies.last().and_then(reply::array).unwrap_or_default();
+        ask::all_good(executed.to_vec()).map(drop)
     }
 
     /// Waits for the answers to a command; none if they do not come in time.

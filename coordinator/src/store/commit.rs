@@ -18,6 +18,9 @@ use stepfleet_protocol::{
 /// How long the answer to a command is kept, in milliseconds.
 pub const REPLY_MS: u64 = 24 * 3_600_000;
 
+/// How long a tombstone is kept, in milliseconds: as long as an idempotency key, by which its run may be submitted.
+pub const TOMBSTONE_MS: u64 = 25 * 3_600_000;
+
 /// Fields of a hash with their values.
 pub type HashFields = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -54,6 +57,8 @@ pub struct Commit {
     pub values: Vec<(String, Vec<u8>)>,
     /// Values to drop, by id.
     pub values_dropped: Vec<String>,
+    /// Values that travelled with commands, to their places: from, to.
+    pub values_moved: Vec<(String, String)>,
     /// Failed attempts to keep.
     pub errors: Vec<(RunId, Vec<u8>)>,
     /// Dead letters.
@@ -82,6 +87,8 @@ pub struct Commit {
     pub keys_deleted: Vec<String>,
     /// Runs to take from the listing of their workflow.
     pub unlisted_by_workflow: BTreeMap<Name, Vec<RunId>>,
+    /// Unknown runs that were cancelled: a submit of theirs that comes later begins nothing.
+    pub tombstones: Vec<RunId>,
     /// Ring the doorbell of queues that got jobs (Cluster).
     pub doorbell: bool,
 }
@@ -123,6 +130,7 @@ impl Commit {
         self.write_listings(&mut out);
         self.write_letters(&mut out);
         self.write_answers(&mut out);
+        self.write_tombstones(&mut out);
         out.count
     }
 
@@ -141,6 +149,13 @@ impl Commit {
         for (id, bytes) in &self.values {
             let key = out.keys.value(id);
             out.cmd("SET").arg(key).arg(&bytes[..]);
+        }
+        for (from, to) in &self.values_moved {
+            let (from, to) = (out.keys.value(from), out.keys.value(to));
+            // Unlike RENAME it cannot fail when the value is gone; its lifetime comes along and is taken away.
+            out.cmd("COPY").arg(&from).arg(&to).arg("REPLACE");
+            out.cmd("PERSIST").arg(&to);
+            out.cmd("UNLINK").arg(&from);
         }
         for (run, error) in &self.errors {
             let key = out.keys.errors(run);
@@ -298,6 +313,13 @@ impl Commit {
         }
         let channel = out.keys.replies();
         out.cmd("SPUBLISH").arg(channel).arg(pack(&self.replies));
+    }
+
+    fn write_tombstones(&self, out: &mut Commands) {
+        for run in &self.tombstones {
+            let key = out.keys.tombstone(run);
+            out.cmd("SET").arg(key).arg("").arg("PX").arg(TOMBSTONE_MS);
+        }
     }
 
     /// Adds an answer.

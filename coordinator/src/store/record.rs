@@ -46,6 +46,9 @@ pub enum RecordError {
     /// Not a record at all.
     #[error("{0} is broken")]
     Broken(&'static str),
+    /// Bytes that no rule foresees.
+    #[error("reading it panicked")]
+    Panicked,
 }
 
 /// The record of a run without its steps.
@@ -135,6 +138,18 @@ pub fn unpack_run(bytes: &[u8]) -> Result<RunRecord, RecordError> {
         })
     };
     read().ok_or(RecordError::Broken("run record"))
+}
+
+/// The packed record of a run that is held although nothing but its record can be read, with the state it had; none if a run
+/// in that state cannot be held.
+pub fn suspend_packed(record: &[u8]) -> Option<(State, Vec<u8>)> {
+    let state = unpack_run(record).ok()?.state;
+    if !matches!(state, State::Queued | State::Processing | State::Waiting) {
+        return None;
+    }
+    let mut packed = record.to_vec();
+    packed[1] = State::Suspended as u8;
+    Some((state, packed))
 }
 
 /// A run from its record, before its steps are put in place.

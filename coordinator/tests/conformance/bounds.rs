@@ -1,8 +1,9 @@
 //! Bounds: commits, the window, retention, layout.
 
 use stepfleet_coordinator::{
-    shell::retention::Retention,
-    store::{link::Dial, reply},
+    machine::event::{Timer, Work, WorkKind},
+    shell::{retention::Retention, schedule::TIMERS_PER_READ},
+    store::{link::Dial, record, reply},
 };
 use stepfleet_protocol::{
     id::RunId,
@@ -14,12 +15,13 @@ use stepfleet_protocol::{
 
 use crate::{
     both,
-    fleet::{chain, keys},
+    fleet::{PARTITION, chain, keys},
     world::{World, on_real_alone},
 };
 
 both! {
     never_more_than_the_window_is_on_the_stream_and_the_urgent_come_first,
+    more_due_timers_than_one_read_brings_are_all_decided,
     what_is_beyond_retention_leaves_no_key,
     retention_by_count_keeps_the_newest,
 }
@@ -67,6 +69,40 @@ async fn never_more_than_the_window_is_on_the_stream_and_the_urgent_come_first<D
     let behind: Vec<bool> = order[WINDOW as usize..].iter().map(urgent).collect();
     let last = behind.iter().rposition(|u| *u).unwrap_or(0);
     assert!(last < 100, "an urgent step waited behind {last} others that had not been dispatched");
+}
+
+/// A run that nobody knows.
+fn nobody(n: u64) -> RunId {
+    RunId::new(PARTITION, 1, n)
+}
+
+/// Stores timers of runs that nobody knows, due at the given times.
+async fn store_timers<D: Dial>(w: &mut World<D>, due_ms: impl Iterator<Item = u64>) {
+    let mut pipe = redis::pipe();
+    let mut due_ms = due_ms.zip(0..).peekable();
+    while due_ms.peek().is_some() {
+        pipe.cmd("ZADD").arg(keys().timers());
+        for (due, n) in due_ms.by_ref().take(2_000) {
+            pipe.arg(due).arg(record::pack_timer(nobody(n), Timer::Run));
+        }
+        if pipe.len() == 25 || due_ms.peek().is_none() {
+            w.client.trip(&std::mem::take(&mut pipe)).await.expect("no faults");
+        }
+    }
+}
+
+async fn more_due_timers_than_one_read_brings_are_all_decided<D: Dial>(mut w: World<D>) {
+    let count = TIMERS_PER_READ as u64 * 2 + 1;
+    store_timers(&mut w, (0..count).map(|n| 1_000 + n / 3_000)).await;
+    let mut owner = w.own().await;
+    for _ in 0..60 {
+        w.turns(&mut owner, 1).await;
+        if w.number(&["ZCARD", &keys().timers()]).await == 0 {
+            assert!(owner.done.items >= count);
+            return;
+        }
+    }
+    panic!("{} timers are left", w.number(&["ZCARD", &keys().timers()]).await);
 }
 
 async fn keys_of<D: Dial>(w: &mut World<D>, run: RunId) -> Vec<String> {
@@ -188,5 +224,41 @@ fn trap_24_a_finished_ten_step_run_is_small() -> anyhow::Result<()> {
         assert_eq!(reply::text(&encoding), Some("listpack"));
         println!("a finished ten-step run has {bytes} bytes");
         assert!(bytes < 2_500, "{bytes} bytes");
+    })
+}
+
+#[test]
+fn trap_12_a_take_over_with_a_million_timers_and_100_000_work_items_holds_the_server_never_long() -> anyhow::Result<()>
+{
+    on_real_alone(async |mut w| {
+        const DUE: u64 = 3_000;
+        let time = w.one(&[b"TIME"]).await;
+        let now_ms = reply::time_ms(&time).expect("a time");
+        // A page and a half is long due, in one millisecond; the rest comes within the horizon, 100,000 in a millisecond.
+        let due = |n: u64| if n < DUE { now_ms - 5_000 } else { now_ms + 100_000 + n / 100_000 };
+        store_timers(&mut w, (0..1_000_000).map(due)).await;
+        for part in 0..10 {
+            let mut push = redis::pipe();
+            push.cmd("RPUSH").arg(keys().todo());
+            for n in 0..10_000 {
+                let work = Work { run: nobody(part * 10_000 + n), kind: WorkKind::Stop, next: 1 };
+                push.arg(record::pack_work(&work));
+            }
+            w.client.trip(&push).await.expect("no faults");
+        }
+        w.one(&[b"CONFIG", b"SET", b"slowlog-log-slower-than", b"25000"]).await;
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            w.one(&[b"SLOWLOG", b"RESET"]).await;
+            let mut owner = w.own().await;
+            w.turns(&mut owner, 12).await;
+            assert_eq!(w.number(&["ZCARD", &keys().timers()]).await, 1_000_000 - DUE as i64, "what is due was decided");
+            found = slow(&mut w).await;
+            if found.is_empty() {
+                break;
+            }
+        }
+        assert!(w.number(&["LLEN", &keys().todo()]).await < 100_000, "work goes on");
+        assert_eq!(found, Vec::<String>::new());
     })
 }

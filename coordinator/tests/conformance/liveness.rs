@@ -108,6 +108,22 @@ fn a_worker_without_beats_is_dead_and_its_job_runs_elsewhere() {
 }
 
 #[test]
+fn a_queue_has_its_share_of_the_slots_among_all_partitions_not_only_those_owned_here() {
+    on_memory(async |mut w| {
+        w.number(&["HSET", &all_keys().meta(), "partitions", "4"]).await;
+        let worker = w.worker(1);
+        beat(&mut w, &worker, &[], 1).await;
+        let owned = watch::Sender::new(BTreeSet::from([PARTITION]));
+        let slots = watch::Sender::new(std::collections::BTreeMap::new());
+        let told = slots.subscribe();
+        let mut observer = Observer::new(w.dial.clone(), all_keys(), Metrics::new(), owned.subscribe(), slots);
+        observer.sweep().await.expect("up");
+        let queue = Name::new("default").expect("a legal name");
+        assert_eq!(told.borrow().get(&queue), Some(&1), "four slots for four partitions");
+    });
+}
+
+#[test]
 fn trap_6_a_delivery_that_never_arrived_is_found_by_two_beats_and_not_counted() {
     on_memory(async |mut w| {
         let run = w.submit(&chain(1)).await;

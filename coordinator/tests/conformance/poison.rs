@@ -1,23 +1,26 @@
 //! What cannot be decided: malformed bytes, newer versions, refused commits; and what was decided before.
 
 use stepfleet_coordinator::{
+    machine::decision::Why,
     shell::{
         intake::Origin,
         owner::{BATCH_ITEMS_MAX, Memory, OwnerError},
     },
-    store::{link::Dial, partition::TurnError},
+    store::{link::Dial, partition::TurnError, workflows::Stored},
 };
 use stepfleet_protocol::{
     codec,
     id::{PartitionId, RunId, StreamId},
-    message::{Answer, Body, Command, Unreadable, Verb},
+    limits::ENTRY_PARTS_MAX,
+    message::{Answer, Body, Command, NewRun, Outcome, Submit, Unreadable, Verb},
     name::Name,
     state::State,
+    workflow::Workflow,
 };
 
 use crate::{
     both,
-    fleet::{chain, keys},
+    fleet::{chain, keys, workflow},
     world::World,
 };
 
@@ -26,7 +29,11 @@ both! {
     trap_13_an_entry_of_a_newer_version_ends_the_owner_and_is_not_passed_by,
     trap_13_bytes_on_a_job_stream_that_are_no_job_are_acked_and_counted,
     trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended,
+    trap_13_a_plan_that_no_rule_bears_refuses_its_run_and_holds_nothing_up,
+    trap_13_a_run_that_cannot_be_loaded_is_quarantined_and_held_and_the_rest_goes_on,
+    trap_13_an_entry_that_says_too_much_at_once_is_quarantined_whole_and_answered,
     trap_16_a_run_that_is_known_is_not_begun_again,
+    a_cancel_of_an_unknown_run_holds_for_a_submit_that_comes_later,
     trap_17_a_repeated_command_gets_the_same_answer,
 }
 
@@ -84,6 +91,66 @@ async fn trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended<D: 
     assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "undecidable"), "{answer:?}");
 }
 
+/// A workflow that no door has checked: it needs what it has not.
+fn unchecked() -> Workflow {
+    workflow(&[("a", &["nothing"])])
+}
+
+async fn trap_13_a_plan_that_no_rule_bears_refuses_its_run_and_holds_nothing_up<D: Dial>(mut w: World<D>) {
+    let run = w.client.run_id();
+    let id = w.client.submit(run, &unchecked(), None, false).await.expect("up");
+    let good = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.finish(&mut owner, &mut worker, good).await;
+    assert_eq!((w.state(run).await, w.number(&["XLEN", &keys().quarantine()]).await), (None, 1));
+    let answer = w.answer(&id).await.expect("it is answered").answers;
+    assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "undecidable"), "{answer:?}");
+}
+
+async fn trap_13_a_run_that_cannot_be_loaded_is_quarantined_and_held_and_the_rest_goes_on<D: Dial>(mut w: World<D>) {
+    let run = w.submit(&chain(2)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+    w.turns(&mut owner, 2).await;
+    let (plan, bad) = (Stored::new(&chain(2)), Stored::new(&unchecked()));
+    w.one(&[b"SET", keys().plan(&plan.hash).as_bytes(), &bad.bytes]).await;
+    worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
+    let good = w.submit(&chain(1)).await;
+    let mut owner = w.own().await;
+    w.finish(&mut owner, &mut worker, good).await;
+    let stored = w.stored(run).await;
+    assert_eq!(stored.record.state, State::Suspended);
+    assert_eq!(stored.history.last().map(|t| t.why), Some(Why::Quarantined));
+    assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 1);
+    assert_eq!(w.number(&["ZCARD", &keys().runs(State::Suspended)]).await, 1);
+    assert_eq!(w.number(&["ZCARD", &keys().runs(State::Processing)]).await, 0);
+    // A wish about it is refused, and it is not begun anew.
+    let id = w.client.command(run, Verb::Resume).await.expect("up");
+    w.client.submit(run, &chain(1), None, true).await.expect("up");
+    w.turns(&mut owner, 4).await;
+    let answer = w.answer(&id).await.expect("it is answered").answers;
+    assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "undecidable"), "{answer:?}");
+    // With its plan it goes on.
+    w.one(&[b"SET", keys().plan(&plan.hash).as_bytes(), &plan.bytes]).await;
+    let id = w.client.command(run, Verb::Cancel).await.expect("up");
+    w.turns(&mut owner, 4).await;
+    assert!(matches!(w.answer(&id).await.expect("it is answered").answers[..], [Answer::Done { .. }]));
+}
+
+async fn trap_13_an_entry_that_says_too_much_at_once_is_quarantined_whole_and_answered<D: Dial>(mut w: World<D>) {
+    let plan = Stored::new(&chain(1)).hash;
+    let new = |run| NewRun { run, plan: plan.clone(), version: None, input: None, traceparent: None };
+    let runs: Vec<NewRun> = (0..=ENTRY_PARTS_MAX).map(|_| new(w.client.run_id())).collect();
+    let (first, id) = (runs[0].run, w.client.command_id());
+    w.client.append(Body::Submit(Submit { id, actor: "t".into(), runs, again: false })).await.expect("up");
+    let good = w.submit(&chain(1)).await;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.finish(&mut owner, &mut worker, good).await;
+    assert_eq!((w.state(first).await, w.number(&["XLEN", &keys().quarantine()]).await), (None, 1));
+    let answer = w.answer(&id).await.expect("it is answered").answers;
+    assert!(matches!(&answer[..], [Answer::Refused { code, .. }] if code == "too_many_parts"), "{answer:?}");
+}
+
 async fn trap_16_a_run_that_is_known_is_not_begun_again<D: Dial>(mut w: World<D>) {
     let run = w.submit(&chain(1)).await;
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
@@ -93,6 +160,32 @@ async fn trap_16_a_run_that_is_known_is_not_begun_again<D: Dial>(mut w: World<D>
     let answers = w.answer(&id).await.expect("it is answered").answers;
     assert_eq!(answers, [Answer::Known { state: State::Completed }]);
     assert!(worker.take(10).await.expect("up").is_empty());
+}
+
+async fn a_cancel_of_an_unknown_run_holds_for_a_submit_that_comes_later<D: Dial>(mut w: World<D>) {
+    let (later, same_batch, other) = (w.client.run_id(), w.client.run_id(), w.client.run_id());
+    let mut owner = w.own().await;
+    let cancel = w.client.command(later, Verb::Cancel).await.expect("up");
+    let suspend = w.client.command(other, Verb::Suspend { now: false }).await.expect("up");
+    w.turns(&mut owner, 2).await;
+    for id in [cancel, suspend] {
+        assert_eq!(w.answer(&id).await.expect("it is answered").answers, [Answer::NotFound]);
+    }
+    let mut owner = w.own().await;
+    w.client.command(same_batch, Verb::Cancel).await.expect("up");
+    let mut submits = Vec::new();
+    for run in [later, same_batch, other] {
+        submits.push(w.client.submit(run, &chain(1), None, true).await.expect("up"));
+    }
+    w.turns(&mut owner, 3).await;
+    let dead = Answer::Known { state: State::Cancelled };
+    for (id, expected) in submits.into_iter().zip([dead.clone(), dead, Answer::Done { state: State::Queued }]) {
+        assert_eq!(w.answer(&id).await.expect("it is answered").answers, [expected]);
+    }
+    assert_eq!((w.state(later).await, w.state(same_batch).await), (None, None));
+    assert_eq!(w.worker(1).take(10).await.expect("up").len(), 1, "only the other run is begun");
+    let left_ms = w.number(&["PTTL", &keys().tombstone(&later)]).await;
+    assert!((1..=25 * 3_600_000).contains(&left_ms), "{left_ms}");
 }
 
 async fn trap_17_a_repeated_command_gets_the_same_answer<D: Dial>(mut w: World<D>) {
@@ -123,7 +216,7 @@ fn trap_13_a_refused_commit_is_halved_until_its_item_is_alone() {
         memory.halve();
         assert_eq!(memory.batch_items, size, "from {BATCH_ITEMS_MAX}");
     }
-    memory.last_single = Some(item);
+    memory.last_alone = vec![item];
     memory.halve();
     assert_eq!((memory.batch_items, memory.poison.contains(&item)), (0, true));
 }
@@ -142,4 +235,13 @@ fn trap_13_only_a_refusal_of_its_own_fault_is_blamed_on_a_commit() {
         let refused = TurnError::Refused(text.into());
         assert_eq!((refused.is_full(), refused.blames_the_commit()), (full, own), "{text}");
     }
+}
+
+#[test]
+fn trap_13_what_cannot_be_told_apart_is_poison_together() {
+    let (entry, run) = (StreamId { ms: 1, seq: 0 }, RunId::new(PartitionId(0), 1, 1));
+    let mut memory = Memory { batch_items: 1, ..Memory::default() };
+    memory.last_alone = (0..3).map(|part| (Origin::Entry(entry, part), run)).collect();
+    memory.learn(&OwnerError::Panicked);
+    assert_eq!((memory.batch_items, memory.poison.len()), (0, 3));
 }

@@ -95,7 +95,8 @@ impl World {
     }
 
     fn report(&mut self, of: JobRef, how: u8) {
-        let fail = |category| Outcome::Failed(Failure::new(category, "no luck"));
+        let retryable = [None, None, None, Some(true), Some(false)][usize::from(how / 24) % 5];
+        let fail = |category| Outcome::Failed(Failure { retryable, ..Failure::new(category, "no luck") });
         let worker = Self::worker();
         let outcome = match how % 24 {
             0..=6 => Outcome::Completed(None),
@@ -111,11 +112,13 @@ impl World {
             }
             18 => Outcome::Cancelled,
             n @ 19..=20 => return drop(self.apply(Event::Lost { of, worker, counted: n == 19 })),
-            21 => {
+            n @ 21..=22 => {
                 let step = self.run.step(of.index);
                 if step.state == State::Queued && step.job == Some(of.job) && step.in_flight {
                     let failure = Failure::new(Category::Data, "no such field");
-                    self.apply(Event::Unrenderable { index: of.index, job: of.job, failure });
+                    let unrenderable = Event::Unrenderable { index: of.index, job: of.job, failure };
+                    let deferred = Event::Deferred { index: of.index, job: of.job };
+                    self.apply(if n == 21 { unrenderable } else { deferred });
                 }
                 return;
             }
@@ -208,6 +211,9 @@ fn lives(graph: &str, chances: &[Chance]) {
     if world.run.state == State::Completed {
         assert!(world.run.steps().iter().all(|s| s.state == State::Completed));
         assert!(world.letters.is_empty() && world.run.errors.is_empty(), "nothing of a completed run is open");
+    }
+    if world.run.state == State::Cancelled {
+        assert!(world.letters.is_empty(), "nobody waits for a letter of a cancelled run");
     }
     assert!(world.timers.is_empty() && world.ready.is_empty() && world.jobs.is_empty() && world.todo.is_empty());
 }

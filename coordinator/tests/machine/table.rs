@@ -200,8 +200,14 @@ fn failure(category: &str, more: &[&str]) -> Failure {
     let category = Category::ALL.into_iter().find(|c| c.as_str() == category).expect("a category");
     let mut failure = Failure::new(category, "no luck");
     for word in more {
-        let after = word.strip_prefix("after=").expect("after=DURATION");
-        failure.retry_after_ms = Some(Millis::parse(after).expect("a duration").0);
+        match *word {
+            "retryable" => failure.retryable = Some(true),
+            "final" => failure.retryable = Some(false),
+            word => {
+                let after = word.strip_prefix("after=").expect("after=DURATION, retryable or final");
+                failure.retry_after_ms = Some(Millis::parse(after).expect("a duration").0);
+            }
+        }
     }
     failure
 }

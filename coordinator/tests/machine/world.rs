@@ -76,7 +76,7 @@ impl World {
             reasons: BTreeSet::new(),
             history: BTreeMap::new(),
             letters_ever: BTreeMap::new(),
-            mint: Mint { reign: Reign { counter: 1, random: 0xfe }, seq: 0, n: 0 },
+            mint: Mint::new(Reign { counter: 1, random: 0xfe }, 0),
             seen: HashSet::new(),
             awaited: BTreeMap::new(),
             last_letter: StreamId::ZERO,
@@ -118,7 +118,7 @@ impl World {
 
     /// Decides one event, in a commit of its own, and does what its effects say.
     pub(crate) fn apply(&mut self, event: Event) -> Decision {
-        (self.mint.seq, self.mint.n) = (self.mint.seq + 1, 0);
+        self.mint = Mint::new(self.mint.reign, self.mint.seq + 1);
         self.before(&event);
         let (acks, answers) = match &event {
             Event::Result { of, .. } | Event::Lost { of, .. } => (vec![(of.queue.clone(), of.entry)], 0),
@@ -162,7 +162,7 @@ impl World {
                     self.awaited.retain(|_, awaited| awaited != job);
                 }
             }
-            Event::Unrenderable { job, .. } => {
+            Event::Unrenderable { job, .. } | Event::Deferred { job, .. } => {
                 self.jobs.remove(job);
                 self.awaited.retain(|_, awaited| awaited != job);
             }

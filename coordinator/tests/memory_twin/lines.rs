@@ -15,6 +15,8 @@ PEXPIRE {any} {ttl} {expopt}
 EXPIRE {any} {ttl}
 PTTL {any}
 PERSIST {any}
+COPY {s} {s}
+COPY {s} {h} REPLACE
 APPEND {s} {v}
 STRLEN {s}
 GETRANGE {s} {i} {i}

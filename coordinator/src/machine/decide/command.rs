@@ -51,12 +51,23 @@ impl Deciding<'_> {
             return self.done();
         }
         if self.run.state == State::Failed {
-            // So that nobody retries it by mistake.
-            self.move_run(State::Cancelled, Why::Cancelled, reason);
+            self.cancel_failed(reason);
         } else {
             self.stop(Ending::Cancelled, reason);
         }
         self.done()
+    }
+
+    /// A failed run is cancelled so that nobody retries it by mistake: its letters are closed. One with very many of them is
+    /// held until the last of them is.
+    fn cancel_failed(&mut self, reason: Option<Arc<str>>) {
+        self.run.ending = Some(Ending::Cancelled);
+        self.work(Work { run: self.run.id, kind: WorkKind::Stop, next: 0 });
+        if self.run.work > 0 {
+            return self.move_run(State::Suspended, Why::Cancelled, reason);
+        }
+        self.run.ending = None;
+        self.move_run(State::Cancelled, Why::Cancelled, reason);
     }
 
     fn suspend(&mut self, reason: Option<Arc<str>>, now: bool) -> Answer {

@@ -242,6 +242,20 @@ impl Deciding<'_> {
         self.settle();
     }
 
+    /// A job that was to be is not made now.
+    pub(super) fn deferred(&mut self, index: u32, job: JobId) {
+        let step = self.run.step(index);
+        if !step.in_flight || step.job != Some(job) {
+            return;
+        }
+        self.landed(index, job);
+        if self.run.ending.is_some() {
+            self.move_step(index, State::Cancelled, self.stop_why(), None, None);
+            return self.settle();
+        }
+        self.effect(Effect::Ready { index });
+    }
+
     pub(super) fn unrenderable(&mut self, index: u32, job: JobId, failure: Failure) {
         let step = self.run.step(index);
         if !step.in_flight || step.job != Some(job) {
@@ -261,7 +275,8 @@ impl Deciding<'_> {
         let index = failed.index;
         self.run.step_mut(index).attempts += 1;
         let category = failed.failure.category;
-        if !retry::policy(category).retry {
+        // A handler that knows better than its category has the last word.
+        if !failed.failure.retryable.unwrap_or(retry::policy(category).retry) {
             let cause = if category == Category::Data { Cause::Data } else { Cause::Permanent };
             return self.give_up(failed, cause);
         }
@@ -314,9 +329,10 @@ impl Deciding<'_> {
         if self.run.ending.is_some() {
             return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
-        self.run.review |= cause == Cause::Data;
-        let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();
         let category = failed.failure.category;
+        // Whatever made it give up: bad data want a person.
+        self.run.review |= category == Category::Data;
+        let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();
         let id = self.mint.letter(self.now_ms);
         self.run.step_mut(index).letter = Some(id);
         self.effect(Effect::Letter(Box::new(Letter { id, index, cause, category, of: failed.of, attempts })));

@@ -6,7 +6,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::Step,
+        run::{Ending, Step},
     },
     Deciding, STEPS_PER_DECISION,
 };
@@ -37,10 +37,20 @@ impl Deciding<'_> {
         }
     }
 
+    /// Takes one step from what this decision and its commit may still touch. False if there is none left; each decision
+    /// gets at least one.
+    fn may_touch(&mut self, touched: usize) -> bool {
+        if touched == STEPS_PER_DECISION || (touched > 0 && self.mint.steps_left == 0) {
+            return false;
+        }
+        self.mint.steps_left = self.mint.steps_left.saturating_sub(1);
+        true
+    }
+
     fn each_root(&mut self, next: u32) -> Option<u32> {
         let plan = self.run.plan.clone();
         for (place, index) in (next..).zip(&plan.roots[next as usize..]) {
-            if place as usize - next as usize == STEPS_PER_DECISION {
+            if !self.may_touch(place as usize - next as usize) {
                 return Some(place);
             }
             if self.run.step(*index).state == State::Created {
@@ -54,7 +64,7 @@ impl Deciding<'_> {
         let plan = self.run.plan.clone();
         let dependants = &plan.steps[of as usize].dependants;
         for (place, index) in (next..).zip(&dependants[next as usize..]) {
-            if place as usize - next as usize == STEPS_PER_DECISION {
+            if !self.may_touch(place as usize - next as usize) {
                 return Some(place);
             }
             let step = self.run.step_mut(*index);
@@ -78,10 +88,12 @@ impl Deciding<'_> {
     fn each_step(&mut self, next: u32, mut act: impl FnMut(&mut Self, u32) -> bool) -> Option<u32> {
         let mut acted = 0;
         for index in next..self.run.plan.steps.len() as u32 {
-            if acted == STEPS_PER_DECISION {
+            if acted == STEPS_PER_DECISION || (acted > 0 && self.mint.steps_left == 0) {
                 return Some(index);
             }
-            acted += usize::from(act(self, index));
+            let hit = act(self, index);
+            acted += usize::from(hit);
+            self.mint.steps_left = self.mint.steps_left.saturating_sub(usize::from(hit));
         }
         None
     }
@@ -108,6 +120,11 @@ impl Deciding<'_> {
             }
             State::Created | State::Waiting | State::Suspended => {
                 self.move_step(index, State::Cancelled, why, None, None);
+            }
+            // A run that ran out of time may be taken up again; one that was cancelled may not.
+            State::Failed if step.letter.is_some() && self.run.ending == Some(Ending::Cancelled) => {
+                let letter = self.run.step_mut(index).letter.take();
+                self.effect(Effect::CloseLetter(letter.expect("just seen")));
             }
             State::Processing => unreachable!("a processing step is in flight"),
             State::Completed | State::Failed | State::Cancelled | State::Skipped => return false,

@@ -5,12 +5,13 @@
 use std::collections::VecDeque;
 
 use redis::Value;
-use stepfleet_protocol::{id::StreamId, keys::GROUP, name::Name};
+use stepfleet_protocol::{keys::GROUP, name::Name};
 
 use super::{
     super::{
         cache::Cache,
         core::{Core, Staged},
+        intake::{self, Origin},
         retention::Retention,
         schedule::{HORIZON_MS, Schedule},
         upkeep::{Upkeep, outstanding},
@@ -18,13 +19,16 @@ use super::{
     Done, Memory, Owner, OwnerError,
 };
 use crate::{
-    machine::decide::Mint,
+    machine::{decide::Mint, event::Work},
     store::{
         link::Link,
         partition::{Ask, Partition, TurnError},
         record, reply,
     },
 };
+
+/// Work items of one read, of about 25 bytes each.
+const WORK_PER_READ: usize = 5_000;
 
 impl<L: Link> Owner<L> {
     /// Begins to own a partition: loads timers, work items and queues.
@@ -33,19 +37,14 @@ impl<L: Link> Owner<L> {
     /// The trip's, or that a newer program has been here.
     pub async fn begin(mut partition: Partition<L>, name: &str, memory: Memory) -> Result<Self, OwnerError> {
         let turn = partition.turn(None, Ask::default()).await?;
-        let mut schedule = Schedule::default();
-        schedule.timers.horizon_ms = turn.now_ms + HORIZON_MS;
+        let schedule = Schedule { todo: load_work(&mut partition).await?, ..Schedule::default() };
         let mut pipe = redis::pipe();
-        pipe.cmd("LRANGE").arg(partition.keys.todo()).arg(0).arg(-1);
         pipe.cmd("SMEMBERS").arg(partition.keys.queues());
         let replies = partition.load(&pipe).await?;
-        let items = replies.first().and_then(reply::array).unwrap_or_default();
-        let works: Option<_> = items.iter().map(|i| reply::bytes(i).and_then(record::unpack_work)).collect();
-        schedule.todo = works.ok_or(OwnerError::Newer(record::VERSION + 1))?;
-        let names = replies.get(1).and_then(reply::array).unwrap_or_default();
+        let names = replies.first().and_then(reply::array).unwrap_or_default();
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
         let head = partition.head;
-        let mint = Mint { reign: partition.reign, seq: head.seq + 1, n: 0 };
+        let mint = Mint::new(partition.reign, head.seq + 1);
         let core = Core {
             cache: Cache::default(),
             schedule,
@@ -53,6 +52,8 @@ impl<L: Link> Owner<L> {
             mint,
             now_ms: head.now_ms,
             freed: None,
+            at: (Origin::Todo, *intake::NO_RUN),
+            full: false,
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {
@@ -65,15 +66,18 @@ impl<L: Link> Owner<L> {
             more_in_log: true,
             entry_bytes: 256,
             pending: None,
+            looked_at: Vec::new(),
+            known_ms: 0,
             retention: Retention::default(),
             next_retention_ms: 0,
             server_ms: turn.now_ms,
             done: Done::default(),
+            avoided: Vec::new(),
         };
         for name in names {
             owner.make_queue(&name).await?;
         }
-        owner.load_timers(0).await?;
+        owner.load_timers().await?;
         Ok(owner)
     }
 
@@ -107,21 +111,39 @@ impl<L: Link> Owner<L> {
         Ok(())
     }
 
-    async fn load_timers(&mut self, from_ms: u64) -> Result<(), OwnerError> {
+    async fn load_timers(&mut self) -> Result<(), OwnerError> {
+        let to_ms = self.server_ms + HORIZON_MS;
         let mut pipe = redis::pipe();
-        pipe.add_command(self.upkeep.timers(from_ms, self.core.schedule.timers.horizon_ms));
+        pipe.add_command(self.upkeep.timers(to_ms));
         let replies = self.partition.load(&pipe).await?;
         if let Some(value) = replies.first() {
-            self.keep_timers(value);
+            self.keep_timers(value, to_ms);
         }
         Ok(())
     }
 
-    pub(super) fn keep_timers(&mut self, value: &Value) {
-        for pair in reply::array(value).unwrap_or_default().chunks_exact(2) {
-            if let (Some(member), Some(due)) = (reply::bytes(&pair[0]), score(&pair[1])) {
-                self.core.schedule.timers.set(due, member.to_vec());
-            }
+    /// Takes the earliest timers in mind, which were asked for up to `to_ms`.
+    pub(super) fn keep_timers(&mut self, value: &Value, to_ms: u64) {
+        let pairs = reply::array(value).unwrap_or_default().chunks_exact(2);
+        let read = pairs.filter_map(|pair| Some((score(&pair[1])?, reply::bytes(&pair[0])?.to_vec())));
+        self.core.schedule.timers.take_in(read.collect(), to_ms);
+    }
+}
+
+/// Reads every work item, page by page: nobody else writes them, so the pages fit together.
+async fn load_work<L: Link>(partition: &mut Partition<L>) -> Result<VecDeque<Work>, OwnerError> {
+    let mut works = VecDeque::new();
+    loop {
+        let mut pipe = redis::pipe();
+        pipe.cmd("LRANGE").arg(partition.keys.todo()).arg(works.len()).arg(works.len() + WORK_PER_READ - 1);
+        let replies = partition.load(&pipe).await?;
+        let items = replies.first().and_then(reply::array).unwrap_or_default();
+        for item in items {
+            let work = reply::bytes(item).and_then(record::unpack_work);
+            works.push_back(work.ok_or(OwnerError::Newer(record::VERSION + 1))?);
+        }
+        if items.len() < WORK_PER_READ {
+            return Ok(works);
         }
     }
 }

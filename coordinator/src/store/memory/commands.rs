@@ -56,6 +56,7 @@ const COMMANDS: &[Spec] = &[
     plain("EXPIRE", -3, keys::expire),
     plain("PEXPIRE", -3, keys::pexpire),
     plain("PERSIST", 2, keys::persist),
+    grows("COPY", -3, keys::copy),
     plain("PTTL", 2, keys::pttl),
     plain("KEYS", 2, keys::keys),
     plain("SCAN", -2, keys::scan),

@@ -1,26 +1,24 @@
 //! Rendering a compiled `with`: values in, one value out, its size and time bounded.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, Instant},
-};
+use std::{borrow::Cow, time::Duration};
 
 use serde_json::{Map, Value};
 use stepfleet_protocol::limits::PAYLOAD_BYTES_MAX;
 
-use super::{Chunk, Part, Place, RENDER_MS_MAX, RenderError, Scope, expression::Expression};
+use super::{Chunk, Part, Place, RENDER_MS_MAX, RenderError, Scope, expression::Expression, meter::worked};
 use crate::workflow::report::shown;
 
 /// One rendering: what it may still take.
 pub(super) struct Rendering<'s> {
     scope: &'s Scope,
-    until: Instant,
+    /// Up to this time of the thread; a rendering does not change threads.
+    until: Duration,
     bytes_left: usize,
 }
 
 impl<'s> Rendering<'s> {
     pub(super) fn new(scope: &'s Scope) -> Self {
-        let until = Instant::now() + Duration::from_millis(RENDER_MS_MAX);
+        let until = worked() + Duration::from_millis(RENDER_MS_MAX);
         Self { scope, until, bytes_left: PAYLOAD_BYTES_MAX }
     }
 
@@ -73,7 +71,7 @@ impl<'s> Rendering<'s> {
     }
 
     fn evaluate(&self, expression: &Expression, place: Place<'_>) -> Result<Cow<'s, Value>, RenderError> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.until.saturating_sub(worked());
         let fault = |message: &str| RenderError {
             path: place.to_string(),
             message: format!("`${{{{ {} }}}}`: {message}", shown(&expression.text)),

@@ -1,0 +1,202 @@
+//! What a batch is made of, in order: log entries with the timers between them, then ready steps, then work items. And how
+//! a batch is decided while the one before it is being committed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use redis::Value;
+use stepfleet_protocol::{id::StreamId, name::Name};
+
+use super::{
+    super::{
+        core::Core,
+        inputs,
+        intake::{self, Item, Malformed, Origin, Place, What},
+        upkeep::Chore,
+    },
+    BATCH_ITEMS_MAX, BATCH_ITEMS_MIN, Memory, Owner, OwnerError, WORK_PER_BATCH,
+};
+use crate::{
+    machine::event::{Event, Work},
+    store::{commit::Commit, link::Link, partition::Turn, record, reply},
+};
+
+/// The most urgent of the ready steps of a queue, as they were at the last commit.
+#[derive(Debug)]
+pub(super) struct Look {
+    queue: Name,
+    found: Value,
+    /// Nothing was decided since, so that an empty answer is the truth.
+    exact: bool,
+}
+
+/// A batch that is not decided yet.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    pub(super) items: Vec<Item>,
+    pub(super) malformed: Vec<Malformed>,
+    /// The last entry that it is about.
+    pub(super) offset: StreamId,
+}
+
+/// A batch that was looked at while the last one was being committed.
+#[derive(Debug)]
+pub(super) enum Ahead {
+    /// It needs something that is not in mind: nothing was done with it.
+    Untouched(Gathered),
+    /// It is decided; something it led to must be read from the server first. Its items are gone.
+    Decided { left: Gathered, items: usize, alone: Vec<Place> },
+    /// It is decided, and its commit is ready.
+    Sealed { commit: Commit, items: usize, alone: Vec<Place> },
+}
+
+impl Gathered {
+    /// Decides the batch as far as that goes without the server.
+    ///
+    /// # Errors
+    /// The item over which something panicked, if it is known.
+    pub(super) fn decide(self, core: &mut Core) -> Result<Ahead, OwnerError> {
+        catch_unwind(AssertUnwindSafe(|| self.try_decide(core))).unwrap_or(Err(OwnerError::Panicked))
+    }
+
+    fn try_decide(mut self, core: &mut Core) -> Result<Ahead, OwnerError> {
+        if !core.has_all(&self.items) {
+            return Ok(Ahead::Untouched(self));
+        }
+        let (items, alone) = (self.items.len(), Memory::default().alone(&self.items));
+        for item in self.items.drain(..) {
+            core.item(item).map_err(OwnerError::Poison)?;
+        }
+        if self.malformed.is_empty() && inputs::resolve_at_hand(core)? {
+            let mut commit = core.seal();
+            commit.offset = self.offset;
+            return Ok(Ahead::Sealed { commit, items, alone });
+        }
+        Ok(Ahead::Decided { left: self, items, alone })
+    }
+}
+
+impl<L: Link> Owner<L> {
+    /// The next batch; none if there is nothing to do. What is sent or committed so far goes up to `offset`.
+    pub(super) fn gather(&mut self, offset: StreamId) -> Result<Option<Gathered>, OwnerError> {
+        let mut batch = self.next_entries(offset)?;
+        // Timers must not overtake an entry that nobody has read or decided yet.
+        let decided_ms = batch.items.last().map_or(0, |item| item.at_ms);
+        let limit_ms = if self.backlog.is_empty() { decided_ms.max(self.known_ms) } else { decided_ms };
+        // A full log must not starve timers and ready steps, unless a refused commit is being halved.
+        let halved = self.memory.batch_items > 0;
+        let room = if halved { self.batch_limit() } else { 2 * BATCH_ITEMS_MAX + batch.items.len() };
+        let mut left = room.saturating_sub(batch.items.len());
+        let timers = self.due_timers(limit_ms, left.min(BATCH_ITEMS_MAX))?;
+        left = left.saturating_sub(timers.len());
+        batch.items = intake::merge(batch.items, timers);
+        for look in std::mem::take(&mut self.looked_at) {
+            batch.items.extend(self.released(look, &mut left));
+        }
+        if left > 0 || batch.items.is_empty() {
+            batch.items.extend(self.next_work());
+        }
+        let nothing = batch.items.is_empty() && batch.malformed.is_empty() && batch.offset == offset;
+        Ok((!nothing).then_some(batch))
+    }
+
+    /// Takes in the replies of a turn: log entries behind what is left of earlier reads, ready steps, mirrors.
+    /// `alone`: no batch was decided meanwhile.
+    pub(super) fn take_in(&mut self, turn: Turn, chores: Vec<Chore>, asked: usize, alone: bool) {
+        if asked > 0 {
+            self.more_in_log = turn.entries.len() == asked;
+            if !self.more_in_log {
+                self.known_ms = turn.before_ms;
+            }
+        }
+        if let Some((last, _)) = turn.entries.last() {
+            self.read_to = *last;
+            let bytes: usize = turn.entries.iter().flat_map(|(_, f)| f.iter().map(|(k, v)| k.len() + v.len())).sum();
+            self.entry_bytes = (self.entry_bytes + bytes / turn.entries.len()) / 2 + 1;
+        }
+        self.backlog.extend(turn.entries);
+        for (chore, value) in chores.into_iter().zip(turn.extra) {
+            match chore {
+                Chore::Release(queue) => {
+                    self.core.schedule.queue(&queue).looked_at = true;
+                    self.looked_at.push(Look { queue, found: value, exact: alone });
+                }
+                Chore::Timers { to_ms } => self.keep_timers(&value, to_ms),
+                other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
+            }
+        }
+    }
+
+    /// Items of one batch now: fewer after the server refused one. Where more is there than one commit should take, or the
+    /// next one can be decided while this one is sent, the rest waits.
+    fn batch_limit(&self) -> usize {
+        match self.memory.batch_items {
+            0 => (self.backlog.len() / 2).clamp(BATCH_ITEMS_MIN, BATCH_ITEMS_MAX),
+            halved => halved,
+        }
+    }
+
+    /// The items of the next entries, up to the limit of a batch, and the last entry they come from. An entry of a newer
+    /// version is an error as soon as everything before it is decided.
+    fn next_entries(&mut self, mut offset: StreamId) -> Result<Gathered, OwnerError> {
+        let limit = self.batch_limit();
+        let (mut items, mut malformed) = (Vec::new(), Vec::new());
+        while items.len() < limit
+            && let Some(entry) = self.backlog.front()
+        {
+            match intake::from_log(vec![entry.clone()]) {
+                Ok((more, bad)) => {
+                    items.extend(more);
+                    malformed.extend(bad);
+                }
+                Err(_) if !(items.is_empty() && malformed.is_empty()) => break,
+                Err(newer) => return Err(newer.into()),
+            }
+            offset = entry.0;
+            self.backlog.pop_front();
+        }
+        Ok(Gathered { items, malformed, offset })
+    }
+
+    /// Up to `count` timers that are due. One that cannot be read is of a newer program's making.
+    fn due_timers(&mut self, limit_ms: u64, count: usize) -> Result<Vec<Item>, OwnerError> {
+        let mut items = Vec::new();
+        while items.len() < count
+            && let Some((due_ms, member)) = self.core.schedule.timers.pop(limit_ms)
+        {
+            let (run, timer) = record::unpack_timer(&member).ok_or(OwnerError::Newer(record::VERSION + 1))?;
+            items.push(Item { origin: Origin::Timer, at_ms: due_ms, run, what: What::Event(Event::Timer(timer)) });
+            self.core.staged.commit.timers_cleared.push(member);
+        }
+        Ok(items)
+    }
+
+    /// Up to `left` of the ready steps that were looked at.
+    fn released(&mut self, look: Look, left: &mut usize) -> Vec<Item> {
+        let Look { queue, found, exact } = look;
+        let found = reply::array(&found).unwrap_or_default().iter().filter_map(reply::bytes);
+        let mut members: Vec<Vec<u8>> = found.map(<[u8]>::to_vec).collect();
+        let q = self.core.schedule.queue(&queue);
+        q.looked_at = false;
+        if members.is_empty() && exact {
+            q.ready = 0;
+        }
+        members.truncate(*left);
+        *left -= members.len();
+        q.ready = q.ready.saturating_sub(members.len() as u64);
+        let at_ms = self.core.now_ms;
+        let item =
+            |(run, index)| Item { origin: Origin::Ready, at_ms, run, what: What::Event(Event::Release { index }) };
+        let items = members.iter().filter_map(|m| record::unpack_ready(m)).map(item).collect();
+        if !members.is_empty() {
+            self.core.staged.commit.ready_removed.entry(queue).or_default().extend(members);
+        }
+        items
+    }
+
+    fn next_work(&mut self) -> Vec<Item> {
+        let take = self.core.schedule.todo.len().min(WORK_PER_BATCH);
+        let works: Vec<Work> = self.core.schedule.todo.drain(..take).collect();
+        self.core.staged.commit.work_taken = take;
+        works.into_iter().map(|w| intake::from_work(w, self.core.now_ms)).collect()
+    }
+}

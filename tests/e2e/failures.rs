@@ -68,7 +68,14 @@ async fn limits_of_time_end_steps_and_runs() {
     let view = api.until_state(&late, "failed", SOON).await.unwrap();
     api.until_step(&late, "work", "cancelled", SOON).await.unwrap();
     let history = api.history(&late).await.unwrap();
-    assert!(history.iter().any(|h| h["reason"] == "timed_out"), "{view:#} {history:#?}");
+    let named = |h: &serde_json::Value| {
+        h["reason"] == "timed_out" && h["note"] == "the run took longer than its limit of 700ms"
+    };
+    assert!(history.iter().any(named), "{view:#} {history:#?}");
+    let other = api.items("/api/v1/dead-letters?category=permanent").await.unwrap();
+    assert!(other.is_empty(), "{other:#?}");
+    let slow = api.items("/api/v1/dead-letters?category=timeout").await.unwrap();
+    assert_eq!((slow.len(), &slow[0]["run"]), (1, &json!(step)), "{slow:#?}");
     let letters = api.items("/api/v1/dead-letters").await.unwrap();
     assert_eq!(letters.len(), 1, "a run that took too long leaves no letter: {letters:#?}");
 }

@@ -11,6 +11,7 @@ mod work;
 use std::sync::Arc;
 
 use stepfleet_protocol::{
+    duration::Millis,
     id::{JobId, Reign, StreamId, WorkerId},
     message::JobRef,
     state::State,
@@ -163,7 +164,9 @@ impl Deciding<'_> {
         if self.run.state.is_finished() || self.run.ending.is_some() {
             return;
         }
-        self.stop(super::run::Ending::TimedOut, None);
+        let limit = Millis(self.run.plan.timeout_ms);
+        let note = format!("the run took longer than its limit of {limit}");
+        self.stop(super::run::Ending::TimedOut, Some(note.into()));
     }
 
     /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.

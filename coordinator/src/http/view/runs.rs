@@ -118,7 +118,7 @@ pub struct RunSummary {
     pub state: State,
     /// When it was submitted.
     pub created_at: String,
-    /// When it ended.
+    /// When it ended. A failed run that is held (suspended) keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
     /// From submit to end.

@@ -161,7 +161,7 @@ impl Deciding<'_> {
     }
 
     fn run_timed_out(&mut self) {
-        if self.run.state.is_finished() || self.run.ending.is_some() {
+        if self.run.state.is_finished() || self.run.is_held_failure() || self.run.ending.is_some() {
             return;
         }
         let limit = Millis(self.run.plan.timeout_ms);
@@ -205,7 +205,12 @@ impl Deciding<'_> {
         let from = self.run.state;
         assert!(from.may_become(to), "illegal move of the run from {from} to {to}");
         self.run.state = to;
-        self.run.finished_ms = if to.is_finished() { self.now_ms } else { 0 };
+        self.run.finished_ms = match (from, to) {
+            // It is held for a look, and still the run that failed then.
+            (State::Failed, State::Suspended) => self.run.finished_ms,
+            _ if to.is_finished() => self.now_ms,
+            _ => 0,
+        };
         let (at_ms, actor) = (self.now_ms, self.actor.clone());
         self.out.transitions.push(Transition {
             step: None,

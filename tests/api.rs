@@ -59,6 +59,8 @@ impl Site {
             .redis(&self.redis_url)
             .queue("default")
             .handler("echo", |_: Attempt, input: Value| async move { Ok::<_, Failure>(input) })
+            .concurrency(4)
+            .handler("hold", |_: Attempt, _: Value| std::future::pending::<Result<(), Failure>>())
             .handler("refuse", |_: Attempt, input: Value| async move {
                 if input["mended"] == true { Ok(input) } else { Err(Failure::permanent("no").code("refused")) }
             })
@@ -284,6 +286,52 @@ async fn a_dead_letter_is_shown_and_replayed_with_another_input() -> anyhow::Res
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_error_rate_is_failed_of_finished_in_every_range() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    site.worker()?;
+    for (handler, state) in [("echo", "completed"), ("echo", "completed"), ("echo", "completed"), ("refuse", "failed")]
+    {
+        let (_, taken) = site.post("/api/v1/runs", json!({ "definition": chain(handler), "input": {} })).await?;
+        site.until_state(text(&taken, "id"), state).await?;
+    }
+    for range in ["1h", "24h", "7d", "30d"] {
+        let found = site.get(&format!("/api/v1/metrics/runs?time_range={range}")).await?;
+        let counts = ["completed", "failed", "cancelled", "finished"].map(|field| found[field].as_u64());
+        ensure!(counts == [Some(3), Some(1), Some(0), Some(4)] && found["time_range"] == range, "{found}");
+        ensure!(found["error_rate_percent"] == 25.0, "{found}");
+    }
+    ensure!(site.get("/api/v1/metrics/runs").await?["time_range"] == "24h");
+    let (status, problem) = site.ask(Method::GET, "/api/v1/metrics/runs?time_range=2h", None).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && problem["code"] == "bad_parameter", "{status} {problem}");
+    ensure!(text(&problem, "detail").contains("`24h`"), "what is allowed is said: {problem}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fleet_is_critical_without_workers_and_warned_of_with_too_few() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let healthy = site.get("/api/v1/workers/health").await?;
+    ensure!(healthy["level"] == "healthy" && healthy["reasons"] == json!([]), "nothing waits: {healthy}");
+    let definition = json!({ "workflow": "slow", "steps": { "hold": { "handler": "hold" } } });
+    site.post("/api/v1/workflows", definition).await?;
+    let lines = format!("{}\n", json!({ "workflow": "slow" })).repeat(150);
+    self::Http::new().post(format!("{}/api/v1/runs/bulk", site.base)).body(lines).send().await?.text().await?;
+    let critical = site.get("/api/v1/workers/health").await?;
+    ensure!(critical["level"] == "critical" && critical["workers_live"] == 0, "{critical}");
+    ensure!(critical["reasons"][0].is_string() && critical["queues"][0]["depth"] == 150, "{critical}");
+    site.worker()?;
+    // Its four slots are taken; 146 wait for one worker.
+    let few = |_: StatusCode, v: &Value| v["workers_live"] == 1 && v["queues"][0]["pending"] == 4;
+    let warning = site.until("/api/v1/workers/health", few).await?;
+    ensure!(warning["level"] == "warning" && warning["queues"][0]["depth"] == 146, "{warning}");
+    let reason = warning["reasons"][0].as_str().unwrap_or_default();
+    ensure!(reason.contains("146 jobs wait") && reason.contains("1 live workers"), "{warning}");
+    let page = site.get("/api/v1/runs").await?;
+    ensure!(page["items"].as_array().map(Vec::len) == Some(20) && page["next"].is_string(), "{page}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_requests_are_told_what_is_wrong() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let unknown = "/api/v1/runs/0192a1b2-c3d4-7000-8000-000000000000";
@@ -291,6 +339,7 @@ async fn wrong_requests_are_told_what_is_wrong() -> anyhow::Result<()> {
         (Method::GET, unknown, None, 404, "run_not_found"),
         (Method::POST, "/api/v1/runs/0192a1b2-c3d4-7000-8000-000000000000/cancel", None, 404, "run_not_found"),
         (Method::GET, "/api/v1/runs/nonsense", None, 400, "bad_run_id"),
+        (Method::GET, "/api/v1/runs?limit=0", None, 400, "bad_limit"),
         (Method::GET, "/api/v1/runs?limit=101", None, 400, "bad_limit"),
         (Method::GET, "/api/v1/runs?state=done", None, 400, "bad_state"),
         (Method::GET, "/api/v1/runs?cursor=x", None, 400, "bad_cursor"),

@@ -44,6 +44,14 @@ fn definitions_are_checked_with_every_problem_at_its_place() {
 }
 
 #[test]
+fn the_example_with_the_numbers_for_production_checks() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/catalogue.yaml");
+    let shown = run(&["workflows", "check", example]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(shown.out.contains("ok (workflow `catalogue`, 7 steps)"), "{shown:?}");
+}
+
+#[test]
 fn a_recorded_graph_becomes_a_definition_that_checks() {
     let folder = tempfile::tempdir().expect("a folder");
     let graph = r#"{"name":"g","workflow":{"specification":{"tasks":[{"id":"a"},{"id":"b","parents":["a"]}]},

@@ -99,9 +99,11 @@ impl schemars::JsonSchema for Millis {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "type": "string",
-            "description": "a number with a unit: `250ms`, `30s`, `5m`, `1h30m`, `7d`",
-            "pattern": "^(0|([0-9]+(ms|s|m|h|d))+)$"
+            "description": "a number with a unit: `250ms`, `30s`, `5m`, `1h30m`, `7d`; only 0 needs none",
+            "anyOf": [
+                { "type": "string", "pattern": "^(0|([0-9]+(ms|s|m|h|d))+)$" },
+                { "const": 0 }
+            ]
         })
     }
 }

@@ -17,7 +17,7 @@ pub enum State {
     Waiting = 3,
     /// Done. Final.
     Completed = 4,
-    /// Gave up. Finished, but can be reopened by retry or replay.
+    /// Gave up. Finished, but can be reopened by retry or replay, or held by suspend.
     Failed = 5,
     /// Waits for its next attempt.
     Retrying = 6,

@@ -46,7 +46,7 @@ pub struct Workflow {
     /// What holds for every step that does not say otherwise.
     #[serde(default, skip_serializing_if = "Defaults::is_empty")]
     pub defaults: Defaults,
-    /// How long a whole run may take.
+    /// How long a whole run may take; 0 for no limit.
     #[serde(default = "run_timeout")]
     pub timeout: Millis,
     /// How a run ends when a step gave up.
@@ -79,7 +79,7 @@ pub struct Defaults {
     /// The queue that jobs go to; `default` if nobody says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<Name>,
-    /// How long one attempt may take; 300s if nobody says otherwise.
+    /// How long one attempt may take; 300s if nobody says otherwise, 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Millis>,
     /// When and how often a failed step is tried again.
@@ -110,7 +110,7 @@ pub struct Step {
     /// The queue that the jobs of the step go to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<Name>,
-    /// How long one attempt may take.
+    /// How long one attempt may take; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Millis>,
     /// When and how often the step is tried again.
@@ -178,7 +178,7 @@ pub enum Jitter {
 pub struct Resolved {
     /// The queue that jobs go to.
     pub queue: Name,
-    /// How long one attempt may take.
+    /// How long one attempt may take; 0 for no limit.
     pub timeout: Millis,
     /// What was written about retries; the rest is for the policies below and, last, the built-in numbers.
     pub retry: RetryPolicy,

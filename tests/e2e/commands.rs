@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde_json::json;
 use stepfleet_tests::{
     lab::{self, Fleet},
@@ -50,9 +51,11 @@ async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
         "work": { "handler": "sleep", "with": { "duration": "1500ms" } },
         "after": { "handler": "noop", "needs": ["work"] } } });
     let run = api.submit(&definition, json!(null)).await.unwrap();
-    api.until_step(&run, "work", "processing", SOON).await.unwrap();
+    let step = api.until_step(&run, "work", "processing", SOON).await.unwrap();
+    assert!(step["worker"].as_str().unwrap().starts_with("w1@") && step["started_at"].is_string(), "{step:#}");
     let (status, answer) = api.command(&run, "suspend").await.unwrap();
     assert_eq!(status, 200, "{answer:#}");
+    assert_eq!(api.get("/api/v1/metrics/runs").await.unwrap()["suspended"], 1, "a held run is counted");
     // What runs finishes and counts; what follows waits.
     api.until_step(&run, "work", "completed", SOON).await.unwrap();
     let view = api.until_state(&run, "suspended", SOON).await.unwrap();
@@ -60,6 +63,32 @@ async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
     let (status, answer) = api.command(&run, "resume").await.unwrap();
     assert_eq!(status, 200, "{answer:#}");
     api.until_state(&run, "completed", SOON).await.unwrap();
+    assert_eq!(api.get("/api/v1/metrics/runs").await.unwrap()["suspended"], 0);
+}
+
+#[tokio::test]
+async fn who_has_a_run_in_hand_and_for_how_long_is_shown() {
+    let server = lab::server().await.unwrap();
+    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+    let api = fleet.api();
+    let definition =
+        json!({ "workflow": "long", "steps": { "work": { "handler": "sleep", "with": { "duration": "5m" } } } });
+    let run = api.submit(&definition, json!(null)).await.unwrap();
+    let step = api.until_step(&run, "work", "processing", SOON).await.unwrap();
+    let partitions = api.get("/api/v1/partitions").await.unwrap();
+    let owner = partitions["items"][0]["owner"].as_str().unwrap();
+    assert!(owner.starts_with("c1@"), "{partitions:#}");
+    // The next beat tells what the worker holds; beats are ten seconds apart.
+    let held = wait::until(SOON, "the worker to tell what it holds", async || {
+        let workers = api.items("/api/v1/workers").await?;
+        let held = workers[0]["held"].as_array().and_then(|held| held.first()).cloned();
+        held.with_context(|| format!("nothing is held: {workers:#?}"))
+    });
+    let held = held.await.unwrap();
+    assert_eq!((&held["job"], &held["partition"]), (&step["job"], &json!(0)), "{held:#}");
+    assert!(held["running_ms"].as_u64().unwrap() > 0, "{held:#}");
+    api.command(&run, "cancel").await.unwrap();
+    api.until_state(&run, "cancelled", SOON).await.unwrap();
 }
 
 #[tokio::test]

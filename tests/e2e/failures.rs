@@ -25,6 +25,30 @@ async fn a_failing_step_is_tried_again_after_its_backoff() {
     assert_eq!(planned, 2, "{history:#?}");
     let failed = history.iter().filter(|h| h["reason"] == "attempt_failed" && h["note"].is_string()).count();
     assert_eq!(failed, 2, "each failure says what it was: {history:#?}");
+    let notes: Vec<&str> =
+        history.iter().filter(|h| h["to"] == "retrying").filter_map(|h| h["note"].as_str()).collect();
+    assert_eq!(notes, ["try 2 of 3 in 200 ms", "try 3 of 3 in 400 ms"]);
+}
+
+#[tokio::test]
+async fn a_step_that_waits_for_its_next_try_says_when_that_is_due() {
+    let server = lab::server().await.unwrap();
+    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+    let api = fleet.api();
+    let backoff = json!({ "base": "1h", "cap": "1h", "jitter": "none" });
+    let definition = json!({ "workflow": "patient", "timeout": 0, "steps": { "work": { "handler": "fail",
+        "timeout": "0", "retry": { "backoff": backoff } } } });
+    let run = api.submit(&definition, json!(null)).await.unwrap();
+    let step = api.until_step(&run, "work", "retrying", SOON).await.unwrap();
+    let (failed, due) = (step["finished_at"].as_str().unwrap(), step["next_attempt_at"].as_str().unwrap());
+    // RFC 3339 sorts as text; an hour lies between the two.
+    assert!(due > failed && due.ends_with('Z') && due.len() == failed.len() && due[..13] != failed[..13], "{step:#}");
+    assert_eq!(due[14..], failed[14..], "to the millisecond: {step:#}");
+    let shown: serde_json::Value = serde_json::from_str(&fleet.verb(&["runs", "show", &run]).await.unwrap()).unwrap();
+    assert_eq!(shown["step_list"][0]["next_attempt_at"], due, "{shown:#}");
+    api.command(&run, "cancel").await.unwrap();
+    let step = api.until_step(&run, "work", "cancelled", SOON).await.unwrap();
+    assert!(step["next_attempt_at"].is_null(), "{step:#}");
 }
 
 #[tokio::test]
@@ -44,7 +68,14 @@ async fn limits_of_time_end_steps_and_runs() {
     let view = api.until_state(&late, "failed", SOON).await.unwrap();
     api.until_step(&late, "work", "cancelled", SOON).await.unwrap();
     let history = api.history(&late).await.unwrap();
-    assert!(history.iter().any(|h| h["reason"] == "timed_out"), "{view:#} {history:#?}");
+    let named = |h: &serde_json::Value| {
+        h["reason"] == "timed_out" && h["note"] == "the run took longer than its limit of 700ms"
+    };
+    assert!(history.iter().any(named), "{view:#} {history:#?}");
+    let other = api.items("/api/v1/dead-letters?category=permanent").await.unwrap();
+    assert!(other.is_empty(), "{other:#?}");
+    let slow = api.items("/api/v1/dead-letters?category=timeout").await.unwrap();
+    assert_eq!((slow.len(), &slow[0]["run"]), (1, &json!(step)), "{slow:#?}");
     let letters = api.items("/api/v1/dead-letters").await.unwrap();
     assert_eq!(letters.len(), 1, "a run that took too long leaves no letter: {letters:#?}");
 }

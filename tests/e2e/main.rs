@@ -6,6 +6,7 @@ mod coordinator_death;
 mod failures;
 mod flows;
 mod load;
+mod names;
 mod poison;
 mod redis_death;
 mod scaling;

@@ -45,7 +45,8 @@ async fn cancel(
     command(&app, &id, &headers, Verb::Cancel, body.reason).await
 }
 
-/// Holds a run. Running attempts finish and count, or are stopped uncounted with `now`.
+/// Holds a run. Running attempts finish and count, or are stopped uncounted with `now`. A failed run is held for a look, so
+/// that nobody retries it by mistake.
 #[utoipa::path(post, path = "/api/v1/runs/{id}/suspend", tag = "runs", params(("id" = String, Path, description = "the run")),
     request_body = Option<SuspendRequest>, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
     (status = 404, body = Problem), (status = 409, description = "illegal in the run's state", body = Problem)))]
@@ -58,7 +59,7 @@ async fn suspend(
     command(&app, &id, &headers, Verb::Suspend { now: body.now }, body.reason).await
 }
 
-/// Lets a suspended run go on.
+/// Lets a suspended run go on. A failed run that was suspended is reopened, as by a retry.
 #[utoipa::path(post, path = "/api/v1/runs/{id}/resume", tag = "runs", params(("id" = String, Path, description = "the run")),
     request_body = Option<CommandRequest>, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
     (status = 404, body = Problem), (status = 409, description = "illegal in the run's state", body = Problem)))]

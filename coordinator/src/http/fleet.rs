@@ -254,3 +254,63 @@ async fn find(client: &Client, text: &str) -> ApiResult<Registered> {
     let found = client.workers().await?.into_iter().find(|w| w.id == id);
     found.ok_or_else(|| ApiError::not_found("worker_not_found", format!("there is no worker `{id}`")))
 }
+
+#[cfg(test)]
+mod tests {
+    use stepfleet_protocol::name::Name;
+
+    use super::*;
+
+    const NOW_MS: u64 = 1_000_000;
+
+    /// A worker of the queue `q`, or of another one.
+    fn worker(word: &str) -> Registered {
+        let name = |text: &str| Name::new(text).expect("a legal name");
+        let beat = Beat {
+            v: 1,
+            read_age_ms: 0,
+            phase: if word == "draining" { Phase::Draining } else { Phase::Running },
+            slots: 4,
+            queues: vec![name(if word == "other" { "other" } else { "q" })],
+            handlers: Vec::new(),
+            version: String::new(),
+            host: String::new(),
+            pid: 1,
+            held: Vec::new(),
+        };
+        let beat = (word != "unknown").then_some(beat);
+        Registered { id: WorkerId::new(&name("w"), 1), registered_ms: 1, beats: 1, beat, silent: word == "silent" }
+    }
+
+    #[test]
+    fn a_queue_is_healthy_warned_of_or_critical_by_depth_age_and_live_workers() {
+        use Level::{Critical, Healthy, Warning};
+        for (ready, on_streams, waits_ms, workers, level) in [
+            (0, 0, None, "", Healthy),
+            (0, 0, None, "live", Healthy),
+            (0, 1, Some(1), "", Critical),
+            (1, 0, Some(1), "", Critical),
+            (0, 1, Some(1), "silent", Critical),
+            (0, 1, Some(1), "draining", Critical),
+            (0, 1, Some(1), "other", Critical),
+            (0, 1, Some(1), "unknown", Critical),
+            (0, 1, Some(1), "silent live", Healthy),
+            (0, 100, Some(1), "live", Healthy),
+            (0, 101, Some(1), "live", Warning),
+            (60, 41, Some(1), "live", Warning),
+            (100, 100, Some(1), "live live", Healthy),
+            (100, 101, Some(1), "live live silent draining", Warning),
+            (0, 1, Some(60_000), "live", Healthy),
+            (0, 1, Some(60_001), "live", Warning),
+            (0, 1, Some(60_001), "", Critical),
+        ] {
+            let oldest_ms = waits_ms.map(|ms| NOW_MS - ms);
+            let queue = Queue { ready, on_streams, pending: 7, oldest_ms };
+            let fleet: Vec<Registered> = workers.split_whitespace().map(worker).collect();
+            let view = queue_view("q", &queue, &fleet, NOW_MS);
+            let row = format!("{ready} ready, {on_streams} on streams, oldest {waits_ms:?} ms, `{workers}`");
+            assert_eq!((view.level, view.depth, view.oldest_age_ms), (level, ready + on_streams, waits_ms), "{row}");
+            assert_eq!(view.slots, 4 * view.workers, "{row}");
+        }
+    }
+}

@@ -19,7 +19,7 @@ use super::{
     view::{HistoryView, Page, Problem, RunSummary, RunView, StepView},
 };
 use crate::{
-    machine::run::Ending,
+    machine::run::{Ending, Step},
     store::{
         client::Client,
         read::{
@@ -28,6 +28,7 @@ use crate::{
             runs::Found,
         },
     },
+    time::rfc3339,
 };
 
 /// Steps that are shown with a run.
@@ -257,7 +258,12 @@ async fn step_views(
     let partition = run.id.partition();
     let next = from.saturating_add(limit);
     let next = ((next as usize) < workflow.steps.len()).then(|| next.to_string());
-    let views = steps.iter().map(|(i, s)| show::step(workflow, *i, s, times.get(i), partition)).collect();
+    let due = client.next_attempts(run.id, &steps).await?;
+    let view = |(i, s): &(u32, Step)| StepView {
+        next_attempt_at: due.get(i).copied().map(rfc3339),
+        ..show::step(workflow, *i, s, times.get(i), partition)
+    };
+    let views = steps.iter().map(view).collect();
     Ok((views, next, whole))
 }
 

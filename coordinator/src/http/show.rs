@@ -83,7 +83,7 @@ pub(super) fn times(history: &[Transition]) -> HashMap<u32, Times> {
     out
 }
 
-/// A step of a run.
+/// A step of a run, but for when it is tried again, which its timer knows.
 pub(super) fn step(
     workflow: &Workflow,
     index: u32,
@@ -108,6 +108,7 @@ pub(super) fn step(
         queued_at: times.queued.map(rfc3339),
         started_at: times.started.map(rfc3339),
         finished_at: times.finished.map(rfc3339),
+        next_attempt_at: None,
         duration_ms: times.finished.zip(times.started).map(|(end, begin)| end.saturating_sub(begin)),
         has_output: step.has_output,
         dead_letter: step.letter.map(|entry| PlacedId { entry, partition }.to_string()),

@@ -97,6 +97,15 @@ mod tests {
         let custom = RetryPolicy { base_ms: Some(30_000), factor: Some(1.5), ..exact };
         let waits: Vec<u64> = (1..=3).map(|n| delay_ms(&custom, Category::Transient, (run(1), 0), n, None)).collect();
         assert_eq!(waits, [30_000, 45_000, 60_000], "the numbers of checklist item 17");
+        // Presets of docs/examples/catalogue.yaml and of a service with a short cap.
+        let production = RetryPolicy { max_attempts: Some(5), base_ms: Some(2_000), cap_ms: Some(120_000), ..exact };
+        let waits: Vec<u64> =
+            (1..=8).map(|n| delay_ms(&production, Category::Transient, (run(1), 0), n, None)).collect();
+        assert_eq!(waits, [2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 120_000, 120_000]);
+        assert_eq!((max_attempts(&production), max_attempts(&exact)), (5, 3));
+        let short = RetryPolicy { cap_ms: Some(30_000), ..exact };
+        let waits: Vec<u64> = (4..=7).map(|n| delay_ms(&short, Category::Transient, (run(1), 0), n, None)).collect();
+        assert_eq!(waits, [8_000, 16_000, 30_000, 30_000]);
     }
 
     #[test]

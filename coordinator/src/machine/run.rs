@@ -39,7 +39,7 @@ pub struct Run {
     pub has_input: bool,
     /// W3C trace context of the submitter.
     pub traceparent: Option<Arc<str>>,
-    /// When it ended, in Unix milliseconds of the server; 0 while it goes on.
+    /// When it ended, in Unix milliseconds of the server; 0 while it goes on. A failed run that is held keeps it.
     pub finished_ms: u64,
     /// Steps that are completed.
     pub completed: u32,
@@ -161,6 +161,11 @@ impl Run {
             steps,
             dirty: Vec::new(),
         }
+    }
+
+    /// Whether the run failed and was suspended after that: nobody retries it by mistake, and a resume reopens it.
+    pub fn is_held_failure(&self) -> bool {
+        self.state == State::Suspended && self.finished_ms > 0
     }
 
     /// A step, to look at.

@@ -33,6 +33,14 @@ pub fn number(value: &Value) -> Option<i64> {
     }
 }
 
+/// A score of a sorted set, as a whole number; none for a member that is not there.
+pub fn score(value: &Value) -> Option<u64> {
+    match value {
+        Value::Double(score) => Some(*score as u64),
+        other => text(other)?.parse::<f64>().ok().map(|score| score as u64),
+    }
+}
+
 /// Elements of an array; a null is an empty one.
 pub fn array(value: &Value) -> Option<&[Value]> {
     match value {

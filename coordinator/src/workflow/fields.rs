@@ -189,6 +189,7 @@ impl Reader {
                 }
                 span
             }
+            Kind::Number(n) if n.as_u64() == Some(0) => Some(Millis(0)),
             Kind::Number(n) => {
                 let hint = format!("for seconds write `{n}s`");
                 let complaint = Complaint::new(format!("found {}", node.describe())).allowed(DURATION_ALLOWED);
@@ -202,7 +203,7 @@ impl Reader {
         }
     }
 
-    /// A duration that would make no sense as nothing.
+    /// A duration that would make no sense as nothing. A time-out is none of those: 0 switches it off.
     pub(super) fn time_limit(&mut self, node: &Node, path: &Path<'_>) -> Option<Millis> {
         let span = self.duration(node, path)?;
         if span.0 == 0 {

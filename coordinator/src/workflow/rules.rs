@@ -66,7 +66,7 @@ impl<'n> Walk<'n> {
         let workflow = r.required(&fields, &here, "workflow", "the name of the workflow");
         let workflow = workflow.and_then(|n| r.name(n, &here.key("workflow")));
         let description = fields.set("description").and_then(|n| r.text(n, &here.key("description")));
-        let timeout = fields.get("timeout").map_or(Some(RUN_TIMEOUT), |n| r.time_limit(n, &here.key("timeout")));
+        let timeout = fields.get("timeout").map_or(Some(RUN_TIMEOUT), |n| r.duration(n, &here.key("timeout")));
         let on_failure = fields.get("on_failure");
         let on_failure = on_failure.and_then(|n| r.one_of(n, &here.key("on_failure"), &ON_FAILURE));
         let defaults = fields.get("defaults").and_then(|n| self.defaults(n, &here.key("defaults")));
@@ -94,7 +94,7 @@ impl<'n> Walk<'n> {
     fn common(&mut self, fields: &Fields<'n>, here: &Path<'_>) -> Defaults {
         let r = &mut self.reader;
         let queue = fields.set("queue").and_then(|n| r.name(n, &here.key("queue")));
-        let timeout = fields.set("timeout").and_then(|n| r.time_limit(n, &here.key("timeout")));
+        let timeout = fields.set("timeout").and_then(|n| r.duration(n, &here.key("timeout")));
         let priority = fields.set("priority");
         let priority = priority.and_then(|n| r.whole_number(n, &here.key("priority"), 0..=u64::from(PRIORITY_MAX)));
         let retry = fields.set("retry").and_then(|n| retry(r, n, &here.key("retry")));

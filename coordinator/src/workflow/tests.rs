@@ -58,6 +58,28 @@ fn a_good_definition_is_read_as_it_was_meant() {
 }
 
 #[test]
+fn a_time_out_of_0_is_none() {
+    let text = |off: &str| {
+        format!(
+            "workflow: w\ntimeout: {off}\ndefaults: {{ timeout: {off} }}\nsteps:\n  a: {{ handler: h }}\n  b: {{ handler: h, timeout: 5s }}\n  c: {{ handler: h, timeout: {off} }}\n"
+        )
+    };
+    let validator = jsonschema::validator_for(&schema()).expect("a schema");
+    for off in ["0", "'0'", "0s"] {
+        let w = check(&text(off)).expect("a good definition");
+        let limits: Vec<u64> = w.steps.values().map(|s| w.resolved(s).timeout.0).collect();
+        assert_eq!((w.timeout, limits), (Millis(0), vec![0, 5_000, 0]), "{off}");
+        let stored = serde_json::to_value(&w).expect("serializable");
+        assert_eq!(check_value(&stored).as_ref(), Ok(&w), "{off}");
+        assert!(validator.is_valid(&stored), "{off}");
+    }
+    let number = json!({ "workflow": "w", "timeout": 0, "steps": { "a": { "handler": "h", "timeout": 0 } } });
+    assert!(validator.is_valid(&number) && check_value(&number).is_ok());
+    let one = json!({ "workflow": "w", "timeout": 1, "steps": { "a": { "handler": "h" } } });
+    assert!(!validator.is_valid(&one) && check_value(&one).is_err());
+}
+
+#[test]
 fn each_problem_is_one_line_with_its_place() {
     let step = |rest: &str| format!("workflow: w\nsteps:\n  a: {{ handler: h, {rest} }}\n");
     let two = |rest: &str| format!("workflow: w\nsteps:\n  a: {{ handler: h }}\n  b: {{ handler: h, {rest} }}\n");
@@ -83,7 +105,8 @@ fn each_problem_is_one_line_with_its_place() {
         ("workflow: w\nsteps:\n  a: { handler: h }\n  a: { handler: h }".into(), "4:3 steps.a: duplicate key `a`: allowed is each key once".into()),
         ("workflow: w\nstep: 1\nsteps: { a: { handler: h } }".into(), format!("2:1 step: unknown field `step`: allowed is {top}; hint: did you mean `steps`?")),
         ("workflow: w\non_failure: ignore\nsteps: { a: { handler: h } }".into(), "2:13 on_failure: found text `ignore`: allowed is `fail`, `suspend`".into()),
-        ("workflow: w\ntimeout: 0s\nsteps: { a: { handler: h } }".into(), "2:10 timeout: bad duration `0`: allowed is at least 1ms".into()),
+        ("workflow: w\ntimeout: 1\nsteps: { a: { handler: h } }".into(), format!("2:10 timeout: found number `1`: allowed is {duration}; hint: for seconds write `1s`")),
+        (step("start_within: 0s"), "3:34 steps.a.start_within: bad duration `0`: allowed is at least 1ms".into()),
         ("workflow: w\ndescription: 5\nsteps: { a: { handler: h } }".into(), "2:14 description: found number `5`: allowed is text".into()),
         ("workflow: w\ninput: 5\nsteps: { a: { handler: h } }".into(), "2:8 input: found number `5`: allowed is a JSON Schema".into()),
         ("workflow: w\ninput: { type: objekt }\nsteps: { a: { handler: h } }".into(), "2:8 input: bad JSON Schema: \"objekt\" is not valid under any of the schemas listed in the 'anyOf' keyword".into()),
@@ -260,8 +283,8 @@ fn steps() -> impl Strategy<Value = Step> {
         Just(json!("${{ input.x }}")),
         ".{0,20}".prop_map(|t| json!(t.replace("${{", "")))
     ];
-    let span = || some((1u64..10_000_000).prop_map(Millis));
-    (names(), some(names()), span(), some(retries()), some(0u8..=9), span(), some(with)).prop_map(
+    let span = |least| some((least..10_000_000u64).prop_map(Millis));
+    (names(), some(names()), span(0), some(retries()), some(0u8..=9), span(1), some(with)).prop_map(
         |(handler, queue, timeout, retry, priority, start_within, with)| Step {
             handler,
             needs: Vec::new(),
@@ -277,11 +300,11 @@ fn steps() -> impl Strategy<Value = Step> {
 
 fn workflows() -> impl Strategy<Value = Workflow> {
     let step = (names(), steps(), prop::collection::btree_set(0usize..30, 0..4));
-    let defaults = (some(names()), some((1u64..1_000_000).prop_map(Millis)), some(retries()), some(0u8..=9))
+    let defaults = (some(names()), some((0u64..1_000_000).prop_map(Millis)), some(retries()), some(0u8..=9))
         .prop_map(|(queue, timeout, retry, priority)| Defaults { queue, timeout, retry, priority });
     let on_failure = prop::sample::select(vec![OnFailure::Fail, OnFailure::Suspend]);
     let steps = prop::collection::vec(step, 1..30);
-    (names(), some(".{0,30}"), defaults, 1u64..10_000_000, on_failure, steps).prop_map(
+    (names(), some(".{0,30}"), defaults, 0u64..10_000_000, on_failure, steps).prop_map(
         |(workflow, description, defaults, timeout, on_failure, list)| {
             let mut steps = stepfleet_protocol::workflow::Steps::new();
             for (name, mut step, needs) in list {

@@ -3,12 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use stepfleet_coordinator::{
-    shell::{lease::Leases, metrics::Metrics, observer::Observer},
-    store::{link::Dial, memory::MemoryDial},
+    shell::{
+        lease::Leases,
+        metrics::Metrics,
+        observer::{DELETE_CONSUMER, Observer},
+    },
+    store::{link::Dial, memory::MemoryDial, reply},
 };
 use stepfleet_protocol::{
     beat::{Beat, Phase},
     codec,
+    keys::GROUP,
     message::{JobRef, Outcome},
     name::Name,
     state::State,
@@ -17,8 +22,8 @@ use tokio::{sync::watch, time::advance};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{PARTITION, Worker, all_keys, chain},
-    world::{World, on_memory, on_twin},
+    fleet::{PARTITION, Worker, all_keys, chain, keys},
+    world::{World, on_memory, on_real, on_twin},
 };
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -89,7 +94,15 @@ async fn pass(secs: u64) {
 
 #[test]
 fn a_worker_without_beats_is_dead_and_its_job_runs_elsewhere() {
-    on_memory(async |mut w| {
+    on_twin(async |server, mut w| {
+        server.register_script(DELETE_CONSUMER, |db, keys, args| {
+            let pending = db.call(&[b"XPENDING", &keys[0], &args[0], b"-", b"+", b"1", &args[1]]);
+            let free = reply::array(&pending).is_some_and(<[_]>::is_empty);
+            if free {
+                db.call(&[b"XGROUP", b"DELCONSUMER", &keys[0], &args[0], &args[1]]);
+            }
+            redis::Value::Int(i64::from(free))
+        });
         let run = w.submit(&chain(1)).await;
         let (mut owner, mut dead, mut other) = (w.own().await, w.worker(1), w.worker(2));
         let (of, _) = w.jobs(&mut owner, &mut dead).await.swap_remove(0);
@@ -104,6 +117,12 @@ fn a_worker_without_beats_is_dead_and_its_job_runs_elsewhere() {
         other.answer(vec![(again[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
         w.turns(&mut owner, 2).await;
         assert_eq!(w.state(run).await, Some(State::Completed));
+        // Nothing of the dead one is left for ever, nor of the other, which left without a word.
+        pass(130).await;
+        assert_eq!(w.number(&["ZCARD", &all_keys().workers()]).await, 0);
+        assert_eq!(w.number(&["EXISTS", &all_keys().worker(&dead.id)]).await, 0);
+        let consumers = w.one(&[b"XINFO", b"CONSUMERS", keys().jobs(&of.queue).as_bytes(), GROUP.as_bytes()]).await;
+        assert_eq!(consumers, redis::Value::Array(Vec::new()));
     });
 }
 
@@ -121,6 +140,23 @@ fn a_queue_has_its_share_of_the_slots_among_all_partitions_not_only_those_owned_
         let queue = Name::new("default").expect("a legal name");
         assert_eq!(told.borrow().get(&queue), Some(&1), "four slots for four partitions");
     });
+}
+
+#[test]
+fn a_consumer_with_a_pending_entry_is_not_deleted() -> anyhow::Result<()> {
+    on_real("a_consumer_with_a_pending_entry", async |mut w| {
+        w.submit(&chain(1)).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+        let (stream, id) = (keys().jobs(&of.queue), worker.id.to_string());
+        let delete = ["EVAL", DELETE_CONSUMER, "1", &stream, GROUP, &id];
+        assert_eq!(w.number(&delete).await, 0);
+        worker.answer(vec![(of.clone(), Outcome::Completed(None))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        assert_eq!(w.number(&delete).await, 1);
+        let consumers = w.one(&[b"XINFO", b"CONSUMERS", stream.as_bytes(), GROUP.as_bytes()]).await;
+        assert_eq!(consumers, redis::Value::Array(Vec::new()));
+    })
 }
 
 #[test]

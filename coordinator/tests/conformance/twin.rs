@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use stepfleet_coordinator::{
-    shell::owner::OwnerError,
-    store::{link::Dial, room},
+    shell::owner::{BATCH_ITEMS_MAX, OwnerError},
+    store::{link::Dial, room, workflows::Stored},
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
@@ -115,6 +115,43 @@ fn a_retry_and_a_run_time_out_beyond_the_horizon_come_after_a_new_owner_too() {
         }
         assert!(w.number(&["SCARD", &keys().cancels()]).await >= 1, "the run's time-out stops the job");
         assert_eq!(w.state(run).await, Some(State::Processing));
+    });
+}
+
+#[test]
+fn a_thousand_time_outs_that_are_due_together_are_decided_in_bounded_turns() {
+    on_memory(async |mut w| {
+        let mut workflow = chain(1);
+        workflow.timeout = stepfleet_protocol::duration::Millis(60_000);
+        w.submit(&workflow).await;
+        let plan = Stored::new(&workflow).hash;
+        for count in [99].into_iter().chain([100; 9]) {
+            let runs = (0..count).map(|_| w.client.run_id());
+            let new = |run| NewRun { run, plan: plan.clone(), version: None, input: None, traceparent: None };
+            let runs = runs.map(new).collect();
+            let submit = Submit { runs, id: w.client.command_id(), actor: "t".into(), again: false };
+            w.client.append(Body::Submit(submit)).await.expect("up");
+        }
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        w.turns(&mut owner, 10).await;
+        let held = worker.take(300).await.expect("up");
+        assert_eq!(w.number(&["ZCARD", &keys().runs(State::Processing)]).await, 1_000);
+        advance(Duration::from_secs(61)).await;
+        let (mut before, mut most) = (owner.done.items, 0);
+        for _ in 0..10 {
+            w.turns(&mut owner, 1).await;
+            most = most.max(owner.done.items - before);
+            before = owner.done.items;
+        }
+        assert_eq!(most, BATCH_ITEMS_MAX as u64, "they are due together, and a turn decides no more than its limit");
+        // Those that a worker had end when it confirms.
+        let failed = w.number(&["ZCARD", &keys().runs(State::Failed)]).await;
+        assert_eq!(failed as usize + held.len(), 1_000);
+        let stopped = held.into_iter().map(|(of, _)| (of, Outcome::Cancelled));
+        worker.answer(stopped.collect()).await.expect("up");
+        w.turns(&mut owner, 5).await;
+        assert_eq!(w.number(&["ZCARD", &keys().runs(State::Failed)]).await, 1_000);
+        assert_eq!(w.number(&["ZCARD", &keys().timers()]).await, 0);
     });
 }
 

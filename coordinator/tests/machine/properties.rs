@@ -1,5 +1,7 @@
 //! Any graph, any order of events, any outcome: what must hold holds after every decision, and nothing hangs.
 
+use std::{collections::BTreeSet, fmt::Write};
+
 use proptest::{
     prelude::*,
     strategy::ValueTree,
@@ -231,25 +233,74 @@ proptest! {
     }
 }
 
+/// Every legal move, by who takes it.
+const TAKEN: &str = "
+    runs: created -> queued
+    runs: queued -> processing | suspended | cancelled
+    runs: processing -> completed | failed | suspended | cancelled
+    runs: failed -> retrying | suspended | cancelled
+    runs: retrying -> queued
+    runs: suspended -> queued | failed | cancelled
+    steps: created -> queued | cancelled
+    steps: queued -> processing | suspended | cancelled
+    steps: processing -> queued | completed | failed | suspended | cancelled
+    steps: failed -> retrying | cancelled
+    steps: retrying -> queued | suspended | cancelled
+    steps: suspended -> queued | cancelled
+    reserved: created -> failed | skipped
+    reserved: processing -> waiting
+    reserved: waiting -> processing | failed | suspended | cancelled
+    reserved: suspended -> completed";
+
+/// The legal moves in the form of [`TAKEN`]: those of runs, of steps, and the reserved ones, which nobody takes.
+fn told(taken: impl Fn(bool, State, State) -> bool) -> String {
+    let mut out = String::new();
+    let kinds: [(&str, &dyn Fn(State, State) -> bool); 3] = [
+        ("runs", &|from, to| taken(false, from, to)),
+        ("steps", &|from, to| taken(true, from, to)),
+        ("reserved", &|from, to| !taken(false, from, to) && !taken(true, from, to)),
+    ];
+    for (kind, belongs) in kinds {
+        for from in State::ALL {
+            let to: Vec<&str> = State::ALL
+                .into_iter()
+                .filter(|to| from.may_become(*to) && belongs(from, *to))
+                .map(State::as_str)
+                .collect();
+            if !to.is_empty() {
+                write!(out, "\n    {kind}: {from} -> {}", to.join(" | ")).expect("text takes everything");
+            }
+        }
+    }
+    out
+}
+
 #[test]
-fn the_generated_lives_reach_every_state_and_every_reason() {
+fn the_generated_lives_take_every_move_that_is_not_reserved_and_give_every_reason() {
     let mut runner = TestRunner::new_with_rng(
         Config::default(),
         proptest::test_runner::TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
     );
-    let lives = (graph(), settings(), prop::collection::vec(any::<Chance>(), 100..300));
-    let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..120 {
+    let lives = (graph(), settings(), prop::collection::vec(any::<Chance>(), 1..300));
+    let (mut seen, mut moves) = (BTreeSet::new(), BTreeSet::new());
+    for life in 0..250 {
         let (graph, settings, chances) = lives.new_tree(&mut runner).expect("a life").current();
         let mut world = World::new(plan(&format!("{graph} | {settings}")));
         let submit = world.submit();
         world.apply(submit);
+        if life % 50 == 0 {
+            // Called off before anybody began.
+            let cancel = world.command(Verb::Cancel);
+            world.apply(cancel);
+        }
         for chance in chances {
             world.happen(chance);
         }
         world.calm_down();
         seen.extend(world.reasons.iter().copied());
+        moves.extend(world.moves.iter().copied());
     }
+    assert_eq!(told(|of, from, to| moves.contains(&(of, from, to))), TAKEN);
     let missing: Vec<u8> = (0..=19).filter(|why| !seen.contains(why)).collect();
     assert_eq!(missing, [0u8; 0], "reasons that no life reached: the generator is too tame");
 }

@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) letters: BTreeMap<StreamId, u32>,
     /// The packed form of every reason that was given.
     pub(crate) reasons: BTreeSet<u8>,
+    /// Every move that was made: whether of a step, from, to.
+    pub(crate) moves: BTreeSet<(bool, State, State)>,
     /// Every job of a step, oldest first.
     pub(crate) history: BTreeMap<u32, Vec<JobId>>,
     /// Every letter that was ever written, with its step.
@@ -74,6 +76,7 @@ impl World {
             stops: BTreeSet::new(),
             letters: BTreeMap::new(),
             reasons: BTreeSet::new(),
+            moves: BTreeSet::new(),
             history: BTreeMap::new(),
             letters_ever: BTreeMap::new(),
             mint: Mint::new(Reign { counter: 1, random: 0xfe }, 0),
@@ -187,6 +190,9 @@ impl World {
             assert!(t.at_ms <= self.now_ms, "{t} is in the future");
             *state = t.to;
             self.reasons.insert(t.why as u8);
+            if t.from != t.to {
+                self.moves.insert((t.step.is_some(), t.from, t.to));
+            }
         }
         assert_eq!(self.run_state, self.run.state);
     }

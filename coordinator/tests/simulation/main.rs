@@ -3,20 +3,27 @@
 
 mod fleet;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use fleet::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use stepfleet_coordinator::{
-    shell::owner::{Memory, Owner, OwnerError},
+    shell::{
+        core::Outbox,
+        owner::{Memory, Owner, OwnerError},
+    },
     store::{
         memory::{Clock, Faults, MemoryDial, MemoryLink, MemoryServer, Snapshot},
         reply, room,
     },
 };
 use stepfleet_protocol::{
+    codec,
     failure::{Category, Failure},
-    id::RunId,
+    id::{RunId, StreamId},
     keys::GROUP,
     message::{Body, Lost, Outcome, Returned, Verb},
     name::Name,
@@ -314,6 +321,36 @@ async fn check_nothing_is_left(story: &mut Story) {
     let left: Vec<i64> = found[..4].iter().filter_map(reply::number).collect();
     let pending = reply::array(&found[4]).and_then(|p| p.first()).and_then(reply::number);
     assert_eq!((left, pending), (vec![0; 4], Some(0)), "seed {}: ready, todo, timers, cancels; pending", story.seed);
+    check_one_commit(story).await;
+}
+
+/// State, history, dead letters and outbox of a change are one commit: whatever was lost or came late, the outbox tells what the
+/// histories tell, byte by byte, and the open letters are those that steps know of.
+async fn check_one_commit(story: &mut Story) {
+    let mut look = redis::pipe();
+    look.cmd("XRANGE").arg(keys().events()).arg("-").arg("+").cmd("XRANGE").arg(keys().dead()).arg("-").arg("+");
+    for (run, _) in &story.runs {
+        look.cmd("GET").arg(keys().history(run));
+    }
+    let mut found = story.client.trip(&look).await.expect("no faults").into_iter();
+    let mut next = || found.next().expect("a reply each");
+    let mut told: BTreeMap<RunId, Vec<u8>> = BTreeMap::new();
+    for (_, fields) in reply::entries(next()) {
+        let outbox: Outbox = codec::unpack(&fields[0].1).expect("an entry of ours");
+        for (run, transitions) in outbox.runs {
+            told.entry(run).or_default().extend_from_slice(&transitions);
+        }
+    }
+    let open: BTreeSet<StreamId> = reply::entries(next()).into_iter().map(|(id, _)| id).collect();
+    let mut known = BTreeSet::new();
+    for (run, _) in story.runs.clone() {
+        let history = next();
+        let same = reply::bytes(&history) == told.get(&run).map(Vec::as_slice);
+        assert!(same, "seed {}: outbox and history of {run} differ", story.seed);
+        let stored = story.stored(run).await.expect("it was there a moment ago");
+        known.extend(stored.steps.values().filter_map(|step| step.letter));
+    }
+    assert_eq!(open, known, "seed {}: open letters, and those that steps know", story.seed);
 }
 
 #[test]

@@ -1,7 +1,20 @@
 //! The health server.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use serde_json::{Value as Json, json};
-use stepfleet_protocol::message::Outcome;
+use stepfleet_protocol::{
+    beat::{Beat, Phase},
+    codec,
+    id::WorkerId,
+    keys::Keys,
+    message::Outcome,
+};
+use stepfleet_worker::Attempt;
+use tokio::sync::Semaphore;
 
 use crate::{
     owner::{self, Owner, job},
@@ -26,6 +39,10 @@ async fn health_tells_whether_the_worker_takes_jobs_and_what_it_did() {
     assert_eq!(get(port, "/readyz").await.map(|(status, _)| status), Some(200));
     let (_, metrics) = get(port, "/metrics").await.expect("metrics");
     assert!(metrics.contains("stepfleet_worker_jobs_total{outcome=\"completed\"} 1"), "{metrics}");
+    assert!(metrics.contains("stepfleet_worker_run_seconds_count 1"), "{metrics}");
+    owner.outcome(&job("noop", Json::Null)).await;
+    let (_, metrics) = get(port, "/metrics").await.expect("metrics");
+    assert!(metrics.contains("stepfleet_worker_run_seconds_count 2"), "{metrics}");
 
     owner.dispatch(0, "q", &job("sleep", json!({"duration": "500ms"}))).await;
     until("the slot is used", async || {
@@ -35,4 +52,48 @@ async fn health_tells_whether_the_worker_takes_jobs_and_what_it_did() {
     worker.tell_to_drain();
     until("it is not ready", async || get(port, "/readyz").await == Some((503, "draining\n".to_owned()))).await;
     worker.left().await;
+}
+
+/// The counter of a worker's beats, and its last account of itself.
+async fn beat(owner: &mut Owner, id: &WorkerId) -> (u64, Beat) {
+    let (beats, account): (u64, Vec<u8>) = redis::cmd("HMGET")
+        .arg(Keys::default().worker(id))
+        .arg("n")
+        .arg("beat")
+        .query_async(&mut owner.connection)
+        .await
+        .expect("a registered worker has given an account");
+    (beats, codec::unpack(&account).expect("an account"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_comes_every_ten_seconds_and_tells_of_a_drain() {
+    let server = Server::start().await;
+    let mut owner = Owner::new(&server, 1).await;
+    let (runs, gate) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (begun, held) = (Arc::clone(&runs), Arc::clone(&gate));
+    let handler = move |_: Attempt, _: Json| {
+        let (begun, held) = (Arc::clone(&begun), Arc::clone(&held));
+        async move {
+            begun.add_permits(1);
+            held.acquire().await?.forget();
+            Ok(())
+        }
+    };
+    let mut worker = owner::start(owner::worker(&server).handler("gated", handler));
+    let id = owner.worker().await;
+    let (first, account) = beat(&mut owner, &id).await;
+    assert_eq!((account.phase, account.held), (Phase::Running, Vec::new()));
+    let begun = Instant::now();
+    until("the beat moves", async || beat(&mut owner, &id).await.0 > first).await;
+    // Ten seconds and a moment; a beat that was left out would come after twenty.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+
+    owner.dispatch(0, "q", &job("gated", Json::Null)).await;
+    until("the job runs", async || runs.available_permits() == 1).await;
+    worker.tell_to_drain();
+    until("the beat tells of the drain", async || beat(&mut owner, &id).await.1.phase == Phase::Draining).await;
+    gate.add_permits(1);
+    worker.left().await;
+    assert_eq!(owner.workers().await, []);
 }

@@ -162,5 +162,10 @@ async fn http_gives_the_answer_and_sorts_refusals() {
     assert_eq!((gone.category, gone.code.as_deref()), (Category::Transient, Some("http_connection")));
     let wrong = failed(owner.outcome(&job("http", json!({"url": "nowhere"}))).await);
     assert_eq!(wrong.category, Category::Data);
+    // It listens and never answers: the time of the call is its own, far below that of the attempt.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/", silent.local_addr().expect("an address"));
+    let slow = failed(owner.outcome(&job("http", json!({"url": url, "timeout": "200ms"}))).await);
+    assert_eq!((slow.category, slow.code.as_deref()), (Category::Timeout, Some("http_timeout")));
     worker.left().await;
 }

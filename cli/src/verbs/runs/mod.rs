@@ -70,13 +70,14 @@ Examples:
   stepfleet runs cancel 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
   stepfleet runs cancel 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --yes --reason 'sent twice'")]
     Cancel(command::CancelArgs),
-    /// Hold a run: running attempts finish and count, nothing new begins.
+    /// Hold a run: running attempts finish and count, nothing new begins. A failed run is held for a look, so that nobody
+    /// retries it by mistake.
     #[command(after_help = "\
 Examples:
   stepfleet runs suspend 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
   stepfleet runs suspend 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --now    stop running attempts too, uncounted")]
     Suspend(command::SuspendArgs),
-    /// Let a suspended run go on.
+    /// Let a suspended run go on; one that had failed goes on at its failed steps, as by a retry.
     #[command(after_help = "\
 Examples:
   stepfleet runs resume 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10")]

@@ -131,6 +131,9 @@ fn tries(step: &StepView) -> String {
     if step.generation > 1 {
         text += &format!(" (generation {})", step.generation);
     }
+    if let Some(at) = &step.next_attempt_at {
+        text += &format!(", next at {}", clock(at));
+    }
     text
 }
 
@@ -245,6 +248,13 @@ mod tests {
     #[test]
     fn tries_tell_losses_and_generations_apart() {
         assert_eq!(tries(&run("failed", false, None).step_list[0]), "3 (+1 lost) (generation 2)");
+        let waits = StepView {
+            losses: 0,
+            generation: 1,
+            next_attempt_at: Some("2026-11-20T00:00:01.500Z".into()),
+            ..run("retrying", false, None).step_list.swap_remove(0)
+        };
+        assert_eq!(tries(&waits), "3, next at 00:00:01.500");
         assert_eq!(worker_name("alpha@1f2e"), "alpha");
         assert_eq!(shortened("äöü\n", 2), "äö…");
     }

@@ -170,7 +170,7 @@ pub struct RunMetrics {
     pub suspended: u64,
     /// Runs that completed in the window.
     pub completed: u64,
-    /// Runs that failed in the window and were not reopened.
+    /// Runs that failed in the window and were neither reopened nor suspended since.
     pub failed: u64,
     /// Runs that were cancelled in the window.
     pub cancelled: u64,

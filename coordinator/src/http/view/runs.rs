@@ -118,7 +118,7 @@ pub struct RunSummary {
     pub state: State,
     /// When it was submitted.
     pub created_at: String,
-    /// When it ended.
+    /// When it ended. A failed run that is held (suspended) keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
     /// From submit to end.
@@ -217,6 +217,9 @@ pub struct StepView {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
+    /// When its next attempt is due, while it is retrying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<String>,
     /// How long its last attempt took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,

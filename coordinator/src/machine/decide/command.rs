@@ -71,12 +71,13 @@ impl Deciding<'_> {
     }
 
     fn suspend(&mut self, reason: Option<Arc<str>>, now: bool) -> Answer {
-        let allowed = matches!(self.run.state, State::Queued | State::Processing | State::Waiting);
+        let failed = self.run.state == State::Failed;
+        let allowed = failed || matches!(self.run.state, State::Queued | State::Processing | State::Waiting);
         if !allowed || self.run.ending.is_some() {
-            return self.conflict("suspend", "queued, processing or waiting");
+            return self.conflict("suspend", "queued, processing, waiting or failed");
         }
         self.move_run(State::Suspended, Why::Suspended, reason);
-        if now {
+        if now && !failed {
             self.work(Work { run: self.run.id, kind: WorkKind::Halt, next: 0 });
         }
         self.done()
@@ -85,6 +86,9 @@ impl Deciding<'_> {
     fn resume(&mut self, reason: Option<Arc<str>>) -> Answer {
         if self.run.state != State::Suspended || self.run.ending.is_some() {
             return self.conflict("resume", "suspended");
+        }
+        if self.run.is_held_failure() {
+            return self.reopen_steps(Why::Resumed, reason);
         }
         if self.run.failed > 0 && self.run.active == 0 && self.run.work == 0 && !self.has_held_steps() {
             return self.conflict("resume", "suspended with steps to go on with; retry its failed steps instead");
@@ -101,11 +105,16 @@ impl Deciding<'_> {
     }
 
     fn retry(&mut self, reason: Option<Arc<str>>) -> Answer {
-        let stopped = self.run.state == State::Failed || (self.run.state == State::Suspended && self.run.failed > 0);
-        if !stopped || self.run.ending.is_some() {
+        let held = self.run.is_held_failure() || (self.run.state == State::Suspended && self.run.failed > 0);
+        if !(held || self.run.state == State::Failed) || self.run.ending.is_some() {
             return self.conflict("retry", "failed, or suspended with a failed step");
         }
-        self.reopen_run(Why::Retried, reason);
+        self.reopen_steps(Why::Retried, reason)
+    }
+
+    /// The run goes on at its failed and cancelled steps.
+    fn reopen_steps(&mut self, why: Why, reason: Option<Arc<str>>) -> Answer {
+        self.reopen_run(why, reason);
         self.work(Work { run: self.run.id, kind: WorkKind::Reopen, next: 0 });
         self.settle();
         self.done()

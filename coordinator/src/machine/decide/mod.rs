@@ -11,6 +11,7 @@ mod work;
 use std::sync::Arc;
 
 use stepfleet_protocol::{
+    duration::Millis,
     id::{JobId, Reign, StreamId, WorkerId},
     message::JobRef,
     state::State,
@@ -171,10 +172,12 @@ impl Deciding<'_> {
     }
 
     fn run_timed_out(&mut self) {
-        if self.run.state.is_finished() || self.run.ending.is_some() {
+        if self.run.state.is_finished() || self.run.is_held_failure() || self.run.ending.is_some() {
             return;
         }
-        self.stop(super::run::Ending::TimedOut, None);
+        let limit = Millis(self.run.plan.timeout_ms);
+        let note = format!("the run took longer than its limit of {limit}");
+        self.stop(super::run::Ending::TimedOut, Some(note.into()));
     }
 
     /// An auditor found no place of the step, and the owner agrees: it goes to the ready set again.
@@ -213,7 +216,12 @@ impl Deciding<'_> {
         let from = self.run.state;
         assert!(from.may_become(to), "illegal move of the run from {from} to {to}");
         self.run.state = to;
-        self.run.finished_ms = if to.is_finished() { self.now_ms } else { 0 };
+        self.run.finished_ms = match (from, to) {
+            // It is held for a look, and still the run that failed then.
+            (State::Failed, State::Suspended) => self.run.finished_ms,
+            _ if to.is_finished() => self.now_ms,
+            _ => 0,
+        };
         let (at_ms, actor) = (self.now_ms, self.actor.clone());
         self.out.transitions.push(Transition {
             step: None,

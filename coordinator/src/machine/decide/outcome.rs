@@ -314,7 +314,9 @@ impl Deciding<'_> {
         if self.run.ending.is_some() {
             return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
-        self.move_step(index, State::Retrying, Why::RetryPlanned, None, None);
+        let (next, max) = (self.run.step(index).attempts + 1, self.budget(index));
+        let note: Arc<str> = format!("try {next} of {max} in {wait_ms} ms").into();
+        self.move_step(index, State::Retrying, Why::RetryPlanned, None, Some(note));
         if wait_ms == 0 {
             return self.retry_due(index);
         }

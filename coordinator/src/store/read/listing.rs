@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use redis::{Cmd, Value};
+use redis::Cmd;
 use stepfleet_protocol::{
     id::{PartitionId, RunId},
     keys::slot,
@@ -133,7 +133,7 @@ impl Client {
             let items = reply::array(&found).unwrap_or_default();
             for pair in items.chunks_exact(2) {
                 let run = reply::bytes(&pair[0]).and_then(RunId::from_bytes);
-                if let (Some(run), Some(ms)) = (run, score(&pair[1])) {
+                if let (Some(run), Some(ms)) = (run, reply::score(&pair[1])) {
                     places.push(Cursor { ms, source: source.number, run });
                 }
             }
@@ -156,7 +156,7 @@ impl Client {
         same.arg(&source.key).arg(cursor.ms).arg(cursor.ms);
         let replies = self.ask_all(vec![(slot, rank), (slot, score_now), (slot, newer), (slot, same)]).await?;
         let number = |i: usize| super::count(replies.get(i));
-        let in_place = replies.get(1).and_then(score) == Some(cursor.ms);
+        let in_place = replies.get(1).and_then(reply::score) == Some(cursor.ms);
         match replies.first().and_then(reply::number).filter(|_| in_place) {
             Some(rank) => Ok((rank.max(0) as u64 + 1).saturating_sub(number(2))),
             // The run has left the set since: the rest of its millisecond is given up, rather than shown twice.
@@ -207,11 +207,4 @@ fn range(source: &Source, after: Option<Cursor>, ties: u64, limit: usize) -> Cmd
     };
     cmd.arg("-inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(limit);
     cmd
-}
-
-fn score(value: &Value) -> Option<u64> {
-    match value {
-        Value::Double(score) => Some(*score as u64),
-        other => reply::text(other)?.parse::<f64>().ok().map(|s| s as u64),
-    }
 }

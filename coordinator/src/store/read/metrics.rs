@@ -13,7 +13,7 @@ pub struct Ended {
     pub suspended: u64,
     /// Completed in the window.
     pub completed: u64,
-    /// Failed in the window and not reopened.
+    /// Failed in the window, and neither reopened nor suspended since.
     pub failed: u64,
     /// Cancelled in the window.
     pub cancelled: u64,

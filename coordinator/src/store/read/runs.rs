@@ -1,6 +1,6 @@
 //! One run: its record, its steps page by page, its failures, its values.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use stepfleet_protocol::{
@@ -8,12 +8,16 @@ use stepfleet_protocol::{
     id::{PartitionId, RunId},
     keys::slot,
     limits::CHUNK_STEPS,
+    state::State,
     workflow::Workflow,
 };
 
 use super::{super::client::Client, ClientError, count, reply};
 use crate::{
-    machine::run::{AttemptError, Step},
+    machine::{
+        event::Timer,
+        run::{AttemptError, Step},
+    },
     store::record::{self, RunRecord},
 };
 
@@ -93,6 +97,32 @@ impl Client {
             }
         }
         Ok(out)
+    }
+
+    /// When the next attempts of those of these steps that are retrying are due, by the step's number, in Unix milliseconds
+    /// of the server. A step whose wait was over a moment ago is left out.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn next_attempts(&self, run: RunId, steps: &[(u32, Step)]) -> Result<HashMap<u32, u64>, ClientError> {
+        let waiting = steps.iter().filter(|(_, step)| step.state == State::Retrying);
+        let waiting: Vec<(u32, Vec<u8>)> = waiting
+            .filter_map(|(index, step)| {
+                let timer = Timer::Retry { index: *index, job: step.job? };
+                Some((*index, record::pack_timer(run, timer)))
+            })
+            .collect();
+        if waiting.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut scores = redis::cmd("ZMSCORE");
+        scores.arg(self.keys.partition(run.partition()).timers());
+        for (_, timer) in &waiting {
+            scores.arg(&timer[..]);
+        }
+        let found = self.ask_partition(run.partition(), scores).await?;
+        let dues = reply::array(&found).unwrap_or_default().iter().map(reply::score);
+        Ok(waiting.iter().zip(dues).filter_map(|((index, _), due)| Some((*index, due?))).collect())
     }
 
     /// The last failed attempts of a run's steps, latest first, at most `limit`.

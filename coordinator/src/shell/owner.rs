@@ -49,6 +49,9 @@ pub const BATCH_ITEMS_MAX: usize = 400;
 const WORK_PER_BATCH: usize = 4;
 /// Log entries of one read, at most.
 const READ_ENTRIES_MAX: usize = 512;
+/// Entries of the first read, and of one after a quiet time, when nobody knows how large they are: a worker writes up to
+/// 512 KiB in one.
+const READ_ENTRIES_FIRST: usize = 8;
 /// Bytes of one read, about.
 const READ_BYTES: usize = 4 << 20;
 
@@ -123,7 +126,10 @@ pub struct Owner<L> {
     backlog: VecDeque<(StreamId, Fields)>,
     read_to: StreamId,
     more_in_log: bool,
+    /// Bytes of an entry, as the last reads have shown.
     entry_bytes: usize,
+    /// Entries of the last read.
+    last_read: usize,
     pending: Option<Commit>,
     retention: Retention,
     next_retention_ms: u64,
@@ -171,6 +177,7 @@ impl<L: Link> Owner<L> {
             read_to: head.offset,
             more_in_log: true,
             entry_bytes: 256,
+            last_read: 0,
             pending: None,
             retention: Retention::default(),
             next_retention_ms: 0,
@@ -239,9 +246,12 @@ impl<L: Link> Owner<L> {
         self.batch(turn, chores, count).await
     }
 
+    /// Entries of the next read: what fits by what is known of their size, and not many more than came last time, so that
+    /// a flood of large ones after a quiet time is met before it is read.
     fn read_count(&self) -> usize {
         let limit = if self.memory.batch_items > 0 { self.memory.batch_items } else { READ_ENTRIES_MAX };
-        (READ_BYTES / self.entry_bytes.max(1)).clamp(1, limit.min(READ_ENTRIES_MAX))
+        let fits = (READ_BYTES / self.entry_bytes.max(1)).min(2 * self.last_read + READ_ENTRIES_FIRST);
+        fits.clamp(1, limit.min(READ_ENTRIES_MAX))
     }
 
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
@@ -314,10 +324,13 @@ impl<L: Link> Owner<L> {
     /// Puts what was read behind what is left of earlier reads.
     fn take_in(&mut self, entries: Vec<(StreamId, Fields)>, asked: usize) {
         self.more_in_log = entries.len() == asked;
+        self.last_read = entries.len();
         if let Some((last, _)) = entries.last() {
             self.read_to = *last;
             let bytes: usize = entries.iter().flat_map(|(_, f)| f.iter().map(|(k, v)| k.len() + v.len())).sum();
-            self.entry_bytes = (self.entry_bytes + bytes / entries.len()) / 2 + 1;
+            // It rises at once and falls slowly: a read that is too large is worse than one more read.
+            let average = bytes / entries.len();
+            self.entry_bytes = average.max((self.entry_bytes + average) / 2) + 1;
         }
         self.backlog.extend(entries);
     }

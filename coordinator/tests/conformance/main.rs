@@ -7,6 +7,7 @@
 #[path = "../simulation/fleet.rs"]
 mod fleet;
 mod server;
+mod tap;
 mod world;
 
 mod bounds;

@@ -45,7 +45,7 @@ const ENTRIES_PER_SWEEP: usize = 500;
 const JOBS_PER_ENTRY: usize = 100;
 
 /// Deletes a consumer if nothing is pending at it, in one call, so that no entry is lost between look and deletion.
-const DELETE_CONSUMER: &str = "
+pub const DELETE_CONSUMER: &str = "
 -- Deletes a consumer that nothing is pending at.
 -- KEYS 1 job stream. ARGV 1 group, 2 consumer. Replies 1 when deleted, 0 when something is pending.
 if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then return 0 end

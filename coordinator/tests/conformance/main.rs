@@ -13,6 +13,7 @@ mod world;
 mod bounds;
 mod fence;
 mod liveness;
+mod losses;
 mod poison;
 mod twin;
 mod values;

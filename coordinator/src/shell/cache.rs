@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt;
 use redis::Value;
-use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, workflow::Workflow};
+use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, name::Name, workflow::Workflow};
 
 use crate::{
     machine::{
@@ -45,6 +45,8 @@ pub struct Compiled {
     pub plan: Arc<Plan>,
     /// How the input of each step is made.
     pub inputs: Vec<StepInput>,
+    /// The number of each step, by name.
+    numbers: HashMap<Name, u32>,
 }
 
 /// How the input of a step is made.
@@ -75,7 +77,13 @@ impl Compiled {
             Err(_) => unreachable!("the door refuses expressions that cannot be compiled"),
         };
         let inputs = workflow.steps.values().map(|s| s.with.as_ref().map_or(StepInput::None, input)).collect();
-        Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs }
+        let numbers = (0..).zip(workflow.steps.keys()).map(|(number, name)| (name.clone(), number)).collect();
+        Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs, numbers }
+    }
+
+    /// The number of the step with this name.
+    pub fn number_of(&self, name: &Name) -> Option<u32> {
+        self.numbers.get(name).copied()
     }
 }
 

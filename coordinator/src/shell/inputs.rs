@@ -52,8 +52,7 @@ fn place_of(run: &Run, compiled: &Compiled, source: &Source) -> Option<String> {
     match source {
         Source::Input => run.has_input.then(|| run.id.to_string()),
         Source::Output(name) => {
-            let index = compiled.plan.steps.iter().position(|s| s.name == *name)?;
-            let step = run.step(index as u32);
+            let step = run.step(compiled.number_of(name)?);
             step.job.filter(|_| step.has_output).map(|job| job.to_string())
         }
     }

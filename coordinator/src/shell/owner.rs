@@ -48,6 +48,9 @@ const BATCH_ITEMS_MIN: usize = 128;
 const WORK_PER_BATCH: usize = 4;
 /// Log entries of one read, at most.
 const READ_ENTRIES_MAX: usize = 512;
+/// Entries of the first read, and of one after a quiet time, when nobody knows how large they are: a worker writes up to
+/// 512 KiB in one.
+const READ_ENTRIES_FIRST: usize = 8;
 /// Bytes of one read, about.
 const READ_BYTES: usize = 4 << 20;
 
@@ -107,7 +110,10 @@ pub struct Owner<L> {
     backlog: VecDeque<(StreamId, Fields)>,
     read_to: StreamId,
     more_in_log: bool,
+    /// Bytes of an entry, as the last reads have shown.
     entry_bytes: usize,
+    /// Entries of the last read.
+    last_read: usize,
     pending: Option<Sealed>,
     /// Ready steps that were looked at and are not released yet, by queue.
     looked_at: Vec<Look>,
@@ -206,9 +212,12 @@ impl<L: Link> Owner<L> {
         !suspects && chores.iter().all(Chore::tells_no_mirror)
     }
 
+    /// Entries of the next read: what fits by what is known of their size, and not many more than came last time, so that
+    /// a flood of large ones after a quiet time is met before it is read.
     fn read_count(&self) -> usize {
         let limit = if self.memory.batch_items > 0 { self.memory.batch_items } else { READ_ENTRIES_MAX };
-        (READ_BYTES / self.entry_bytes.max(1)).clamp(1, limit.min(READ_ENTRIES_MAX))
+        let fits = (READ_BYTES / self.entry_bytes.max(1)).min(2 * self.last_read + READ_ENTRIES_FIRST);
+        fits.clamp(1, limit.min(READ_ENTRIES_MAX))
     }
 
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.

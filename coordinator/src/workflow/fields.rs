@@ -113,9 +113,13 @@ impl Reader {
 
     /// The fields of a map in which only `known` ones may be.
     pub(super) fn fields<'n>(&mut self, node: &'n Node, path: &Path<'_>, known: &[&'static str]) -> Option<Fields<'n>> {
-        let allowed = format!("a map with {}", list(known));
+        if !matches!(node.kind, Kind::Map(_)) {
+            // Made only here: a large definition has a hundred thousand maps that are right.
+            self.wrong_type(node, path, &format!("a map with {}", list(known)));
+            return None;
+        }
         let mut found = Vec::new();
-        for entry in self.entries(node, path, &allowed)? {
+        for entry in self.entries(node, path, "a map")? {
             match known.iter().find(|k| **k == entry.key) {
                 Some(name) => found.push((*name, entry)),
                 None => {
@@ -214,27 +218,27 @@ impl Reader {
     }
 
     pub(super) fn whole_number(&mut self, node: &Node, path: &Path<'_>, range: RangeInclusive<u64>) -> Option<u64> {
-        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        let allowed = || format!("a whole number from {} to {}", range.start(), range.end());
         let Kind::Number(n) = &node.kind else {
-            self.wrong_type(node, path, &allowed);
+            self.wrong_type(node, path, &allowed());
             return None;
         };
         let number = n.as_u64().filter(|n| range.contains(n));
         if number.is_none() {
-            self.complain(node.at, path, Complaint::new(format!("number `{n}` out of range")).allowed(allowed));
+            self.complain(node.at, path, Complaint::new(format!("number `{n}` out of range")).allowed(allowed()));
         }
         number
     }
 
     pub(super) fn number(&mut self, node: &Node, path: &Path<'_>, range: RangeInclusive<f64>) -> Option<f64> {
-        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        let allowed = || format!("a number from {} to {}", range.start(), range.end());
         let Kind::Number(n) = &node.kind else {
-            self.wrong_type(node, path, &allowed);
+            self.wrong_type(node, path, &allowed());
             return None;
         };
         let number = n.as_f64().filter(|n| range.contains(n));
         if number.is_none() {
-            self.complain(node.at, path, Complaint::new(format!("number `{n}` out of range")).allowed(allowed));
+            self.complain(node.at, path, Complaint::new(format!("number `{n}` out of range")).allowed(allowed()));
         }
         number
     }

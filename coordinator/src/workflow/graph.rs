@@ -97,8 +97,15 @@ impl Graph {
         }
         let mut wrong = Vec::new();
         let mut open: Vec<usize> = Vec::new();
+        // Marks what the step of the pair needs, so that a step with many needs and many references is no square.
+        let mut needed_by = vec![u32::MAX; order.len()];
+        let mut marked = u32::MAX;
         for (i, (step, source)) in pairs.iter().enumerate() {
-            if self.needs[*step as usize].contains(source) {
+            if marked != *step {
+                marked = *step;
+                self.needs[*step as usize].iter().for_each(|need| needed_by[*need as usize] = *step);
+            }
+            if needed_by[*source as usize] == *step {
                 continue;
             }
             if rank[*source as usize] >= rank[*step as usize] { wrong.push(i) } else { open.push(i) }

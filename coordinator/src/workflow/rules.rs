@@ -1,6 +1,6 @@
 //! The rules of the format: one walk over the tree that meets every problem.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use stepfleet_protocol::{
     limits::{ATTEMPTS_MAX, EDGES_MAX, STEPS_MAX},
@@ -53,6 +53,8 @@ struct Walk<'n> {
     reader: Reader,
     /// Every step that was written, in order, legal or not.
     index: HashMap<&'n str, u32>,
+    /// For each step the last one that was seen to need it, plus one: finds a need written twice without a set a step.
+    needed_by: Vec<u32>,
     references: Vec<Reference>,
     suggestions: usize,
 }
@@ -124,6 +126,7 @@ impl<'n> Walk<'n> {
             return None;
         }
         self.index = (0u32..).zip(&entries).map(|(i, entry)| (entry.key.as_str(), i)).collect();
+        self.needed_by = vec![0; entries.len()];
         let mut steps = Steps::with_capacity(entries.len());
         let mut graph = Vec::with_capacity(entries.len());
         for (i, entry) in (0u32..).zip(&entries) {
@@ -168,25 +171,24 @@ impl<'n> Walk<'n> {
             return Vec::new();
         };
         let mut names = Vec::with_capacity(items.len());
-        let mut seen = HashSet::with_capacity(items.len());
         for (i, item) in items.iter().enumerate() {
             let path = here.item(i);
             let Some(name) = self.reader.name(item, &path) else { continue };
-            match self.index.get(name.as_str()) {
+            match self.index.get(name.as_str()).copied() {
                 None => {
                     let complaint = Complaint::new(format!("unknown step `{name}`")).allowed("a step of this workflow");
                     let hint = self.similar(name.as_str());
                     self.reader.complain(item.at, &path, complaint.hint(hint));
                 }
-                Some(need) if *need == step => {
+                Some(need) if need == step => {
                     self.reader.complain(item.at, &path, Complaint::new("a step that needs itself"));
                 }
-                Some(need) if !seen.insert(*need) => {
+                Some(need) if std::mem::replace(&mut self.needed_by[need as usize], step + 1) == step + 1 => {
                     let complaint = Complaint::new(format!("duplicate need `{name}`")).allowed("each step once");
                     self.reader.complain(item.at, &path, complaint);
                 }
                 Some(need) => {
-                    edges.push(*need);
+                    edges.push(need);
                     names.push(name);
                 }
             }

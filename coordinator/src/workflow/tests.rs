@@ -213,6 +213,26 @@ fn a_graph_of_many_steps_is_checked_in_linear_time() {
     assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
 }
 
+/// The most steps that are allowed, in two chains that meet in a step which needs all others and refers to as many as it may.
+#[test]
+fn the_largest_graph_is_checked_in_seconds() {
+    let count = stepfleet_protocol::limits::STEPS_MAX;
+    let mut text = String::from("workflow: big\nsteps:\n");
+    for i in 0..count - 1 {
+        let needs = if i > 1 { format!("s{}", i - 2) } else { String::new() };
+        text.push_str(&format!("  s{i}: {{ handler: h, needs: [{needs}] }}\n"));
+    }
+    let needs: Vec<String> = (0..count - 1).map(|i| format!("s{i}")).collect();
+    let with: Vec<String> =
+        (0..template::EXPRESSIONS_MAX).map(|i| format!("'${{{{ steps.s{}.output }}}}'", count - 2 - i)).collect();
+    text.push_str(&format!("  last: {{ handler: h, needs: [{}], with: [{}] }}\n", needs.join(", "), with.join(", ")));
+    let started = std::time::Instant::now();
+    assert_eq!(check(&text).map(|w| w.steps.len()), Ok(count));
+    println!("{count} steps in {:?}", started.elapsed());
+    // Generous: without optimisation, on a machine that may be busy.
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
 #[test]
 fn the_published_schema_is_the_one_of_the_types() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/workflow.schema.json");

@@ -1,22 +1,35 @@
 //! Bounds: commits, the window, retention, layout.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use stepfleet_coordinator::{
     machine::event::{Timer, Work, WorkKind},
-    shell::{retention::Retention, schedule::TIMERS_PER_READ},
+    shell::{
+        owner::{Memory, Owner},
+        retention::Retention,
+        schedule::TIMERS_PER_READ,
+    },
     store::{link::Dial, record, reply},
 };
 use stepfleet_protocol::{
-    id::RunId,
-    message::{Outcome, Verb},
+    id::{JobId, PartitionId, Reign, RunId, StreamId, WorkerId},
+    message::{Body, JobRef, JobResult, Outcome, Results, Verb},
     name::Name,
     state::State,
+    value::Payload,
     workflow::Workflow,
 };
 
 use crate::{
     both,
-    fleet::{PARTITION, chain, keys},
-    world::{World, on_real_alone},
+    fleet::{PARTITION, chain, keys, own},
+    tap::{self, Tap},
+    world::{World, on_memory, on_real_alone},
 };
 
 both! {
@@ -261,4 +274,70 @@ fn trap_12_a_take_over_with_a_million_timers_and_100_000_work_items_holds_the_se
         assert!(w.number(&["LLEN", &keys().todo()]).await < 100_000, "work goes on");
         assert_eq!(found, Vec::<String>::new());
     })
+}
+
+/// The output of a job that nobody waits for.
+fn result(n: u32, output: Bytes) -> Body {
+    let queue = Name::new("default").expect("a legal name");
+    let job = JobId { reign: Reign { counter: 99, random: 99 }, seq: 1, n };
+    let run = RunId::new(PartitionId(0), 1, u64::from(n));
+    let of = JobRef { job, run, index: 0, queue: queue.clone(), entry: StreamId { ms: 1, seq: u64::from(n) } };
+    let outcome = Outcome::Completed(Some(Payload::Inline(output)));
+    let results = vec![JobResult { of, run_ms: 1, outcome }];
+    Body::Results(Results { worker: WorkerId::new(&queue, 1), results })
+}
+
+/// Puts 512 large results on the log and turns the owner until it has decided all of them.
+async fn flood<D: Dial, O: Dial>(w: &mut World<D>, owner: &mut Owner<O::Link>) {
+    // It does not compress.
+    let mut output = vec![0u8; 64 << 10];
+    StdRng::seed_from_u64(1).fill(&mut output[..]);
+    let (output, mut last) = (Bytes::from(output), StreamId::ZERO);
+    for n in 0..512 {
+        last = w.client.append(result(n, output.clone())).await.expect("up");
+    }
+    for _ in 0..200 {
+        owner.turn(false).await.expect("no faults");
+        let offset = w.one(&[b"HGET", keys().head().as_bytes(), b"offset"]).await;
+        if reply::text(&offset).and_then(|text| text.parse().ok()) == Some(last) {
+            return;
+        }
+    }
+    panic!("the flood is not decided");
+}
+
+/// Trap 14: values inside the messages, as somebody else's worker may send them, at the begin of a reign and after a time of
+/// small ones.
+#[test]
+fn no_read_is_large_when_512_results_of_64_kib_wait() {
+    // 4 MiB as promised, and what one entry may be too many.
+    const MOST: usize = (4 << 20) + (128 << 10);
+    on_memory(async |mut w| {
+        let largest = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&largest);
+        let tap = Tap::after(w.dial.clone(), move |replies| {
+            seen.fetch_max(tap::bytes(replies), Ordering::Relaxed);
+        });
+        flood_twice(&mut w, tap).await;
+        let largest = largest.load(Ordering::Relaxed);
+        assert!((1 << 20..MOST).contains(&largest), "the largest read had {largest} bytes");
+    });
+}
+
+async fn flood_twice<D: Dial, O: Dial>(w: &mut World<D>, tap: O) {
+    let mut small = w.own().await;
+    let run = w.submit(&chain(1)).await;
+    let mut worker = w.worker(1);
+    w.finish(&mut small, &mut worker, run).await;
+    drop(small);
+    let mut owner = own(&tap, 7, Memory::default()).await.expect("free");
+    flood::<D, O>(w, &mut owner).await;
+    for _ in 0..30 {
+        w.submit(&chain(1)).await;
+        owner.turn(false).await.expect("no faults");
+        let jobs = worker.take(10).await.unwrap_or_default();
+        let done = jobs.into_iter().map(|(of, _)| (of, Outcome::Completed(None)));
+        worker.answer(done.collect()).await.expect("up");
+    }
+    flood::<D, O>(w, &mut owner).await;
 }

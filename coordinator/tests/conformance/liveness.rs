@@ -29,7 +29,7 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Starts an observer and returns how to stop it.
-fn observe(dial: MemoryDial) -> CancellationToken {
+pub(crate) fn observe<D: Dial>(dial: D) -> CancellationToken {
     let stop = CancellationToken::new();
     let owned = watch::Sender::new(BTreeSet::from([PARTITION]));
     let slots = watch::Sender::new(std::collections::BTreeMap::new());
@@ -42,7 +42,7 @@ fn observe(dial: MemoryDial) -> CancellationToken {
     stop
 }
 
-async fn beat<D: Dial>(w: &mut World<D>, worker: &Worker<D>, held: &[&JobRef], n: u64) -> bool {
+pub(crate) async fn beat<D: Dial>(w: &mut World<D>, worker: &Worker<D>, held: &[&JobRef], n: u64) -> bool {
     let queue = Name::new("default").expect("a legal name");
     let held = held.iter().map(|of| stepfleet_protocol::beat::Held {
         job: of.job,
@@ -73,7 +73,13 @@ async fn beat<D: Dial>(w: &mut World<D>, worker: &Worker<D>, held: &[&JobRef], n
 }
 
 /// Moves time on by `secs`, a beat every five, while the observer looks. Returns how many beats there were.
-async fn beats(w: &mut World<MemoryDial>, worker: &Worker<MemoryDial>, held: &[&JobRef], from: u64, secs: u64) -> u64 {
+pub(crate) async fn beats(
+    w: &mut World<MemoryDial>,
+    worker: &Worker<MemoryDial>,
+    held: &[&JobRef],
+    from: u64,
+    secs: u64,
+) -> u64 {
     let mut n = from;
     for half in 0..2 * secs {
         if half % 10 == 0 {
@@ -85,7 +91,7 @@ async fn beats(w: &mut World<MemoryDial>, worker: &Worker<MemoryDial>, held: &[&
     n
 }
 
-async fn pass(secs: u64) {
+pub(crate) async fn pass(secs: u64) {
     for _ in 0..2 * secs {
         advance(LOOK).await;
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -7,11 +7,13 @@
 #[path = "../simulation/fleet.rs"]
 mod fleet;
 mod server;
+mod tap;
 mod world;
 
 mod bounds;
 mod fence;
 mod liveness;
+mod losses;
 mod poison;
 mod twin;
 mod values;

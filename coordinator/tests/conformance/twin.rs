@@ -3,17 +3,23 @@
 use std::time::Duration;
 
 use stepfleet_coordinator::{
-    shell::owner::{BATCH_ITEMS_MAX, OwnerError},
-    store::{link::Dial, room, workflows::Stored},
+    shell::{
+        fleet,
+        metrics::Metrics,
+        owner::{BATCH_ITEMS_MAX, OwnerError},
+        retention::Retention,
+    },
+    store::{link::Dial, memory::MemoryDial, reply, room, workflows::Stored},
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
-    id::RunId,
+    id::{Reign, RunId},
     message::{Body, NewRun, Outcome, Submit},
     state::State,
     workflow::Workflow,
 };
 use tokio::time::advance;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::{PARTITION, Worker, all_keys, chain, keys},
@@ -41,6 +47,41 @@ fn trap_4_after_a_rollback_nothing_is_passed_by() {
         let rest = w.finish(&mut owner, &mut worker, run).await;
         let steps: Vec<&str> = rest.iter().map(|j| j.step.as_str()).collect();
         assert_eq!(steps, ["s1", "s2"]);
+    });
+}
+
+/// Waits until the partition is owned in this reign or a later one.
+async fn reign_from(w: &mut World<MemoryDial>, counter: u64) -> Reign {
+    let mut ask = redis::pipe();
+    ask.cmd("HGET").arg(keys().head()).arg("reign");
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let found = w.client.trip(&ask).await.ok().and_then(|r| reply::text(&r[0])?.parse::<Reign>().ok());
+        if let Some(reign) = found.filter(|reign| reign.counter >= counter) {
+            return reign;
+        }
+    }
+    panic!("nobody takes reign {counter}");
+}
+
+/// Trap 2: a rollback gives a number out twice, to the very same coordinator too.
+#[test]
+fn a_reign_that_has_the_number_of_a_lost_one_is_another_reign() {
+    on_twin(async |server, mut w| {
+        let retention = Retention::default();
+        let config = fleet::Config { name: "c@1".into(), keys: all_keys(), partitions: 1, retention };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(fleet::run(w.dial.clone(), config, Metrics::new(), stop.clone()));
+        let first = reign_from(&mut w, 1).await;
+        let snapshot = server.snapshot();
+        server.cut();
+        let lost = reign_from(&mut w, first.counter + 1).await;
+        server.restore(&snapshot);
+        let again = reign_from(&mut w, lost.counter).await;
+        assert_eq!(again.counter, lost.counter, "the number is given out twice");
+        assert!(again.random != lost.random && lost.random != first.random, "{first} {lost} {again}");
+        stop.cancel();
+        running.await.expect("it leaves");
     });
 }
 

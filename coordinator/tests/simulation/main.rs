@@ -23,9 +23,9 @@ use stepfleet_coordinator::{
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
-    id::{RunId, StreamId},
+    id::{JobId, RunId, StreamId},
     keys::GROUP,
-    message::{Body, Lost, Outcome, Returned, Verb},
+    message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
     name::Name,
     state::State,
     workflow::Workflow,
@@ -70,8 +70,18 @@ fn a_chain_goes_from_submit_to_completed() {
     });
 }
 
-/// Runs that one seed submits.
-const RUNS: usize = 12;
+/// Small runs that one seed submits.
+const SMALL_RUNS: usize = 12;
+/// All of them, with the wide one.
+const RUNS: usize = SMALL_RUNS + 1;
+/// Steps of the wide run that are ready at once: more than the window of a queue, so that some have to wait in the ready set.
+const WIDE: usize = 300;
+/// The turn that a rollback goes back to. The wide run comes just before, so that jobs are dispatched on both time lines.
+const SNAPSHOT: u32 = 200;
+/// The turn of the rollback.
+const ROLLBACK: u32 = 260;
+/// Longest time that a worker holds a job, in turns: longer than a rollback goes back.
+const HELD_MAX: u32 = 90;
 /// From this turn on nothing goes wrong any more.
 const CALM: u32 = 3_000;
 /// Everything has ended by then.
@@ -92,6 +102,10 @@ struct Story {
     reigns: u64,
     snapshot: Option<Snapshot>,
     effects: BTreeMap<(RunId, u32), u32>,
+    /// What every job that a worker ever saw was for.
+    jobs: BTreeMap<JobId, (RunId, u32, u32, u32)>,
+    /// Jobs that take long: until which turn, whose they are, what becomes of them.
+    held: Vec<(u32, usize, JobRef, Outcome)>,
 }
 
 impl Story {
@@ -118,6 +132,8 @@ impl Story {
             reigns: 0,
             snapshot: None,
             effects: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            held: Vec::new(),
             server,
             dial,
         }
@@ -159,22 +175,28 @@ impl Story {
     /// Now and then: a wish of a person, a server that is full for a moment, a rollback.
     async fn disturb(&mut self, turn: u32) {
         if self.rng.random_bool(0.02) && !self.runs.is_empty() {
-            let (run, _) = self.runs[self.rng.random_range(0..self.runs.len())];
+            let (run, plan) = &self.runs[self.rng.random_range(0..self.runs.len())];
+            let (run, is_wide) = (*run, plan.steps.len() == WIDE);
             let verbs =
                 [Verb::Cancel, Verb::Suspend { now: true }, Verb::Suspend { now: false }, Verb::Resume, Verb::Retry];
             let verb = verbs[self.rng.random_range(0..verbs.len())].clone();
-            while self.client.command(run, verb.clone()).await.is_err() {}
+            // Nobody cancels the wide run: a step of it that is forgotten must be missed.
+            if !(is_wide && verb == Verb::Cancel) {
+                while self.client.command(run, verb.clone()).await.is_err() {}
+            }
         }
         if self.rng.random_bool(0.01) {
             self.server.set_full(true);
             self.own().await;
             self.server.set_full(false);
         }
-        if turn == 200 {
+        if turn == SNAPSHOT {
             self.snapshot = Some(self.server.snapshot());
+            // The reign that begins here and the first one after the rollback have the same number.
+            self.owner = None;
         }
-        if turn == 260 && self.seed % 2 == 1 {
-            let snapshot = self.snapshot.take().expect("taken at turn 200");
+        if turn == ROLLBACK && self.seed % 2 == 1 {
+            let snapshot = self.snapshot.take().expect("taken before");
             self.server.restore(&snapshot);
             // What was answered after the snapshot is lost; whoever waits for a run submits it again.
             for (run, plan) in self.runs.clone() {
@@ -183,19 +205,24 @@ impl Story {
         }
     }
 
-    async fn work(&mut self, calm: bool) {
-        for worker in &mut self.workers {
+    async fn work(&mut self, turn: u32, calm: bool) {
+        self.finish_held(turn, calm).await;
+        for place in 0..self.workers.len() {
+            let worker = &mut self.workers[place];
             // An XREADGROUP whose reply is lost leaves jobs pending at a live worker: it reads its own list again.
-            let jobs = match worker.take(self.rng.random_range(1..6)).await {
+            let mut jobs = match worker.take(self.rng.random_range(1..6)).await {
                 Ok(jobs) => jobs,
                 Err(_) => worker.own_pending().await,
             };
+            // What it holds it has begun already.
+            jobs.retain(|(of, _)| !self.held.iter().any(|(_, at, held, _)| *at == place && held.job == of.job));
             if jobs.is_empty() {
                 continue;
             }
-            for (of, _) in &jobs {
-                *self.effects.entry((of.run, of.index)).or_default() += 1;
+            for (of, job) in &jobs {
+                self.note(of, job);
             }
+            let worker = &mut self.workers[place];
             if !calm && self.rng.random_bool(0.05) {
                 // It dies with its jobs, as an observer tells; sometimes its results come all the same.
                 let lost =
@@ -205,20 +232,41 @@ impl Story {
                     continue;
                 }
             }
-            let mut outcome = || match self.rng.random_range(0..20) {
-                _ if calm => Outcome::Completed(None),
-                0 | 1 => Outcome::Failed(Failure::new(Category::Transient, "no luck")),
-                2 => Outcome::Failed(Failure::new(Category::Permanent, "never")),
-                3 => Outcome::Failed(Failure::new(Category::Timeout, "too slow")),
-                4 => Outcome::Returned(Returned::Drain),
-                _ => Outcome::Completed(None),
-            };
-            let results: Vec<_> = jobs.into_iter().map(|(of, _)| (of, outcome())).collect();
+            let mut results: Vec<_> = jobs.into_iter().map(|(of, _)| (of, outcome(&mut self.rng, calm))).collect();
+            if !calm && self.rng.random_bool(0.2) {
+                // A long job: its result may come when a rollback has undone its dispatch.
+                let (of, outcome) = results.swap_remove(0);
+                self.held.push((turn + self.rng.random_range(1..HELD_MAX), place, of, outcome));
+            }
+            if results.is_empty() {
+                continue;
+            }
             while worker.answer(results.clone()).await.is_err() {}
             if self.rng.random_bool(0.1) {
                 while worker.answer(results.clone()).await.is_err() {}
             }
         }
+    }
+
+    /// Answers for the long jobs whose time has come.
+    async fn finish_held(&mut self, turn: u32, calm: bool) {
+        for (until, place, of, outcome) in std::mem::take(&mut self.held) {
+            if turn < until && !calm {
+                self.held.push((until, place, of, outcome));
+                continue;
+            }
+            let result = vec![(of, outcome)];
+            while self.workers[place].answer(result.clone()).await.is_err() {}
+        }
+    }
+
+    /// A worker begins a job. Its id is the fence of all its results, so it must name the same try for ever, on every time
+    /// line.
+    fn note(&mut self, of: &JobRef, job: &Job) {
+        *self.effects.entry((of.run, of.index)).or_default() += 1;
+        let this = (job.run, job.index, job.generation, job.attempt);
+        let first = *self.jobs.entry(job.id).or_insert(this);
+        assert_eq!(first, this, "seed {}: job {} names two tries", self.seed, job.id);
     }
 
     async fn stored(&mut self, run: RunId) -> Option<Stored> {
@@ -244,6 +292,24 @@ impl Story {
     }
 }
 
+/// What becomes of a job.
+fn outcome(rng: &mut StdRng, calm: bool) -> Outcome {
+    match rng.random_range(0..20) {
+        _ if calm => Outcome::Completed(None),
+        0 | 1 => Outcome::Failed(Failure::new(Category::Transient, "no luck")),
+        2 => Outcome::Failed(Failure::new(Category::Permanent, "never")),
+        3 => Outcome::Failed(Failure::new(Category::Timeout, "too slow")),
+        4 => Outcome::Returned(Returned::Drain),
+        _ => Outcome::Completed(None),
+    }
+}
+
+/// `n` steps that need nothing.
+fn wide(n: usize) -> Workflow {
+    let names: Vec<String> = (0..n).map(|i| format!("w{i}")).collect();
+    workflow(&names.iter().map(|name| (name.as_str(), &[][..])).collect::<Vec<_>>())
+}
+
 /// Runs one seed: submits runs while faults happen, until everything has ended; then checks.
 async fn one_seed(seed: u64) {
     let plans = [chain(1), chain(4), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
@@ -253,7 +319,12 @@ async fn one_seed(seed: u64) {
         if turn == CALM {
             story.server.set_faults(Faults { latency_max: Duration::from_millis(1), ..Faults::default() });
         }
-        if story.runs.len() < RUNS && story.rng.random_bool(0.05) {
+        let small = story.runs.len() - usize::from(turn > SNAPSHOT - 3);
+        if turn == SNAPSHOT - 3 {
+            let (run, plan) = (story.client.run_id(), wide(WIDE));
+            story.submit(run, &plan, false).await;
+            story.runs.push((run, plan));
+        } else if small < SMALL_RUNS && story.rng.random_bool(0.05) {
             let (run, plan) = (story.client.run_id(), plans[story.rng.random_range(0..plans.len())].clone());
             story.submit(run, &plan, false).await;
             story.runs.push((run, plan));
@@ -262,7 +333,7 @@ async fn one_seed(seed: u64) {
             story.disturb(turn).await;
         }
         story.own().await;
-        story.work(calm).await;
+        story.work(turn, calm).await;
         if turn % 50 == 49 && turn > 300 {
             let open = story.open(calm || story.runs.len() == RUNS).await;
             if story.runs.len() == RUNS && open == 0 {
@@ -311,7 +382,7 @@ fn check(seed: u64, stored: &Stored, steps: usize) {
 async fn check_nothing_is_left(story: &mut Story) {
     for _ in 0..40 {
         story.own().await;
-        story.work(true).await;
+        story.work(TURNS, true).await;
     }
     let queue = Name::new("default").expect("a legal name");
     let mut look = redis::pipe();

@@ -65,6 +65,7 @@ impl<L: Link> Owner<L> {
             read_to: head.offset,
             more_in_log: true,
             entry_bytes: 256,
+            last_read: 0,
             pending: None,
             looked_at: Vec::new(),
             known_ms: 0,

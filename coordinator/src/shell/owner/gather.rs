@@ -104,6 +104,7 @@ impl<L: Link> Owner<L> {
     pub(super) fn take_in(&mut self, turn: Turn, chores: Vec<Chore>, asked: usize, alone: bool) {
         if asked > 0 {
             self.more_in_log = turn.entries.len() == asked;
+            self.last_read = turn.entries.len();
             if !self.more_in_log {
                 self.known_ms = turn.before_ms;
             }
@@ -111,7 +112,9 @@ impl<L: Link> Owner<L> {
         if let Some((last, _)) = turn.entries.last() {
             self.read_to = *last;
             let bytes: usize = turn.entries.iter().flat_map(|(_, f)| f.iter().map(|(k, v)| k.len() + v.len())).sum();
-            self.entry_bytes = (self.entry_bytes + bytes / turn.entries.len()) / 2 + 1;
+            // It rises at once and falls slowly: a read that is too large is worse than one more read.
+            let average = bytes / turn.entries.len();
+            self.entry_bytes = average.max((self.entry_bytes + average) / 2) + 1;
         }
         self.backlog.extend(turn.entries);
         for (chore, value) in chores.into_iter().zip(turn.extra) {

@@ -25,7 +25,7 @@ use super::{
     core::{Core, Poison, Staged},
     inputs,
     intake::{self, Item, Malformed, Newer, Origin, What},
-    retention::{self, Retention},
+    retention::{self, Expired, Retention},
     schedule::{HORIZON_MS, Schedule},
     upkeep::{Chore, Upkeep},
 };
@@ -109,8 +109,8 @@ pub struct Done {
     pub jobs: u64,
     /// Entries quarantined.
     pub quarantined: u64,
-    /// Runs beyond retention that were deleted.
-    pub expired: u64,
+    /// What was beyond retention and was deleted.
+    pub expired: Expired,
 }
 
 /// The owner of a partition during one reign.
@@ -194,9 +194,10 @@ impl<L: Link> Owner<L> {
         self.memory.clone()
     }
 
-    /// Whether workers wait for a doorbell, and what is kept of finished runs.
+    /// Whether workers wait for a doorbell, and what is kept of what is done with.
     pub fn configure(&mut self, doorbell: bool, retention: Retention) {
         self.upkeep.doorbell = doorbell;
+        self.upkeep.events_max = retention.events_max;
         self.retention = retention;
     }
 
@@ -464,12 +465,13 @@ impl<L: Link> Owner<L> {
         }
     }
 
-    /// Deletes some runs that are beyond retention, in this batch's commit; more of them in the next, if there are more.
+    /// Deletes some of what is beyond retention, in this batch's commit; more of it in the next, if there is more.
     async fn expire(&mut self) -> Result<(), OwnerError> {
+        let events = std::mem::take(&mut self.upkeep.events_dropped);
         let Self { partition, core, retention, .. } = self;
-        let expired = retention::expire(retention, partition, core, self.server_ms).await?;
-        self.done.expired += expired.runs;
-        let wait_ms = if expired.more { 0 } else { retention::EVERY_MS };
+        let look = retention::expire(*retention, partition, core, self.server_ms, events).await?;
+        self.done.expired += look.expired;
+        let wait_ms = if look.more { 0 } else { retention::EVERY_MS };
         self.next_retention_ms = self.server_ms + wait_ms;
         Ok(())
     }

@@ -13,6 +13,7 @@ mod bounds;
 mod fence;
 mod liveness;
 mod poison;
+mod retention;
 mod twin;
 mod values;
 

@@ -4,6 +4,7 @@
 //! The outbox is the exception: it is trimmed outside of commits, see `upkeep`, and only counted here.
 
 mod letters;
+pub mod plans;
 mod runs;
 
 use std::ops::AddAssign;
@@ -94,6 +95,7 @@ pub async fn expire<L: Link>(
     let mut sweep = Sweep { retention, partition, core, now_ms, out };
     sweep.runs().await?;
     sweep.letters().await?;
+    sweep.plans().await?;
     let out = sweep.out;
     let Expired { runs, letters, plans, events } = out.expired;
     let counts =

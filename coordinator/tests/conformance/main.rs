@@ -12,6 +12,7 @@ mod world;
 mod bounds;
 mod fence;
 mod liveness;
+mod plans;
 mod poison;
 mod retention;
 mod twin;

@@ -8,6 +8,7 @@ mod flows;
 mod load;
 mod poison;
 mod redis_death;
+mod retention;
 mod scaling;
 mod topologies;
 mod web;

@@ -5,7 +5,7 @@ mod peer;
 
 use std::path::PathBuf;
 
-use peer::{Shown, run_with};
+use peer::{Shown, run_in, run_with};
 
 const GOOD: &str = "workflow: orders\nsteps:\n  fetch: { handler: sleep, with: { duration: 1s } }\n";
 const BAD: &str =
@@ -89,6 +89,37 @@ fn settings_show_all_their_problems_at_once() {
     assert_eq!(shown.code, 5, "{shown:?}");
     let shown = run(&["dev", "--port", "0", "--workers", "-1"]);
     assert_eq!(shown.code, 2, "{shown:?}");
+}
+
+#[test]
+fn what_is_kept_is_a_setting_with_limits() {
+    let env = [("STEPFLEET_RETAIN_COMPLETED", "1h"), ("STEPFLEET_RETAIN_RUNS", "5")];
+    let flags = ["--retain-runs", "0", "--retain-dead-letters", "9x", "--retain-events", "many"];
+    let shown = run_in(&env, &[&["coordinator", "--redis", "redis://127.0.0.1:1"], &flags[..]].concat(), "");
+    assert_eq!(shown.code, 2, "{shown:?}");
+    for part in [
+        "4 problems in the settings",
+        "STEPFLEET_RETAIN_COMPLETED: `1h` is too short: allowed are 25h to 3650d, as long as idempotency keys",
+        "--retain-runs: bad number `0`: allowed are 1 to ",
+        "--retain-dead-letters: bad duration `9x`",
+        "--retain-events: bad number `many`: allowed are 1 to ",
+    ] {
+        assert!(shown.err.contains(part), "{part}: {shown:?}");
+    }
+    let fine = ["--retain-completed", "25h", "--retain-dead-letters-max", "1"];
+    let shown = run_in(&env, &[&["coordinator", "--redis", "redis://127.0.0.1:1"], &fine[..]].concat(), "");
+    assert_eq!(shown.code, 5, "flags win, and only the server is missing: {shown:?}");
+    // For trying things out runs may go at once.
+    let shown = run_in(&env, &["dev", "--retain-events", "0", "--retain-completed", "0"], "");
+    assert_eq!(shown.code, 2, "{shown:?}");
+    assert!(shown.err.contains("--retain-completed: `0ms` is too short: allowed are 1s to 3650d"), "{shown:?}");
+    assert!(shown.err.contains("2 problems"), "{shown:?}");
+    for words in [["coordinator", "--help"], ["dev", "--help"]] {
+        let help = run(&words).out;
+        for part in ["--retain-completed", "90d", "STEPFLEET_RETAIN_DEAD_LETTERS_MAX", "365d", "1000000"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
 }
 
 #[test]

@@ -195,6 +195,8 @@ plain_keys! {
     quarantine = "quarantine";
     /// Hash: how many runs follow each plan.
     plan_uses = "plan-uses";
+    /// Sorted set: plans that no run follows, by when the last one went, in milliseconds.
+    plans_aside = "plans-aside";
     /// Set: jobs that are to be stopped.
     cancels = "cancels";
     /// Channel: what reaches all workers that may hold jobs of the partition.
@@ -249,6 +251,11 @@ impl PartitionKeys {
     /// String: a workflow that runs follow, by its hash.
     pub fn plan(&self, hash: &str) -> String {
         format!("{}plan:{hash}", self.stem)
+    }
+
+    /// String: a plan that no run follows, until it is deleted or followed again.
+    pub fn plan_aside(&self, hash: &str) -> String {
+        format!("{}plan-aside:{hash}", self.stem)
     }
 
     /// Sorted set: ready steps of a queue.

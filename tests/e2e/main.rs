@@ -9,6 +9,7 @@ mod load;
 mod names;
 mod poison;
 mod redis_death;
+mod retention;
 mod scaling;
 mod topologies;
 mod web;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::logs::{self, LogFormat};
 use super::redis::{self, RedisArgs};
+use super::retention::{self, RetentionArgs};
 use super::settings::{address, number};
 use super::{Checks, Given, stop_on_signals};
 use crate::failure::{Exit, Failure};
@@ -30,6 +31,7 @@ const GRACE: Duration = Duration::from_secs(10);
 Examples:
   stepfleet coordinator --redis redis://127.0.0.1:6379
   stepfleet coordinator --redis redis-cluster://10.0.0.1:6379,10.0.0.2:6379 --partitions 32
+  stepfleet coordinator --redis redis://127.0.0.1:6379 --retain-completed 30d --retain-dead-letters 90d
   STEPFLEET_REDIS_URL=rediss://fleet:secret@redis:6380 stepfleet coordinator --log-format json")]
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
@@ -52,6 +54,8 @@ pub(crate) struct CoordinatorArgs {
     /// How log lines look. STEPFLEET_LOG sets a filter.
     #[arg(long, value_enum, value_name = "FORM", env = "STEPFLEET_LOG_FORMAT", default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) retention: RetentionArgs,
 }
 
 /// `coordinator`, as it is meant.
@@ -69,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) partitions: u16,
     /// Name without the boot id.
     pub(crate) name: Name,
+    /// What is kept of what is done with.
+    pub(crate) retention: Retention,
 }
 
 impl CoordinatorArgs {
@@ -91,6 +97,7 @@ impl CoordinatorArgs {
         let partitions = checks.read("partitions", &self.partitions, |text| number(text, 1..=PARTITIONS_MAX.into()));
         let host = host();
         let name = checks.read("name", self.name.as_deref().unwrap_or(&host), Name::new);
+        let retention = self.retention.check(retention::Keys::FindTheirRuns, &mut checks);
         let config = (|| {
             Some(Config {
                 redis: redis?,
@@ -99,6 +106,7 @@ impl CoordinatorArgs {
                 metrics_listen: metrics_listen?,
                 partitions: u16::try_from(partitions?).ok()?,
                 name: name?,
+                retention: retention?,
             })
         })();
         checks.done(config)
@@ -142,7 +150,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         name: format!("{}@{}", config.name, uuid::Uuid::new_v4().simple()),
         keys: config.keys.clone(),
         partitions: config.partitions,
-        retention: Retention::default(),
+        retention: config.retention,
     };
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let api = async {

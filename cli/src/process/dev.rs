@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use stepfleet_connect::Settings;
-use stepfleet_coordinator::store::client::Client;
+use stepfleet_coordinator::{shell::retention::Retention, store::client::Client};
 use stepfleet_protocol::{
     keys::{Keys, PREFIX_DEFAULT},
     limits::PARTITIONS_MAX,
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::logs::{self, LogFormat};
+use super::retention::{self, RetentionArgs};
 use super::server::{self, Server};
 use super::settings::number;
 use super::{Checks, Given, coordinator, redis, stop_on_signals, worker};
@@ -61,6 +62,8 @@ pub(crate) struct DevArgs {
     /// The server program; `valkey-server` or `redis-server` on the PATH or in `.tools` if not given.
     #[arg(long, value_name = "FILE", env = "STEPFLEET_SERVER")]
     server: Option<PathBuf>,
+    #[command(flatten)]
+    retention: RetentionArgs,
 }
 
 /// `dev`, as it is meant.
@@ -71,6 +74,7 @@ struct Config {
     workers: usize,
     concurrency: usize,
     queues: Vec<Name>,
+    retention: Retention,
 }
 
 impl DevArgs {
@@ -82,6 +86,7 @@ impl DevArgs {
         let most = stepfleet_worker::limits::CONCURRENCY_MAX as u64;
         let concurrency = checks.read("concurrency", &self.concurrency, |text| number(text, 1..=most));
         let queues = self.queue.iter().filter_map(|queue| checks.read("queue", queue, Name::new)).collect();
+        let retention = self.retention.check(retention::Keys::MayBeLost, &mut checks);
         let config = (|| {
             Some(Config {
                 port: u16::try_from(port?).ok()?,
@@ -89,6 +94,7 @@ impl DevArgs {
                 workers: usize::try_from(workers?).ok()?,
                 concurrency: usize::try_from(concurrency?).ok()?,
                 queues,
+                retention: retention?,
             })
         })();
         checks.done(config)
@@ -124,6 +130,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         metrics_listen: None,
         partitions: config.partitions,
         name: Name::new("dev").expect("a legal name"),
+        retention: config.retention,
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
     let client = Client::new(redis.clone(), coordinator_config.keys.clone());

@@ -6,6 +6,7 @@ pub(crate) mod coordinator;
 pub(crate) mod dev;
 mod logs;
 pub(crate) mod redis;
+mod retention;
 mod server;
 mod settings;
 pub(crate) mod worker;

@@ -80,11 +80,16 @@ pub(crate) fn run(peer: &Peer, words: &[&str]) -> Shown {
 
 /// As [`run`], with an address and stdin.
 pub(crate) fn run_with(api: &str, words: &[&str], stdin: &str) -> Shown {
+    run_in(&[("STEPFLEET_API", api)], words, stdin)
+}
+
+/// As [`run`], with settings in the environment and stdin.
+pub(crate) fn run_in(env: &[(&str, &str)], words: &[&str], stdin: &str) -> Shown {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stepfleet"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STEPFLEET_")) {
         command.env_remove(name);
     }
-    command.args(words).env("STEPFLEET_API", api);
+    command.args(words).envs(env.iter().copied());
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     // A program that does not read its stdin may be gone already.

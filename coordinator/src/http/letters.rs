@@ -192,7 +192,7 @@ async fn find(app: &AppState, text: &str) -> ApiResult<(PlacedId, DeadLetter)> {
     let id: PlacedId = text.parse().map_err(bad)?;
     let gone = || {
         ApiError::not_found("letter_not_found", format!("there is no open dead letter `{id}`"))
-            .hint("a letter is closed when its step is retried or replayed")
+            .hint("a letter is closed when its step is retried or replayed, and expires after a time; `runs retry` needs none")
     };
     Ok((id, app.client.letter(id).await?.ok_or_else(gone)?))
 }

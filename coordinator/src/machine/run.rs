@@ -188,6 +188,16 @@ impl Run {
         step
     }
 
+    /// The step's dead letter is gone, and nothing else happens to it: it can be retried, but not replayed. False if it is
+    /// another letter that is open, or none.
+    pub fn expire_letter(&mut self, index: u32, letter: StreamId) -> bool {
+        let open = self.steps.get(index as usize).is_some_and(|s| s.letter == Some(letter));
+        if open {
+            self.step_mut(index).letter = None;
+        }
+        open
+    }
+
     /// Moves a step, and keeps the counters. Returns the state it was in.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 //! Loading goes over the owner's own connection, in trips of bounded size.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -104,6 +104,8 @@ pub struct Cache {
     pub runs: HashMap<RunId, Run>,
     /// Plans by key.
     pub plans: HashMap<Arc<str>, Arc<Compiled>>,
+    /// Plans that no run follows and that are stored aside: who follows one again has to bring it back.
+    pub aside: HashSet<Arc<str>>,
     /// Small values by id.
     pub values: HashMap<String, Bytes>,
 }
@@ -146,23 +148,21 @@ impl Cache {
             if self.plans.contains_key(&*hash) || !record::is_plan_hash(&hash) {
                 continue;
             }
-            let key = partition.keys.plan(&hash);
-            let mut stored = Vec::new();
-            loop {
-                let mut pipe = redis::pipe();
-                pipe.cmd("GETRANGE").arg(&key).arg(stored.len()).arg(stored.len() + PLAN_BYTES_PER_TRIP - 1);
-                let replies = partition.load(&pipe).await?;
-                let part = replies.first().and_then(reply::bytes).ok_or(TurnError::Unexpected("GETRANGE plan"))?;
-                stored.extend_from_slice(part);
-                if part.len() < PLAN_BYTES_PER_TRIP {
-                    break;
-                }
+            let mut stored = read_plan(partition, partition.keys.plan(&hash)).await?;
+            let aside = stored.is_empty();
+            if aside {
+                stored = read_plan(partition, partition.keys.plan_aside(&hash)).await?;
             }
             let workflow = codec::decompress(&stored).and_then(|plain| codec::unpack::<Workflow>(&plain));
             if let Ok(workflow) = workflow {
                 // What no door has checked may break every rule.
                 match catch_unwind(|| Compiled::new(&hash, &workflow)) {
-                    Ok(compiled) => drop(self.plans.insert(compiled.plan.hash.clone(), Arc::new(compiled))),
+                    Ok(compiled) => {
+                        if aside {
+                            self.aside.insert(compiled.plan.hash.clone());
+                        }
+                        self.plans.insert(compiled.plan.hash.clone(), Arc::new(compiled));
+                    }
                     Err(_) => drop(broken.insert(hash)),
                 }
             }
@@ -241,6 +241,21 @@ impl Cache {
             run.errors = read_errors(replies.first(), &run);
         }
         Ok(Ok(run))
+    }
+}
+
+/// The bytes under a plan's key, in trips of bounded size; none if there are none.
+async fn read_plan<L: Link>(partition: &mut Partition<L>, key: String) -> Result<Vec<u8>, TurnError> {
+    let mut stored = Vec::new();
+    loop {
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(&key).arg(stored.len()).arg(stored.len() + PLAN_BYTES_PER_TRIP - 1);
+        let replies = partition.load(&pipe).await?;
+        let part = replies.first().and_then(reply::bytes).ok_or(TurnError::Unexpected("GETRANGE plan"))?;
+        stored.extend_from_slice(part);
+        if part.len() < PLAN_BYTES_PER_TRIP {
+            return Ok(stored);
+        }
     }
 }
 

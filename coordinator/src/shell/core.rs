@@ -32,7 +32,7 @@ use crate::{
         event::Event,
         run::Run,
     },
-    store::{commit::Commit, record},
+    store::{commit::Commit, plans::PlanMove, record},
 };
 
 /// An item that the program could not bear: the batch is given up and begun again in another way.
@@ -207,6 +207,9 @@ impl Core {
         }
         let (id, plan) = (new.run, compiled.plan.clone());
         *self.staged.commit.plan_uses.entry(plan.hash.to_string()).or_default() += 1;
+        if !self.cache.aside.is_empty() && self.cache.aside.remove(&plan.hash) {
+            self.staged.commit.plan_moves.insert(plan.hash.to_string(), PlanMove::Back);
+        }
         self.cache.runs.insert(id, Run::new(id, plan));
         self.staged.touched.insert(id, Touched::default());
         self.event(id, Event::Submitted { new, actor }).unwrap_or(Answer::Done { state: State::Queued })

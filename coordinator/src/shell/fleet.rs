@@ -39,7 +39,7 @@ pub struct Config {
     pub keys: Keys,
     /// Partitions of a new installation.
     pub partitions: u16,
-    /// What is kept of finished runs.
+    /// What is kept of what is done with.
     pub retention: Retention,
 }
 
@@ -293,7 +293,7 @@ impl<D: Dial> Task<D> {
         self.metrics.decided.inc_by(now.items - before.items);
         self.metrics.dispatched.inc_by(now.jobs - before.jobs);
         self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);
-        self.metrics.expired_runs.inc_by(now.expired - before.expired);
+        self.metrics.expired.count(before.expired, now.expired);
         *before = now;
     }
 

@@ -2,6 +2,8 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
+use super::retention::Expired;
+
 /// Counters of one coordinator process.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -29,10 +31,33 @@ pub struct Metrics {
     pub dead_workers: IntCounter,
     /// Times that a third of the fleet would have died at once, and was given another period.
     pub mass_deaths_held: IntCounter,
-    /// Runs beyond retention that were deleted.
-    pub expired_runs: IntCounter,
+    /// What was beyond retention and was deleted.
+    pub expired: ExpiredCounters,
     /// Items of a batch.
     pub batch_items: Histogram,
+}
+
+/// Counters of what retention deletes.
+#[derive(Debug, Clone)]
+pub struct ExpiredCounters {
+    /// Runs.
+    pub runs: IntCounter,
+    /// Dead letters.
+    pub letters: IntCounter,
+    /// Plans.
+    pub plans: IntCounter,
+    /// Entries of the outbox.
+    pub events: IntCounter,
+}
+
+impl ExpiredCounters {
+    /// Counts what went between two looks at an owner.
+    pub fn count(&self, before: Expired, now: Expired) {
+        self.runs.inc_by(now.runs - before.runs);
+        self.letters.inc_by(now.letters - before.letters);
+        self.plans.inc_by(now.plans - before.plans);
+        self.events.inc_by(now.events - before.events);
+    }
 }
 
 impl Default for Metrics {
@@ -68,7 +93,12 @@ impl Metrics {
             lost: counter("jobs_lost_total", "Jobs of dead workers that were reported lost"),
             dead_workers: counter("workers_dead_total", "Workers declared dead"),
             mass_deaths_held: counter("mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
-            expired_runs: counter("runs_expired_total", "Runs deleted because they were beyond retention"),
+            expired: ExpiredCounters {
+                runs: counter("runs_expired_total", "Runs deleted because they were beyond retention"),
+                letters: counter("dead_letters_expired_total", "Dead letters deleted, with their run or by themselves"),
+                plans: counter("plans_expired_total", "Plans deleted because no run followed them any more"),
+                events: counter("events_expired_total", "Entries of the outbox that were trimmed"),
+            },
             owned,
             batch_items,
             registry,

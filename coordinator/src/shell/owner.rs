@@ -30,7 +30,7 @@ use super::{
     core::{Core, Poison},
     inputs,
     intake::{Item, Malformed, Newer, Place, What},
-    retention::{self, Retention},
+    retention::{self, Expired, Retention},
     upkeep::{Chore, Upkeep},
 };
 use crate::store::{
@@ -88,8 +88,8 @@ pub struct Done {
     pub jobs: u64,
     /// Entries quarantined.
     pub quarantined: u64,
-    /// Runs beyond retention that were deleted.
-    pub expired: u64,
+    /// What was beyond retention and was deleted.
+    pub expired: Expired,
 }
 
 /// A commit that is to be sent, with the items that are to blame if the server cannot bear it and no smaller batch could
@@ -140,9 +140,10 @@ impl<L: Link> Owner<L> {
         self.memory.clone()
     }
 
-    /// Whether workers wait for a doorbell, and what is kept of finished runs.
+    /// Whether workers wait for a doorbell, and what is kept of what is done with.
     pub fn configure(&mut self, doorbell: bool, retention: Retention) {
         self.upkeep.doorbell = doorbell;
+        self.upkeep.events_max = retention.events_max;
         self.retention = retention;
     }
 
@@ -333,12 +334,13 @@ impl<L: Link> Owner<L> {
         Ok(())
     }
 
-    /// Deletes some runs that are beyond retention, in this batch's commit; more of them in the next, if there are more.
+    /// Deletes some of what is beyond retention, in this batch's commit; more of it in the next, if there is more.
     async fn expire(&mut self) -> Result<(), OwnerError> {
+        let events = std::mem::take(&mut self.upkeep.events_dropped);
         let Self { partition, core, retention, .. } = self;
-        let expired = retention::expire(retention, partition, core, self.server_ms).await?;
-        self.done.expired += expired.runs;
-        let wait_ms = if expired.more { 0 } else { retention::EVERY_MS };
+        let look = retention::expire(*retention, partition, core, self.server_ms, events).await?;
+        self.done.expired += look.expired;
+        let wait_ms = if look.more { 0 } else { retention::EVERY_MS };
         self.next_retention_ms = self.server_ms + wait_ms;
         Ok(())
     }

@@ -6,7 +6,10 @@
 use redis::{Cmd, Value, cmd};
 use stepfleet_protocol::{id::StreamId, keys::GROUP, keys::PartitionKeys, name::Name};
 
-use super::schedule::{HORIZON_MS, Queue, Schedule, TIMERS_PER_READ};
+use super::{
+    retention::Retention,
+    schedule::{HORIZON_MS, Queue, Schedule, TIMERS_PER_READ},
+};
 use crate::store::{partition::LEASE_MS, reply};
 
 /// Time between two renewals of the lease, and between two looks at a queue.
@@ -15,8 +18,6 @@ const EVERY_MS: u64 = 1_000;
 const LONG_HEAD_MS: u64 = 30_000;
 /// Entries that one XDEL takes, in ascending order: 1.1 us each, where single ones cost 9.
 const DELETE_CHUNK: usize = 500;
-/// Entries of the outbox that are kept while nobody reads it.
-pub const EVENTS_KEPT: u64 = 1_000_000;
 
 /// A command that rode on a turn, to be finished with its reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,12 +62,14 @@ pub struct Upkeep {
     keys: PartitionKeys,
     /// Ring workers of idle queues (Cluster).
     pub doorbell: bool,
+    /// Entries of the outbox that are kept, about.
+    pub events_max: u64,
     next_lease_ms: u64,
     next_look_ms: u64,
     retake: bool,
     trimmed_to: StreamId,
     delivered: Option<(Name, StreamId)>,
-    /// Outbox entries that were trimmed.
+    /// Outbox entries that were trimmed and are not counted yet.
     pub events_dropped: u64,
 }
 
@@ -77,6 +80,7 @@ impl Upkeep {
             name: name.into(),
             keys,
             doorbell: false,
+            events_max: Retention::default().events_max,
             next_lease_ms: now_ms,
             next_look_ms: now_ms,
             retake: false,
@@ -129,7 +133,7 @@ impl Upkeep {
             push(Chore::Trim, trim);
         }
         let mut trim = cmd("XTRIM");
-        trim.arg(self.keys.events()).arg("MAXLEN").arg("~").arg(EVENTS_KEPT);
+        trim.arg(self.keys.events()).arg("MAXLEN").arg("~").arg(self.events_max);
         push(Chore::TrimEvents, trim);
         for (name, queue) in &mut schedule.queues {
             for delete in Self::delete_behind(&self.keys, name, queue, now_ms) {

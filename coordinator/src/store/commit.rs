@@ -15,6 +15,8 @@ use stepfleet_protocol::{
     state::State,
 };
 
+use super::plans::{self, PlanMove};
+
 /// How long the answer to a command is kept, in milliseconds.
 pub const REPLY_MS: u64 = 24 * 3_600_000;
 
@@ -81,6 +83,8 @@ pub struct Commit {
     pub counters: BTreeMap<&'static str, i64>,
     /// Changes of how many runs follow a plan.
     pub plan_uses: BTreeMap<String, i64>,
+    /// Plans that come or go with their runs.
+    pub plan_moves: BTreeMap<String, PlanMove>,
     /// Entries to quarantine: why, and the bytes.
     pub quarantined: Vec<(String, Vec<u8>)>,
     /// Whole keys to delete, of runs beyond retention.
@@ -111,6 +115,7 @@ impl Commit {
             && self.quarantined.is_empty()
             && self.keys_deleted.is_empty()
             && self.counters.is_empty()
+            && self.plan_moves.is_empty()
     }
 
     /// Appends the commands between MULTI and EXEC to `pipe`, the new head first. Returns how many there are.
@@ -128,6 +133,7 @@ impl Commit {
         self.write_jobs(&mut out);
         self.write_schedule(&mut out);
         self.write_listings(&mut out);
+        plans::write(&self.plan_moves, &mut out);
         self.write_letters(&mut out);
         self.write_answers(&mut out);
         self.write_tombstones(&mut out);
@@ -328,14 +334,15 @@ impl Commit {
     }
 }
 
-struct Commands<'a> {
+/// The commands of a commit, counted.
+pub(super) struct Commands<'a> {
     pipe: &'a mut Pipeline,
-    keys: &'a PartitionKeys,
+    pub(super) keys: &'a PartitionKeys,
     count: usize,
 }
 
 impl Commands<'_> {
-    fn cmd(&mut self, name: &str) -> &mut Pipeline {
+    pub(super) fn cmd(&mut self, name: &str) -> &mut Pipeline {
         self.count += 1;
         self.pipe.cmd(name)
     }

@@ -11,6 +11,7 @@ pub mod link;
 pub mod memory;
 pub mod pack;
 pub mod partition;
+pub mod plans;
 pub mod read;
 pub mod record;
 mod replies;

@@ -37,8 +37,8 @@ pub const RUNS_PER_ENTRY: usize = 128;
 const BYTES_PER_ENTRY: usize = 256 << 10;
 /// Log entries of one bulk submit on their way at once.
 const IN_FLIGHT: usize = 12;
-/// A plan is written again after this long, in case it was dropped.
-const PLAN_AGE_MAX: Duration = Duration::from_secs(600);
+/// A plan is written again after this long, in case it was dropped. Owners keep one that no run follows for longer.
+pub const PLAN_AGE_MAX: Duration = Duration::from_secs(600);
 /// Plans whose writing is remembered.
 const PLANS_MAX: usize = 10_000;
 /// How long a durable submit waits for the disk or a replica, in milliseconds; below the time-out of a pooled connection.

@@ -1,4 +1,4 @@
-//! Bounds: commits, the window, retention, layout.
+//! Bounds: commits, the window, layout.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,6 @@ use stepfleet_coordinator::{
     machine::event::{Timer, Work, WorkKind},
     shell::{
         owner::{Memory, Owner},
-        retention::Retention,
         schedule::TIMERS_PER_READ,
     },
     store::{link::Dial, record, reply},
@@ -35,8 +34,6 @@ use crate::{
 both! {
     never_more_than_the_window_is_on_the_stream_and_the_urgent_come_first,
     more_due_timers_than_one_read_brings_are_all_decided,
-    what_is_beyond_retention_leaves_no_key,
-    retention_by_count_keeps_the_newest,
 }
 
 const WINDOW: i64 = 256;
@@ -118,68 +115,14 @@ async fn more_due_timers_than_one_read_brings_are_all_decided<D: Dial>(mut w: Wo
     panic!("{} timers are left", w.number(&["ZCARD", &keys().timers()]).await);
 }
 
-async fn keys_of<D: Dial>(w: &mut World<D>, run: RunId) -> Vec<String> {
+/// The keys that name a run.
+pub(crate) async fn keys_of<D: Dial>(w: &mut World<D>, run: RunId) -> Vec<String> {
     let mut pattern = keys().log();
     let _ = pattern.split_off(pattern.len() - "log".len());
     let found = w.one(&[b"KEYS", b"*"]).await;
     let found = reply::array(&found).unwrap_or_default().iter().filter_map(reply::text).map(str::to_string);
     let id = run.to_string();
     found.filter(|key| key.starts_with(&pattern) && key.contains(&id)).collect()
-}
-
-/// A run with an input, a large rendered input, an output, a failed attempt: everything that a run can leave behind.
-async fn rich<D: Dial>(w: &mut World<D>) -> RunId {
-    let text = format!("{} ${{{{ steps.a.output }}}}", "x".repeat(20_000));
-    let workflow = serde_json::json!({"workflow": "rich", "steps": {
-        "a": {"handler": "noop", "with": "${{ input }}"},
-        "b": {"handler": "noop", "needs": ["a"], "with": {"text": text}},
-    }});
-    let workflow: Workflow = serde_json::from_value(workflow).expect("a legal workflow");
-    let run = w.client.run_id();
-    w.client.submit(run, &workflow, Some(&serde_json::json!("hello")), false).await.expect("up");
-    let (mut owner, mut worker) = (w.own().await, w.worker(1));
-    for _ in 0..2 {
-        let jobs = w.jobs(&mut owner, &mut worker).await;
-        let output = stepfleet_protocol::value::Payload::Inline(stepfleet_protocol::codec::pack("out").into());
-        let done = jobs.into_iter().map(|(of, _)| (of, Outcome::Completed(Some(output.clone()))));
-        worker.answer(done.collect()).await.expect("up");
-    }
-    w.turns(&mut owner, 3).await;
-    assert_eq!(w.state(run).await, Some(State::Completed));
-    run
-}
-
-async fn what_is_beyond_retention_leaves_no_key<D: Dial>(mut w: World<D>) {
-    let run = rich(&mut w).await;
-    assert!(keys_of(&mut w, run).await.len() >= 3);
-    let mut owner = w.own().await;
-    owner.configure(false, Retention { completed_ms: 0, runs_max: 10 });
-    w.turns(&mut owner, 5).await;
-    assert_eq!(keys_of(&mut w, run).await, Vec::<String>::new());
-    assert_eq!(owner.done.expired, 1);
-    let values = w.one(&[b"KEYS", keys().value("*").replace(['{', '}'], "?").as_bytes()]).await;
-    assert_eq!(reply::array(&values).map(<[_]>::len), Some(0), "{values:?}");
-}
-
-async fn retention_by_count_keeps_the_newest<D: Dial>(mut w: World<D>) {
-    let (mut owner, mut worker) = (w.own().await, w.worker(1));
-    let mut runs = Vec::new();
-    for _ in 0..5 {
-        let run = w.submit(&chain(1)).await;
-        w.finish(&mut owner, &mut worker, run).await;
-        // The listing is by time: two runs of one millisecond have no order.
-        while w.number(&["ZCOUNT", &keys().runs(State::Completed), "-inf", "+inf"]).await == 0 {}
-        runs.push(run);
-    }
-    let mut owner = w.own().await;
-    owner.configure(false, Retention { completed_ms: u64::MAX / 2, runs_max: 2 });
-    w.turns(&mut owner, 5).await;
-    let mut left = 0;
-    for run in &runs {
-        left += usize::from(w.state(*run).await.is_some());
-    }
-    assert_eq!((left, owner.done.expired), (2, 3));
-    assert!(w.state(runs[4]).await.is_some() || w.state(runs[3]).await.is_some());
 }
 
 /// Commands that held the server for too long, of ours.

@@ -14,7 +14,9 @@ mod bounds;
 mod fence;
 mod liveness;
 mod losses;
+mod plans;
 mod poison;
+mod retention;
 mod twin;
 mod values;
 

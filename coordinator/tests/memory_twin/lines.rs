@@ -10,6 +10,8 @@ MGET {s} {s} {h}
 DEL {any} {any}
 UNLINK {any}
 EXISTS {any} {any}
+COPY {s} {s} {replace}
+COPY {h} {h} {replace}
 TYPE {any}
 PEXPIRE {any} {ttl} {expopt}
 EXPIRE {any} {ttl}
@@ -152,6 +154,7 @@ fn choices(place: &str) -> &'static [&'static str] {
         "scores" => &["", "WITHSCORES"],
         "limit" => &["", "LIMIT 0 1", "LIMIT 1 2", "LIMIT 0 -1", "LIMIT -1 2", "LIMIT 1"],
         "zopt" => &["", "NX", "XX", "GT", "LT", "CH", "XX CH", "GT CH", "NX GT", "XX LT", "NX XX"],
+        "replace" => &["", "REPLACE"],
         "setopt" => &["", "", "NX", "XX", "PX 100000", "EX 100 NX", "XX KEEPTTL", "KEEPTTL", "PX 0", "NX XX"],
         "expopt" => &["", "", "NX", "XX", "GT", "LT", "NX XX"],
         "ttl" => &["100000", "200000", "-1", "0", "x"],

@@ -81,6 +81,7 @@ fn a_full_twin_refuses_what_a_full_server_refuses() -> anyhow::Result<()> {
         pair.twin_server.set_full(true);
         let full = [
             "SET s1 3",
+            "COPY s1 s2",
             "APPEND s1 3",
             "INCR s1",
             "INCRBY s1 2",

@@ -97,10 +97,19 @@ impl Fleet {
     /// # Errors
     /// It does not come up; the text holds what it wrote.
     pub async fn add_coordinator(&mut self) -> anyhow::Result<&mut Coordinator> {
+        self.add_coordinator_with(&[]).await
+    }
+
+    /// The same with these further arguments.
+    ///
+    /// # Errors
+    /// It does not come up; the text holds what it wrote.
+    pub async fn add_coordinator_with(&mut self, args: &[&str]) -> anyhow::Result<&mut Coordinator> {
         let port = port::free();
         let (listen, partitions) = (format!("127.0.0.1:{port}"), self.partitions.to_string());
         let name = format!("c{}", self.coordinators.len() + 1);
         let words = ["coordinator", "--listen", &listen, "--partitions", &partitions, "--name", &name];
+        let words = [&words[..], args].concat();
         let mut program = self.program(&words)?.start()?;
         let api = Api::new(&format!("http://{listen}"));
         let mut gone = false;

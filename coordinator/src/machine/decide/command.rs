@@ -125,7 +125,7 @@ impl Deciding<'_> {
         if !open {
             return Answer::Conflict {
                 state: self.run.state,
-                message: "the dead letter is closed: its step was retried or its run cancelled".into(),
+                message: "the dead letter is closed: its step was retried, its run cancelled, or it expired".into(),
             };
         }
         if self.run.state.is_final() || self.run.ending.is_some() {

@@ -18,6 +18,26 @@ pub(super) fn exists(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     Ok(int(args[1..].iter().filter(|key| db.item(key).is_some()).count()))
 }
 
+/// COPY within the one database, with REPLACE.
+pub(super) fn copy(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+    let replace = match &args[3..] {
+        [] => false,
+        [option] if word(option) == "REPLACE" => true,
+        _ => return Err(Refusal::syntax()),
+    };
+    if args[1] == args[2] {
+        return Err(Refusal::new("ERR source and destination objects are the same"));
+    }
+    let Some(item) = db.item(&args[1]).map(|item| item.clone()) else { return Ok(yes(false)) };
+    if !replace && db.item(&args[2]).is_some() {
+        return Ok(yes(false));
+    }
+    db.remove(&args[2]);
+    db.keys.insert(args[2].clone(), item);
+    db.touch(&args[2]);
+    Ok(yes(true))
+}
+
 pub(super) fn kind(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let name = match db.item(&args[1]).map(|item| &item.kind) {
         None => "none",

@@ -52,7 +52,6 @@ const COMMANDS: &[Spec] = &[
     plain("DEL", -2, keys::del),
     plain("UNLINK", -2, keys::del),
     plain("EXISTS", -2, keys::exists),
-    grows("COPY", -3, keys::copy),
     plain("TYPE", 2, keys::kind),
     plain("EXPIRE", -3, keys::expire),
     plain("PEXPIRE", -3, keys::pexpire),

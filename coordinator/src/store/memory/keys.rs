@@ -18,7 +18,7 @@ pub(super) fn exists(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     Ok(int(args[1..].iter().filter(|key| db.item(key).is_some()).count()))
 }
 
-/// COPY within the one database, with REPLACE.
+/// COPY within the one database, with REPLACE; the lifetime goes along.
 pub(super) fn copy(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let replace = match &args[3..] {
         [] => false,
@@ -104,25 +104,6 @@ pub(super) fn persist(db: &mut Db, args: &[Vec<u8>]) -> Reply {
         db.touch(&args[1]);
     }
     Ok(yes(had))
-}
-
-/// COPY with REPLACE; the lifetime goes along.
-pub(super) fn copy(db: &mut Db, args: &[Vec<u8>]) -> Reply {
-    let replace = match args[3..].iter().map(|option| word(option)).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [option] if option == "REPLACE" => true,
-        _ => return Err(Refusal::syntax()),
-    };
-    if args[1] == args[2] {
-        return Err(Refusal::new("ERR source and destination objects are the same"));
-    }
-    let Some(item) = db.item(&args[1]).cloned() else { return Ok(Value::Int(0)) };
-    if db.item(&args[2]).is_some() && !replace {
-        return Ok(Value::Int(0));
-    }
-    db.keys.insert(args[2].clone(), item);
-    db.touch(&args[2]);
-    Ok(Value::Int(1))
 }
 
 pub(super) fn keys(db: &mut Db, args: &[Vec<u8>]) -> Reply {

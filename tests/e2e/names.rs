@@ -10,34 +10,35 @@ const ACTOR: [(&str, &str); 1] = [("x-stepfleet-actor", "ann")];
 
 /// The document at a path.
 async fn get(api: &Api, path: &str) -> Value {
-    api.get(&format!("/api/v1/workflow{path}")).await.unwrap()
+    api.get(&format!("/api/v1/workflow{path}")).await.expect("it is there")
 }
 
 /// Ann's command, with a reason.
 async fn command(api: &Api, run: &str, verb: &str, reason: &str) -> (u16, Value) {
-    api.post(&format!("/api/v1/workflow/{run}/{verb}"), &ACTOR, &json!({ "reason": reason })).await.unwrap()
+    api.post(&format!("/api/v1/workflow/{run}/{verb}"), &ACTOR, &json!({ "reason": reason })).await.expect("an answer")
 }
 
 /// The ids of the runs in a state.
 async fn listed(api: &Api, state: &str) -> Vec<String> {
     let page = get(api, &format!("?state={state}&limit=20")).await;
-    let items = page["items"].as_array().unwrap();
+    let items = page["items"].as_array().expect("a page");
     assert!(items.iter().all(|run| run["state"] == state), "{page:#}");
-    items.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect()
+    items.iter().map(|run| run["id"].as_str().expect("an id").to_owned()).collect()
 }
 
 /// Moves of the run itself for a reason, as `from to actor note`.
 async fn moves(api: &Api, run: &str, reason: &str) -> Vec<String> {
     let page = get(api, &format!("/{run}/history?limit=100")).await;
     let word = |item: &Value, field: &str| item[field].as_str().unwrap_or("-").to_owned();
-    let of_the_run = page["items"].as_array().unwrap().iter().filter(|h| h["step"].is_null() && h["reason"] == reason);
+    let of_the_run =
+        page["items"].as_array().expect("a page").iter().filter(|h| h["step"].is_null() && h["reason"] == reason);
     of_the_run.map(|h| ["from", "to", "actor", "note"].map(|field| word(h, field)).join(" ")).collect()
 }
 
 /// A run whose only step waits in a queue that nobody reads.
 async fn idle(api: &Api) -> String {
     let definition = json!({ "workflow": "idle", "steps": { "only": { "handler": "noop", "queue": "nobody" } } });
-    api.submit(&definition, json!(null)).await.unwrap()
+    api.submit(&definition, json!(null)).await.expect("it is taken")
 }
 
 #[tokio::test]

@@ -255,16 +255,16 @@ const TAKEN: &str = "
 /// The legal moves in the form of [`TAKEN`]: those of runs, of steps, and the reserved ones, which nobody takes.
 fn told(taken: impl Fn(bool, State, State) -> bool) -> String {
     let mut out = String::new();
-    let kinds: [(&str, &dyn Fn(State, State) -> bool); 3] = [
-        ("runs", &|from, to| taken(false, from, to)),
-        ("steps", &|from, to| taken(true, from, to)),
-        ("reserved", &|from, to| !taken(false, from, to) && !taken(true, from, to)),
-    ];
-    for (kind, belongs) in kinds {
+    let belongs = |kind: &str, from, to| match kind {
+        "runs" => taken(false, from, to),
+        "steps" => taken(true, from, to),
+        _ => !taken(false, from, to) && !taken(true, from, to),
+    };
+    for kind in ["runs", "steps", "reserved"] {
         for from in State::ALL {
             let to: Vec<&str> = State::ALL
                 .into_iter()
-                .filter(|to| from.may_become(*to) && belongs(from, *to))
+                .filter(|to| from.may_become(*to) && belongs(kind, from, *to))
                 .map(State::as_str)
                 .collect();
             if !to.is_empty() {

@@ -13,6 +13,7 @@ mod bounds;
 mod fence;
 mod liveness;
 mod poison;
+mod scripts;
 mod twin;
 mod values;
 

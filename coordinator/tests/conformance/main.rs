@@ -7,6 +7,7 @@
 #[path = "../simulation/fleet.rs"]
 mod fleet;
 mod server;
+mod wire;
 mod world;
 
 mod bounds;
@@ -14,6 +15,7 @@ mod fence;
 mod liveness;
 mod poison;
 mod scripts;
+mod sweeps;
 mod twin;
 mod values;
 

@@ -27,7 +27,7 @@ use super::{
     intake::{self, Item, Malformed, Newer, Origin, What},
     retention::{self, Retention},
     schedule::{HORIZON_MS, Schedule},
-    upkeep::{Chore, Upkeep},
+    upkeep::{self, Chore, Upkeep},
 };
 use crate::{
     machine::{
@@ -247,7 +247,7 @@ impl<L: Link> Owner<L> {
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
     fn block(&self, chores: &[Chore]) -> Option<Duration> {
         let schedule = &self.core.schedule;
-        if self.next_retention_ms <= self.server_ms {
+        if self.retention_is_due() {
             return None;
         }
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
@@ -294,7 +294,7 @@ impl<L: Link> Owner<L> {
         self.decide(items, &mut malformed)?;
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
-        if complete && self.server_ms >= self.next_retention_ms {
+        if complete && self.retention_is_due() {
             self.expire().await?;
         }
         let moved = offset > self.partition.head.offset;
@@ -464,6 +464,10 @@ impl<L: Link> Owner<L> {
         }
     }
 
+    fn retention_is_due(&self) -> bool {
+        upkeep::is_due(self.next_retention_ms, retention::EVERY_MS, self.server_ms)
+    }
+
     /// Deletes some runs that are beyond retention, in this batch's commit; more of them in the next, if there are more.
     async fn expire(&mut self) -> Result<(), OwnerError> {
         let Self { partition, core, retention, .. } = self;
@@ -494,7 +498,7 @@ impl<L: Link> Owner<L> {
         let queue = self.core.schedule.queue(name);
         queue.exists = true;
         if queue.outstanding == 0 {
-            queue.outstanding = staged + replies.get(2).and_then(super::upkeep::outstanding).unwrap_or(0);
+            queue.outstanding = staged + replies.get(2).and_then(upkeep::outstanding).unwrap_or(0);
         }
         if queue.ready == 0 {
             queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;

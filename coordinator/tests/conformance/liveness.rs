@@ -181,17 +181,17 @@ fn trap_23_a_lease_lapses_without_its_loop_and_others_wait_a_moment() {
     on_memory(async |w| {
         let leases = |name: &str| Leases::new(w.dial.clone(), all_keys(), name.into(), Duration::ZERO);
         let (mut a, mut b) = (leases("a"), leases("b"));
-        assert!(a.try_take(PARTITION).await.expect("up"), "a partition that nobody ever had is free");
+        assert!(a.try_take(PARTITION, false).await.expect("up"), "a partition that nobody ever had is free");
         let _owner = crate::fleet::own(&w.dial, 1, stepfleet_coordinator::shell::owner::Memory::default()).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(3_100)).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"), "lapsed, but its last owner comes first");
+        assert!(!b.try_take(PARTITION, false).await.expect("up"), "lapsed, but its last owner comes first");
         assert!(a.retake(PARTITION).await.expect("up"), "its last owner takes it at once");
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(3_100)).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(1_100)).await;
-        assert!(b.try_take(PARTITION).await.expect("up"), "after a second it is anybody's");
+        assert!(b.try_take(PARTITION, false).await.expect("up"), "after a second it is anybody's");
     });
 }
 
@@ -200,10 +200,10 @@ fn trap_23_a_released_lease_is_taken_at_once() {
     on_memory(async |w| {
         let leases = |name: &str| Leases::new(w.dial.clone(), all_keys(), name.into(), Duration::ZERO);
         let (mut a, mut b) = (leases("a"), leases("b"));
-        assert!(a.try_take(PARTITION).await.expect("up"));
+        assert!(a.try_take(PARTITION, false).await.expect("up"));
         a.release(PARTITION).await.expect("up");
-        assert!(b.try_take(PARTITION).await.expect("up"));
-        assert!(!a.try_take(PARTITION).await.expect("up"));
+        assert!(b.try_take(PARTITION, false).await.expect("up"));
+        assert!(!a.try_take(PARTITION, false).await.expect("up"));
     });
 }
 
@@ -211,7 +211,7 @@ fn trap_23_a_released_lease_is_taken_at_once() {
 fn trap_23_the_owner_loop_renews_the_lease() {
     on_memory(async |mut w| {
         let mut leases = Leases::new(w.dial.clone(), all_keys(), "test".into(), Duration::ZERO);
-        assert!(leases.try_take(PARTITION).await.expect("up"));
+        assert!(leases.try_take(PARTITION, false).await.expect("up"));
         let mut owner = w.own().await;
         for _ in 0..20 {
             owner.turn(false).await.expect("no faults");
@@ -219,5 +219,19 @@ fn trap_23_the_owner_loop_renews_the_lease() {
         assert!(leases.retake(PARTITION).await.expect("up"));
         let holder = leases.holder(PARTITION).await.expect("up");
         assert_eq!(holder, stepfleet_coordinator::shell::lease::Holder::Me, "ten seconds of turns have kept it");
+    });
+}
+
+#[test]
+fn trap_10_a_clock_that_is_set_back_stops_no_renewal() {
+    on_twin(async |server, mut w| {
+        let mut leases = Leases::new(w.dial.clone(), all_keys(), "test".into(), Duration::ZERO);
+        assert!(leases.try_take(PARTITION, false).await.expect("up"));
+        let mut owner = w.own().await;
+        w.turns(&mut owner, 4).await;
+        server.clock().jump_back(Duration::from_secs(3_600));
+        w.turns(&mut owner, 4).await;
+        let left = w.number(&["PTTL", &crate::fleet::keys().lease()]).await;
+        assert!((0..=3_000).contains(&left), "a lease of {left} ms would outlive its owner");
     });
 }

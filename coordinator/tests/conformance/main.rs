@@ -12,6 +12,7 @@ mod world;
 
 mod bounds;
 mod fence;
+mod leases;
 mod liveness;
 mod poison;
 mod scripts;

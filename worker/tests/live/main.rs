@@ -1,5 +1,6 @@
 //! Workers against a real server. The test is the coordinator: it dispatches jobs and reads the logs.
 
+mod built;
 mod capacity;
 mod cluster;
 mod health;

@@ -3,6 +3,7 @@
 mod built;
 mod capacity;
 mod cluster;
+mod connections;
 mod health;
 mod outcomes;
 mod owner;

@@ -131,6 +131,11 @@ impl Keys {
         format!("{}worker:{worker}", self.prefix)
     }
 
+    /// String with a lifetime, in the slot of [`Self::worker`]: a write to find out whether that worker could beat.
+    pub fn worker_probe(&self, worker: impl Display) -> String {
+        format!("{0}probe:{{{0}worker:{worker}}}", self.prefix)
+    }
+
     /// Channel: what reaches one worker at once.
     pub fn worker_control(&self, worker: impl Display) -> String {
         format!("{}control:{worker}", self.prefix)
@@ -317,6 +322,14 @@ mod tests {
         assert_eq!((TAGS.len(), crc16(all.as_bytes())), (4096, 55_319));
         let first: Vec<&str> = (0..8).map(|p| tag(PartitionId(p))).collect();
         assert_eq!(first.join(" "), "1bz fjl 17p 356 5nw 7l1 h85 b3k");
+    }
+
+    #[test]
+    fn a_worker_and_its_probe_share_a_slot() {
+        let keys = Keys::new("any:");
+        let (own, probe) = (keys.worker("w@0123456789ab"), keys.worker_probe("w@0123456789ab"));
+        assert_eq!(slot_of(own.as_bytes()), slot_of(probe.as_bytes()));
+        assert!(probe.starts_with("any:"), "{probe}");
     }
 
     #[test]

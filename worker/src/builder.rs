@@ -52,6 +52,18 @@ pub enum RunError {
     Signals(std::io::Error),
 }
 
+/// Why [`Builder::run`] did not run a worker.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It was built wrong.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// It could not run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
 /// Everything that a run needs.
 pub(crate) struct Plan {
     pub(crate) redis: Settings,
@@ -64,7 +76,7 @@ pub(crate) struct Plan {
     pub(crate) health: Option<SocketAddr>,
 }
 
-/// Puts a [`Worker`] together. Problems are told by [`Builder::build`], all at once.
+/// Puts a [`Worker`] together, and runs it. Problems are told by [`Builder::run`] and [`Builder::build`], all at once.
 #[must_use]
 pub struct Builder {
     redis: Result<Settings, String>,
@@ -221,6 +233,24 @@ impl Builder {
             }),
             _ => Err(BuildError { problems }),
         }
+    }
+}
+
+impl Builder {
+    /// Builds the worker and runs it; see [`Worker::run`].
+    ///
+    /// # Errors
+    /// Those of [`Builder::build`], before anything is done, and those of [`Worker::run`].
+    pub async fn run(self) -> Result<(), Error> {
+        Ok(self.build()?.run().await?)
+    }
+
+    /// Builds the worker and runs it until `shutdown` ends; see [`Worker::run_until`].
+    ///
+    /// # Errors
+    /// As [`Builder::run`].
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        Ok(self.build()?.run_until(shutdown).await?)
     }
 }
 

@@ -22,7 +22,6 @@
 //!         }
 //!         Ok(Receipt { id: attempt.idempotency_key() })
 //!     })
-//!     .build()?
 //!     .run()
 //!     .await?;
 //! # Ok(())
@@ -50,7 +49,7 @@ mod table;
 mod value;
 
 pub use attempt::Attempt;
-pub use builder::{BuildError, Builder, RunError, Worker};
+pub use builder::{BuildError, Builder, Error, RunError, Worker};
 pub use failure::Failure;
 pub use stepfleet_connect::Settings;
 pub use stepfleet_protocol::failure::Category;

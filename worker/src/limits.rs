@@ -40,6 +40,10 @@ pub const WAITING_BYTES_MAX: usize = 64 << 20;
 pub const RECENT_FOR: Duration = Duration::from_secs(60);
 /// Bytes of written results that are remembered.
 pub const RECENT_BYTES_MAX: usize = 64 << 20;
+/// How long the ids of jobs whose results were written are remembered, so that a job that is still pending is not done again.
+pub const WRITTEN_FOR: Duration = Duration::from_secs(3_600);
+/// Ids of jobs whose results were written that are remembered; about 100 bytes each.
+pub const WRITTEN_MAX: usize = 100_000;
 /// How often an idle writer asks whether its server is still there.
 pub const WRITER_PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long an attempt that ran out of time may take to stop by itself.

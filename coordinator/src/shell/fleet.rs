@@ -11,14 +11,14 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    lease::Leases,
+    lease::{self, Leases},
     metrics::Metrics,
     observer::Observer,
     owner::{Memory, Owner, OwnerError},
     retention::Retention,
 };
 use crate::store::{
-    link::Dial,
+    link::{Dial, LinkError},
     partition::{Partition, TurnError},
     room,
 };
@@ -87,6 +87,10 @@ struct Fleet<D: Dial> {
     left_alone: HashMap<PartitionId, Instant>,
     owned: Owned,
     slots: watch::Sender<Slots>,
+    /// As last read; 0 before.
+    partitions: u16,
+    /// As last read.
+    coordinators: u64,
     unreachable: bool,
 }
 
@@ -106,40 +110,51 @@ impl<D: Dial> Fleet<D> {
             left_alone,
             owned,
             slots,
+            partitions: 0,
+            coordinators: 1,
             unreachable: false,
         }
     }
 
-    /// Takes what may be taken, and gives away what is too much.
+    /// Takes what may be taken, and gives away what is too much. What cannot be asked now, because a node is away, stays as
+    /// it is, and the rest goes on.
     async fn look(&mut self) {
-        match self.try_look().await {
-            Ok(()) => self.unreachable = false,
-            Err(error) => {
+        let mut failure = self.count().await.err();
+        for partition in (0..self.partitions).map(PartitionId) {
+            let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
+            if alone || self.running.contains_key(&partition) {
+                continue;
+            }
+            // A coordinator with its share leaves the rest to others, unless nobody comes: they may be gone, or unable.
+            let has_share = self.running.len() as u64 >= lease::share(self.partitions, self.coordinators);
+            match self.leases.try_take(partition, has_share).await {
+                Ok(true) => self.start(partition),
+                Ok(false) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        if self.leases.has_too_many(self.running.len(), self.partitions, self.coordinators)
+            && let Some(stop) = self.running.values().next()
+        {
+            stop.cancel();
+        }
+        match failure {
+            None => self.unreachable = false,
+            Some(error) => {
                 if !std::mem::replace(&mut self.unreachable, true) {
-                    tracing::warn!(%error, "redis cannot be reached; trying again");
+                    tracing::warn!(%error, "redis, or a node of it, cannot be reached; trying again");
                 }
             }
         }
     }
 
-    async fn try_look(&mut self) -> Result<(), crate::store::link::LinkError> {
-        let partitions = self.leases.partitions(self.config.partitions).await?;
-        let coordinators = self.leases.beat().await?;
-        for partition in (0..partitions).map(PartitionId) {
-            let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
-            let enough = self.running.len() as u64 >= u64::from(partitions).div_ceil(coordinators);
-            // A coordinator with its share leaves the rest to others, unless nobody comes.
-            let wanted = !alone && !self.running.contains_key(&partition) && (!enough || coordinators == 1);
-            if wanted && self.leases.try_take(partition).await? {
-                self.start(partition);
-            }
-        }
-        if self.leases.has_too_many(self.running.len(), partitions, coordinators)
-            && let Some(stop) = self.running.values().next()
-        {
-            stop.cancel();
-        }
-        Ok(())
+    /// How many partitions and coordinators there are. What cannot be read is as it was.
+    async fn count(&mut self) -> Result<(), LinkError> {
+        let partitions = self.leases.partitions(self.config.partitions).await;
+        let coordinators = self.leases.beat().await;
+        self.partitions = *partitions.as_ref().unwrap_or(&self.partitions);
+        self.coordinators = *coordinators.as_ref().unwrap_or(&self.coordinators);
+        partitions.and(coordinators).map(drop)
     }
 
     fn start(&mut self, partition: PartitionId) {

@@ -2,7 +2,8 @@
 //!
 //! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease may be
 //! retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does not become
-//! an election of everybody. A released lease is there, but empty, and anybody takes it at once.
+//! an election of everybody. A released lease is there, but empty, and anybody takes it at once. Who has a fair share leaves
+//! the rest to others, but not for ever: what nobody claims is taken all the same.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,8 +19,12 @@ use crate::store::{
 
 /// How long others wait before they take a lapsed lease, before the random part.
 const LAPSED_WAIT: Duration = Duration::from_secs(1);
-/// A coordinator takes a lapsed lease, or gives one away for balance, at most so often.
-const MOVE_EVERY: Duration = Duration::from_secs(5);
+/// How much longer a coordinator with its share waits for others to take a partition that nobody owns.
+const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
+/// After it took what nobody claimed a coordinator gives nothing away for this long: nobody would take it.
+const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
+/// A coordinator gives a partition away for balance at most so often.
+const GIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long a released lease shows that it was released.
 const RELEASED_MS: u64 = 60_000;
 /// A coordinator that was not seen for this long does not count for balance.
@@ -48,7 +53,10 @@ pub struct Leases<D: Dial> {
     free_since: HashMap<PartitionId, Instant>,
     cooling: HashMap<PartitionId, Instant>,
     ever: HashMap<PartitionId, bool>,
-    last_move: Option<Instant>,
+    /// When one was last given away.
+    gave: Option<Instant>,
+    /// When one beyond the share was last taken, as nobody claimed it.
+    unclaimed: Option<Instant>,
     jitter: Duration,
 }
 
@@ -56,7 +64,8 @@ impl<D: Dial> Leases<D> {
     /// For the coordinator `name`; `jitter` is its random part of the wait.
     pub fn new(dial: D, keys: Keys, name: String, jitter: Duration) -> Self {
         let (free_since, cooling, ever) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { links: Links::new(dial), keys, name, free_since, cooling, ever, last_move: None, jitter }
+        let links = Links::new(dial);
+        Self { links, keys, name, free_since, cooling, ever, gave: None, unclaimed: None, jitter }
     }
 
     /// How many partitions there are; `default` is written if nobody has said so yet.
@@ -90,37 +99,37 @@ impl<D: Dial> Leases<D> {
         })
     }
 
-    /// Takes the lease if it is time to. True when it is this coordinator's now.
+    /// Takes the lease if it is time to; one that `has_share` leaves it to others for a while. True when it is this
+    /// coordinator's now.
     ///
     /// # Errors
     /// The link's.
-    pub async fn try_take(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
+    pub async fn try_take(&mut self, partition: PartitionId, has_share: bool) -> Result<bool, LinkError> {
         if self.cooling.get(&partition).is_some_and(|since| since.elapsed() < COOL_DOWN) {
             return Ok(false);
         }
         let holder = self.holder(partition).await?;
         let first_look = !std::mem::replace(self.ever.entry(partition).or_default(), true);
-        match holder {
-            Holder::Me => Ok(true),
+        let (how, wait) = match holder {
+            Holder::Me => return Ok(true),
             Holder::Other(_) => {
                 self.free_since.remove(&partition);
-                Ok(false)
+                return Ok(false);
             }
-            Holder::Released => self.set(partition, "XX").await,
-            Holder::Nobody => {
-                let since = *self.free_since.entry(partition).or_insert_with(Instant::now);
-                let fresh = first_look && self.never_owned(partition).await?;
-                let moved_lately = self.last_move.is_some_and(|at| at.elapsed() < MOVE_EVERY);
-                if fresh || (since.elapsed() >= LAPSED_WAIT + self.jitter && !moved_lately) {
-                    let taken = self.set(partition, "NX").await?;
-                    if taken && !fresh {
-                        self.last_move = Some(Instant::now());
-                    }
-                    return Ok(taken);
-                }
-                Ok(false)
-            }
+            Holder::Released => ("XX", Duration::ZERO),
+            Holder::Nobody if first_look && self.never_owned(partition).await? => ("NX", Duration::ZERO),
+            Holder::Nobody => ("NX", LAPSED_WAIT + self.jitter),
+        };
+        let since = *self.free_since.entry(partition).or_insert_with(Instant::now);
+        let wait = if has_share { wait + UNCLAIMED_WAIT } else { wait };
+        if since.elapsed() < wait {
+            return Ok(false);
         }
+        let taken = self.set(partition, how).await?;
+        if taken && has_share {
+            self.unclaimed = Some(Instant::now());
+        }
+        Ok(taken)
     }
 
     /// Nobody has ever reigned: there is nobody to wait for.
@@ -182,9 +191,11 @@ impl<D: Dial> Leases<D> {
         let mut pipe = redis::pipe();
         pipe.cmd("ZADD").arg(&key).arg(now_ms).arg(&self.name);
         pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now_ms.saturating_sub(20 * SEEN_MS));
+        // Who was seen in the future was seen before the server's clock was set back; who lives says so again at once.
+        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg(now_ms + SEEN_MS).arg("+inf");
         pipe.cmd("ZCOUNT").arg(&key).arg(now_ms.saturating_sub(SEEN_MS)).arg("+inf");
         let replies = self.links.trip(&key, &pipe).await?;
-        Ok(replies.get(2).and_then(reply::number).unwrap_or(1).max(1) as u64)
+        Ok(replies.get(3).and_then(reply::number).unwrap_or(1).max(1) as u64)
     }
 
     /// This coordinator leaves.
@@ -198,14 +209,19 @@ impl<D: Dial> Leases<D> {
         self.links.one(&key, leave).await.map(drop)
     }
 
-    /// Whether this coordinator should give a partition away, as it has more than its share, and has not moved one lately.
+    /// Whether this coordinator should give a partition away, as it has more than its share, and others want it.
     pub fn has_too_many(&mut self, owned: usize, partitions: u16, coordinators: u64) -> bool {
-        let share = u64::from(partitions).div_ceil(coordinators);
-        let lately = self.last_move.is_some_and(|at| at.elapsed() < MOVE_EVERY);
-        let give = owned as u64 > share && !lately;
+        let lately = |at: Option<Instant>, span| at.is_some_and(|at| at.elapsed() < span);
+        let busy = lately(self.gave, GIVE_EVERY) || lately(self.unclaimed, UNCLAIMED_KEPT);
+        let give = owned as u64 > share(partitions, coordinators) && !busy;
         if give {
-            self.last_move = Some(Instant::now());
+            self.gave = Some(Instant::now());
         }
         give
     }
+}
+
+/// Partitions of one coordinator when all have about as many.
+pub fn share(partitions: u16, coordinators: u64) -> u64 {
+    u64::from(partitions).div_ceil(coordinators.max(1))
 }

@@ -1,9 +1,14 @@
 //! Links for short commands outside any transaction, one a node, opened again when lost.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
-use redis::{Cmd, Value};
+use futures::future::join_all;
+use redis::{Cmd, Pipeline, Value};
 use stepfleet_protocol::keys::slot_of;
+use tokio::time::Instant;
 
 use crate::store::{
     link::{Dial, Link, LinkError},
@@ -11,17 +16,84 @@ use crate::store::{
 };
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A node that let us wait this long before it failed is not asked again for [`REST`], so that the other nodes are not
+/// kept waiting by each question to it.
+const SLOW_FAILURE: Duration = Duration::from_millis(500);
+const REST: Duration = Duration::from_secs(3);
+
+/// Commands about keys of one slot.
+#[derive(Debug)]
+pub struct Ask {
+    slot: u16,
+    cmds: Vec<Cmd>,
+}
+
+impl Ask {
+    /// About `key`, and others of its slot.
+    pub fn new(key: &str, cmds: Vec<Cmd>) -> Self {
+        Self { slot: slot_of(key.as_bytes()), cmds }
+    }
+}
+
+/// What a server said to an [`Ask`].
+#[derive(Debug)]
+pub struct Answer {
+    /// One reply a command; refusals in their own place.
+    pub replies: Vec<Value>,
+    /// Just before the commands went out.
+    pub sent: Instant,
+    /// When the replies were there.
+    pub got: Instant,
+}
 
 /// Links by node. One task uses them.
 pub struct Links<D: Dial> {
     dial: D,
     by_node: HashMap<u64, D::Link>,
+    /// Nodes that are left alone until then.
+    rests: HashMap<u64, Instant>,
 }
 
 impl<D: Dial> Links<D> {
     /// None are open yet.
     pub fn new(dial: D) -> Self {
-        Self { dial, by_node: HashMap::new() }
+        Self { dial, by_node: HashMap::new(), rests: HashMap::new() }
+    }
+
+    /// Asks all nodes concerned at the same time, at most `per_trip` asks in one trip. Answers stand in the order of the asks;
+    /// a node that fails takes only its own with it.
+    ///
+    /// An answer is an error if the link was lost, or if the server is not the one to ask (moved, read-only); the topology
+    /// has been looked at again then.
+    pub async fn gather(&mut self, asks: Vec<Ask>, per_trip: usize) -> Vec<Result<Answer, LinkError>> {
+        let mut answers: Vec<Option<Result<Answer, LinkError>>> = asks.iter().map(|_| None).collect();
+        let mut by_node: BTreeMap<u64, Vec<(usize, Ask)>> = BTreeMap::new();
+        for (at, ask) in asks.into_iter().enumerate() {
+            by_node.entry(self.dial.node(ask.slot)).or_default().push((at, ask));
+        }
+        let mut flights = Vec::with_capacity(by_node.len());
+        for (node, asks) in by_node {
+            let rests = self.rests.get(&node).is_some_and(|until| Instant::now() < *until);
+            let lost = rests.then(|| LinkError::Lost("the node failed a moment ago".into()));
+            let flight =
+                Flight { dial: self.dial.clone(), link: self.by_node.remove(&node), lost, answers: Vec::new() };
+            flights.push(async move { (node, rests, flight.fly(asks, per_trip).await) });
+        }
+        let mut is_stale = false;
+        for (node, rested, (flight, took)) in join_all(flights).await {
+            is_stale |= !rested && flight.answers.iter().any(|(_, answer)| answer.is_err());
+            if !rested && flight.lost.is_some() && took >= SLOW_FAILURE {
+                self.rests.insert(node, Instant::now() + REST);
+            }
+            self.by_node.extend(flight.link.map(|link| (node, link)));
+            for (at, answer) in flight.answers {
+                answers[at] = Some(answer);
+            }
+        }
+        if is_stale {
+            self.dial.refresh().await;
+        }
+        answers.into_iter().map(|answer| answer.expect("every ask was of one node")).collect()
     }
 
     /// Sends commands about `key`, and others of its slot, in one trip.
@@ -29,29 +101,10 @@ impl<D: Dial> Links<D> {
     /// # Errors
     /// The link's, after which the topology has been looked at again; a refusal by the server (moved, read-only) counts as
     /// a lost link.
-    pub async fn trip(&mut self, key: &str, pipe: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
-        let slot = slot_of(key.as_bytes());
-        let node = self.dial.node(slot);
-        let result = self.try_trip(node, slot, pipe).await;
-        if result.is_err() {
-            self.by_node.remove(&node);
-            self.dial.refresh().await;
-        }
-        result
-    }
-
-    async fn try_trip(&mut self, node: u64, slot: u16, pipe: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
-        if !self.by_node.contains_key(&node) {
-            let link = self.dial.dial(slot, RESPONSE_TIMEOUT).await?;
-            self.by_node.insert(node, link);
-        }
-        let replies = self.by_node.get_mut(&node).expect("just opened").trip(pipe).await?;
-        let moved =
-            |text: &String| ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|w| text.starts_with(w));
-        match replies.iter().filter_map(reply::error).find(moved) {
-            Some(text) => Err(LinkError::Lost(text)),
-            None => Ok(replies),
-        }
+    pub async fn trip(&mut self, key: &str, pipe: &Pipeline) -> Result<Vec<Value>, LinkError> {
+        let ask = Ask::new(key, pipe.cmd_iter().cloned().collect());
+        let answer = self.gather(vec![ask], 1).await.swap_remove(0);
+        answer.map(|answer| answer.replies)
     }
 
     /// Sends one command.
@@ -59,9 +112,66 @@ impl<D: Dial> Links<D> {
     /// # Errors
     /// As [`Self::trip`].
     pub async fn one(&mut self, key: &str, cmd: Cmd) -> Result<Value, LinkError> {
-        let mut pipe = redis::pipe();
-        pipe.add_command(cmd);
-        let replies = self.trip(key, &pipe).await?;
-        replies.into_iter().next().ok_or_else(|| LinkError::Lost("no reply".into()))
+        let answer = self.gather(vec![Ask::new(key, vec![cmd])], 1).await.swap_remove(0);
+        answer?.replies.into_iter().next().ok_or_else(|| LinkError::Lost("no reply".into()))
     }
+}
+
+/// The asks of one node under way.
+struct Flight<D: Dial> {
+    dial: D,
+    link: Option<D::Link>,
+    /// Why nothing more is asked.
+    lost: Option<LinkError>,
+    answers: Vec<(usize, Result<Answer, LinkError>)>,
+}
+
+impl<D: Dial> Flight<D> {
+    /// Asks trip by trip until the link is lost. Returns also how long the last trip took, its dialling included.
+    async fn fly(mut self, mut asks: Vec<(usize, Ask)>, per_trip: usize) -> (Self, Duration) {
+        let mut took = Duration::ZERO;
+        while !asks.is_empty() {
+            let rest = asks.split_off(asks.len().min(per_trip.max(1)));
+            if self.lost.is_none() {
+                let begun = Instant::now();
+                self.lost = self.trip(&asks).await.err();
+                took = begun.elapsed();
+            }
+            if let Some(why) = &self.lost {
+                self.link = None;
+                self.answers.extend(asks.iter().map(|(at, _)| (*at, Err(why.clone()))));
+            }
+            asks = rest;
+        }
+        (self, took)
+    }
+
+    /// One trip. What it brought is among the answers, unless all of it was lost.
+    async fn trip(&mut self, asks: &[(usize, Ask)]) -> Result<(), LinkError> {
+        let link = match &mut self.link {
+            Some(link) => link,
+            none => none.insert(self.dial.dial(asks[0].1.slot, RESPONSE_TIMEOUT).await?),
+        };
+        let mut pipe = Pipeline::with_capacity(asks.iter().map(|(_, ask)| ask.cmds.len()).sum());
+        for cmd in asks.iter().flat_map(|(_, ask)| &ask.cmds) {
+            pipe.add_command(cmd.clone());
+        }
+        let sent = Instant::now();
+        let mut replies = link.trip(&pipe).await?.into_iter();
+        let got = Instant::now();
+        for (at, ask) in asks {
+            let replies: Vec<Value> = replies.by_ref().take(ask.cmds.len()).collect();
+            let answer = match replies.iter().filter_map(reply::error).find(|text| is_elsewhere(text)) {
+                Some(text) => Err(LinkError::Lost(text)),
+                None => Ok(Answer { replies, sent, got }),
+            };
+            self.answers.push((*at, answer));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a refusal says that this server is not the one to ask, now or any more.
+fn is_elsewhere(text: &str) -> bool {
+    ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|word| text.starts_with(word))
 }

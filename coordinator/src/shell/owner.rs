@@ -31,7 +31,7 @@ use super::{
     inputs,
     intake::{Item, Malformed, Newer, Place, What},
     retention::{self, Expired, Retention},
-    upkeep::{Chore, Upkeep},
+    upkeep::{self, Chore, Upkeep},
 };
 use crate::store::{
     commit::Commit,
@@ -224,7 +224,7 @@ impl<L: Link> Owner<L> {
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
     fn block(&self, chores: &[Chore]) -> Option<Duration> {
         let schedule = &self.core.schedule;
-        if self.next_retention_ms <= self.server_ms {
+        if self.retention_is_due() {
             return None;
         }
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
@@ -271,7 +271,7 @@ impl<L: Link> Owner<L> {
     ) -> Result<(), OwnerError> {
         inputs::resolve(&mut self.core, &mut self.partition).await?;
         self.quarantine(malformed);
-        if self.is_complete() && self.server_ms >= self.next_retention_ms {
+        if self.is_complete() && self.retention_is_due() {
             self.expire().await?;
         }
         let moved = offset > self.partition.head.offset;
@@ -332,6 +332,10 @@ impl<L: Link> Owner<L> {
         items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
         self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
         Ok(())
+    }
+
+    fn retention_is_due(&self) -> bool {
+        upkeep::is_due(self.next_retention_ms, retention::EVERY_MS, self.server_ms)
     }
 
     /// Deletes some of what is beyond retention, in this batch's commit; more of it in the next, if there is more.

@@ -103,7 +103,7 @@ impl Upkeep {
             take.arg(self.keys.lease()).arg(&self.name).arg("NX").arg("PX").arg(LEASE_MS);
             push(Chore::Retake, take);
         }
-        if now_ms >= self.next_lease_ms {
+        if is_due(self.next_lease_ms, EVERY_MS, now_ms) {
             self.next_lease_ms = now_ms + EVERY_MS;
             let mut renew = cmd("PEXPIRE");
             renew.arg(self.keys.lease()).arg(LEASE_MS);
@@ -118,7 +118,7 @@ impl Upkeep {
             let to_ms = now_ms + HORIZON_MS;
             push(Chore::Timers { to_ms }, self.timers(to_ms));
         }
-        if now_ms >= self.next_look_ms {
+        if is_due(self.next_look_ms, EVERY_MS, now_ms) {
             self.next_look_ms = now_ms + EVERY_MS;
             self.look(schedule, now_ms, offset, &mut push);
         }
@@ -220,6 +220,12 @@ impl Upkeep {
             Chore::Trim | Chore::Retake | Chore::Release(_) | Chore::Timers { .. } => {}
         }
     }
+}
+
+/// Whether something that is done every `every_ms` is due. The clock is the server's, which may be set back: then what would
+/// be further away than a whole period is due.
+pub fn is_due(next_ms: u64, every_ms: u64, now_ms: u64) -> bool {
+    now_ms >= next_ms || next_ms - now_ms > every_ms
 }
 
 /// Entries of a stream that are not acked: undelivered and pending ones, from XINFO GROUPS.

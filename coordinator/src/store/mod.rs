@@ -17,6 +17,7 @@ pub mod record;
 mod replies;
 pub mod reply;
 pub mod room;
+pub mod script;
 pub mod server;
 pub mod submit;
 pub mod workflows;

@@ -1,10 +1,13 @@
 //! Who may commit: reigns, late EXECs, connections.
 
 use redis::Value;
-use stepfleet_coordinator::store::{
-    commit::Commit,
-    link::{Dial, Link},
-    partition::{Ask, Partition, TurnError},
+use stepfleet_coordinator::{
+    shell::owner::Memory,
+    store::{
+        commit::Commit,
+        link::{Dial, Link},
+        partition::{Ask, Partition, TurnError},
+    },
 };
 use stepfleet_protocol::{
     id::PartitionId,
@@ -15,15 +18,20 @@ use stepfleet_protocol::{
 
 use crate::{
     both,
-    fleet::{PARTITION, all_keys, chain, keys},
+    fleet::{PARTITION, all_keys, chain, keys, own},
+    wire::Wire,
     world::World,
 };
 
 both! {
     trap_1_a_late_exec_is_refused,
     trap_1_a_late_commit_that_moves_only_timers_is_refused,
+    trap_1_a_commit_after_a_commit_is_refused_when_a_rival_reigns,
     trap_2_a_reign_that_has_risen_twice_commits_once,
+    trap_2_with_equal_counter_and_seq_the_random_part_alone_fences,
     trap_3_the_exec_of_one_partition_leaves_the_watch_of_another,
+    trap_4_a_reign_dials_once_and_a_turn_is_one_trip,
+    trap_4_an_owner_has_one_connection_for_a_whole_run,
     trap_5_a_late_result_of_a_replaced_job_is_recorded_without_effect,
     trap_7_a_result_written_before_the_loss_wins,
     the_first_commit_of_a_reign_is_fenced,
@@ -58,6 +66,18 @@ async fn trap_1_a_late_commit_that_moves_only_timers_is_refused<D: Dial>(w: Worl
     late(w, Commit { timers_set: vec![(5, b"t".to_vec())], ..Commit::default() }).await;
 }
 
+/// The watch of a turn is what fences the commit of the next one: the look at the head comes too late for that.
+async fn trap_1_a_commit_after_a_commit_is_refused_when_a_rival_reigns<D: Dial>(mut w: World<D>) {
+    let mut old = partition(&w, 1).await;
+    let commit = Commit { counters: [("x", 1)].into(), ..Commit::default() };
+    old.turn(Some(&commit), Ask::default()).await.expect("nobody else is here");
+    let new = partition(&w, 2).await;
+    let fenced = old.turn(Some(&commit), Ask::default()).await;
+    assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
+    assert_eq!(w.number(&["HGET", &keys().counters(), "x"]).await, 1, "nothing of the second was written");
+    assert_eq!(w.number(&["HGET", &keys().head(), "seq"]).await, new.head.seq as i64, "nor the head");
+}
+
 async fn trap_2_a_reign_that_has_risen_twice_commits_once<D: Dial>(mut w: World<D>) {
     let mut first = partition(&w, 1).await;
     // What a promoted replica knows that never heard of the first one.
@@ -68,21 +88,84 @@ async fn trap_2_a_reign_that_has_risen_twice_commits_once<D: Dial>(mut w: World<
         (second.reign.counter, second.head.seq),
         "the counters say the same"
     );
-    let fenced = first.turn(Some(&Commit::default()), Ask::default()).await;
+    let commit = Commit { counters: [("x", 1)].into(), ..Commit::default() };
+    let fenced = first.turn(Some(&commit), Ask::default()).await;
     assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
-    second.turn(Some(&Commit::default()), Ask::default()).await.expect("the second one reigns");
+    assert_eq!(w.number(&["EXISTS", &keys().counters()]).await, 0, "nothing was written");
+    second.turn(Some(&commit), Ask::default()).await.expect("the second one reigns");
+    assert_eq!(w.number(&["HGET", &keys().counters(), "x"]).await, 1, "it commits once");
 }
 
-async fn trap_3_the_exec_of_one_partition_leaves_the_watch_of_another<D: Dial>(w: World<D>) {
+/// No watch tells: nothing is committed. Only the reign in the head is another's, and only its random part differs.
+async fn trap_2_with_equal_counter_and_seq_the_random_part_alone_fences<D: Dial>(mut w: World<D>) {
+    let mut first = partition(&w, 1).await;
+    w.one(&[b"DEL", keys().head().as_bytes()]).await;
+    let second = partition(&w, 2).await;
+    assert_eq!((first.reign.counter, first.head.seq), (second.reign.counter, second.head.seq));
+    let fenced = first.turn(None, Ask::default()).await;
+    assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
+    // It is over: what it would still commit goes nowhere.
+    let commit = Commit { counters: [("x", 1)].into(), ..Commit::default() };
+    assert!(first.turn(Some(&commit), Ask::default()).await.is_err());
+    assert_eq!(w.number(&["EXISTS", &keys().counters()]).await, 0, "nothing was written");
+    assert_eq!(w.number(&["HGET", &keys().head(), "seq"]).await, second.head.seq as i64);
+}
+
+async fn trap_3_the_exec_of_one_partition_leaves_the_watch_of_another<D: Dial>(mut w: World<D>) {
     let other = PartitionId(5);
     let all = all_keys();
     let take = |random| Partition::take(&w.dial, &all, other, random);
     let mut here = partition(&w, 1).await;
     let mut there = take(1).await.expect("free");
-    let _rival = take(2).await.expect("free");
-    here.turn(Some(&Commit::default()), Ask::default()).await.expect("nobody else is here");
-    let fenced = there.turn(Some(&Commit::default()), Ask::default()).await;
+    let rival = take(2).await.expect("free");
+    let commit = Commit { counters: [("x", 1)].into(), ..Commit::default() };
+    here.turn(Some(&commit), Ask::default()).await.expect("nobody else is here");
+    let fenced = there.turn(Some(&commit), Ask::default()).await;
     assert!(matches!(fenced, Err(TurnError::Fenced)), "{fenced:?}");
+    let others = all.partition(other);
+    assert_eq!(w.number(&["EXISTS", &others.counters()]).await, 0, "nothing of it was written");
+    assert_eq!(w.number(&["HGET", &others.head(), "seq"]).await, rival.head.seq as i64, "the head is the rival's");
+    assert_eq!(w.number(&["HGET", &keys().counters(), "x"]).await, 1, "the other partition went on");
+}
+
+/// Reading and committing on one connection, so never on different servers.
+async fn trap_4_a_reign_dials_once_and_a_turn_is_one_trip<D: Dial>(w: World<D>) {
+    let wire = Wire::over(vec![w.dial.clone()]);
+    let mut reigns = 0;
+    for random in 1..=3 {
+        let mut partition = Partition::take(&wire, &all_keys(), PARTITION, random).await.expect("free");
+        reigns += 1;
+        let commit = Commit { counters: [("x", 1)].into(), ..Commit::default() };
+        for commit in [None, Some(&commit), Some(&commit), None] {
+            let before = wire.trips();
+            let extra = vec![redis::cmd("PING")];
+            let ask = Ask { count: 10, after: partition.head.offset, block: None, extra };
+            partition.turn(commit, ask).await.expect("nobody else is here");
+            assert_eq!(wire.trips() - before, 1, "commit, look, chore and read are one round trip");
+        }
+        assert_eq!(wire.dials(), reigns);
+    }
+}
+
+async fn trap_4_an_owner_has_one_connection_for_a_whole_run<D: Dial>(mut w: World<D>) {
+    let wire = Wire::over(vec![w.dial.clone()]);
+    let run = w.submit(&chain(3)).await;
+    let mut owner = own(&wire, 1, Memory::default()).await.expect("free");
+    let mut worker = w.worker(1);
+    for _ in 0..100 {
+        owner.turn(false).await.expect("no faults");
+        let jobs = worker.take(10).await.unwrap_or_default();
+        if !jobs.is_empty() {
+            worker.answer(jobs.into_iter().map(|(of, _)| (of, Outcome::Completed(None))).collect()).await.expect("up");
+        } else if w.state(run).await.is_some_and(State::is_finished) {
+            break;
+        }
+    }
+    assert_eq!(w.state(run).await, Some(State::Completed));
+    assert_eq!(wire.dials(), 1, "inputs, timers and upkeep too go over the one connection");
+    let before = wire.trips();
+    owner.turn(false).await.expect("no faults");
+    assert_eq!(wire.trips() - before, 1);
 }
 
 async fn the_first_commit_of_a_reign_is_fenced<D: Dial>(mut w: World<D>) {

@@ -3,12 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use stepfleet_coordinator::{
-    shell::{
-        lease::Leases,
-        metrics::Metrics,
-        observer::{DELETE_CONSUMER, Observer},
-    },
-    store::{link::Dial, memory::MemoryDial, reply},
+    shell::{lease::Leases, metrics::Metrics, observer::Observer},
+    store::{link::Dial, memory::MemoryDial},
 };
 use stepfleet_protocol::{
     beat::{Beat, Phase},
@@ -23,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::{PARTITION, Worker, all_keys, chain, keys},
-    world::{World, on_memory, on_real, on_twin},
+    world::{World, on_memory, on_twin},
 };
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -100,15 +96,7 @@ pub(crate) async fn pass(secs: u64) {
 
 #[test]
 fn a_worker_without_beats_is_dead_and_its_job_runs_elsewhere() {
-    on_twin(async |server, mut w| {
-        server.register_script(DELETE_CONSUMER, |db, keys, args| {
-            let pending = db.call(&[b"XPENDING", &keys[0], &args[0], b"-", b"+", b"1", &args[1]]);
-            let free = reply::array(&pending).is_some_and(<[_]>::is_empty);
-            if free {
-                db.call(&[b"XGROUP", b"DELCONSUMER", &keys[0], &args[0], &args[1]]);
-            }
-            redis::Value::Int(i64::from(free))
-        });
+    on_memory(async |mut w| {
         let run = w.submit(&chain(1)).await;
         let (mut owner, mut dead, mut other) = (w.own().await, w.worker(1), w.worker(2));
         let (of, _) = w.jobs(&mut owner, &mut dead).await.swap_remove(0);
@@ -142,27 +130,10 @@ fn a_queue_has_its_share_of_the_slots_among_all_partitions_not_only_those_owned_
         let slots = watch::Sender::new(std::collections::BTreeMap::new());
         let told = slots.subscribe();
         let mut observer = Observer::new(w.dial.clone(), all_keys(), Metrics::new(), owned.subscribe(), slots);
-        observer.sweep().await.expect("up");
+        observer.sweep().await;
         let queue = Name::new("default").expect("a legal name");
         assert_eq!(told.borrow().get(&queue), Some(&1), "four slots for four partitions");
     });
-}
-
-#[test]
-fn a_consumer_with_a_pending_entry_is_not_deleted() -> anyhow::Result<()> {
-    on_real("a_consumer_with_a_pending_entry", async |mut w| {
-        w.submit(&chain(1)).await;
-        let (mut owner, mut worker) = (w.own().await, w.worker(1));
-        let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
-        let (stream, id) = (keys().jobs(&of.queue), worker.id.to_string());
-        let delete = ["EVAL", DELETE_CONSUMER, "1", &stream, GROUP, &id];
-        assert_eq!(w.number(&delete).await, 0);
-        worker.answer(vec![(of.clone(), Outcome::Completed(None))]).await.expect("up");
-        w.turns(&mut owner, 3).await;
-        assert_eq!(w.number(&delete).await, 1);
-        let consumers = w.one(&[b"XINFO", b"CONSUMERS", stream.as_bytes(), GROUP.as_bytes()]).await;
-        assert_eq!(consumers, redis::Value::Array(Vec::new()));
-    })
 }
 
 #[test]
@@ -239,17 +210,17 @@ fn trap_23_a_lease_lapses_without_its_loop_and_others_wait_a_moment() {
     on_memory(async |w| {
         let leases = |name: &str| Leases::new(w.dial.clone(), all_keys(), name.into(), Duration::ZERO);
         let (mut a, mut b) = (leases("a"), leases("b"));
-        assert!(a.try_take(PARTITION).await.expect("up"), "a partition that nobody ever had is free");
+        assert!(a.try_take(PARTITION, false).await.expect("up"), "a partition that nobody ever had is free");
         let _owner = crate::fleet::own(&w.dial, 1, stepfleet_coordinator::shell::owner::Memory::default()).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(3_100)).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"), "lapsed, but its last owner comes first");
+        assert!(!b.try_take(PARTITION, false).await.expect("up"), "lapsed, but its last owner comes first");
         assert!(a.retake(PARTITION).await.expect("up"), "its last owner takes it at once");
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(3_100)).await;
-        assert!(!b.try_take(PARTITION).await.expect("up"));
+        assert!(!b.try_take(PARTITION, false).await.expect("up"));
         advance(Duration::from_millis(1_100)).await;
-        assert!(b.try_take(PARTITION).await.expect("up"), "after a second it is anybody's");
+        assert!(b.try_take(PARTITION, false).await.expect("up"), "after a second it is anybody's");
     });
 }
 
@@ -258,10 +229,10 @@ fn trap_23_a_released_lease_is_taken_at_once() {
     on_memory(async |w| {
         let leases = |name: &str| Leases::new(w.dial.clone(), all_keys(), name.into(), Duration::ZERO);
         let (mut a, mut b) = (leases("a"), leases("b"));
-        assert!(a.try_take(PARTITION).await.expect("up"));
+        assert!(a.try_take(PARTITION, false).await.expect("up"));
         a.release(PARTITION).await.expect("up");
-        assert!(b.try_take(PARTITION).await.expect("up"));
-        assert!(!a.try_take(PARTITION).await.expect("up"));
+        assert!(b.try_take(PARTITION, false).await.expect("up"));
+        assert!(!a.try_take(PARTITION, false).await.expect("up"));
     });
 }
 
@@ -269,7 +240,7 @@ fn trap_23_a_released_lease_is_taken_at_once() {
 fn trap_23_the_owner_loop_renews_the_lease() {
     on_memory(async |mut w| {
         let mut leases = Leases::new(w.dial.clone(), all_keys(), "test".into(), Duration::ZERO);
-        assert!(leases.try_take(PARTITION).await.expect("up"));
+        assert!(leases.try_take(PARTITION, false).await.expect("up"));
         let mut owner = w.own().await;
         for _ in 0..20 {
             owner.turn(false).await.expect("no faults");
@@ -277,5 +248,19 @@ fn trap_23_the_owner_loop_renews_the_lease() {
         assert!(leases.retake(PARTITION).await.expect("up"));
         let holder = leases.holder(PARTITION).await.expect("up");
         assert_eq!(holder, stepfleet_coordinator::shell::lease::Holder::Me, "ten seconds of turns have kept it");
+    });
+}
+
+#[test]
+fn trap_10_a_clock_that_is_set_back_stops_no_renewal() {
+    on_twin(async |server, mut w| {
+        let mut leases = Leases::new(w.dial.clone(), all_keys(), "test".into(), Duration::ZERO);
+        assert!(leases.try_take(PARTITION, false).await.expect("up"));
+        let mut owner = w.own().await;
+        w.turns(&mut owner, 4).await;
+        server.clock().jump_back(Duration::from_secs(3_600));
+        w.turns(&mut owner, 4).await;
+        let left = w.number(&["PTTL", &crate::fleet::keys().lease()]).await;
+        assert!((0..=3_000).contains(&left), "a lease of {left} ms would outlive its owner");
     });
 }

@@ -3,15 +3,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use redis::Value;
-use stepfleet_coordinator::{
-    shell::observer::DELETE_CONSUMER,
-    store::{link::Dial, memory::MemoryServer, reply},
-};
+use stepfleet_coordinator::store::{link::Dial, reply};
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
-    keys::GROUP,
     message::{Body, JobRef, LogEntry, Outcome, Started},
     name::Name,
     state::State,
@@ -23,7 +18,7 @@ use crate::{
     fleet::{chain, keys},
     liveness::{beat, beats, observe, pass},
     tap::{Act, Tap, mentions},
-    world::{World, on_memory, on_real, on_twin},
+    world::{World, on_memory, on_twin},
 };
 
 both! {
@@ -75,23 +70,10 @@ fn a_result_that_nobody_has_read_yet_wins_over_the_observer_that_finds_its_worke
     });
 }
 
-/// Makes the twin know the observer's script. What it does to a consumer of a real server is another test.
-fn register(server: &MemoryServer) {
-    server.register_script(DELETE_CONSUMER, |db, keys, args| {
-        let pending = db.call(&[b"XPENDING", &keys[0], &args[0], b"-", b"+", b"1", &args[1]]);
-        if reply::array(&pending).is_some_and(|entries| !entries.is_empty()) {
-            return Value::Int(0);
-        }
-        db.call(&[b"XGROUP", b"DELCONSUMER", &keys[0], &args[0], &args[1]]);
-        Value::Int(1)
-    });
-}
-
 /// Trap 7.
 #[test]
 fn a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_no_job() {
-    on_twin(async |server, mut w| {
-        register(&server);
+    on_twin(async |_, mut w| {
         let (mut owner, mut zombie, mut other) = (w.own().await, w.worker(1), w.worker(2));
         let done = w.submit(&chain(1)).await;
         let (of, _) = w.jobs(&mut owner, &mut zombie).await.swap_remove(0);
@@ -125,23 +107,6 @@ fn a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_n
         w.turns(&mut owner, 3).await;
         assert_eq!(w.state(run).await, Some(State::Completed));
     });
-}
-
-/// Trap 7; and what DELCONSUMER does alone: pending entries vanish with their consumer and can never be claimed.
-#[test]
-fn the_script_deletes_a_consumer_only_when_nothing_is_pending_at_it() -> anyhow::Result<()> {
-    on_real("delete-consumer", async |mut w| {
-        w.submit(&chain(1)).await;
-        let (mut owner, mut worker) = (w.own().await, w.worker(1));
-        let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
-        let (stream, name) = (stream(), worker.id.to_string());
-        let delete = ["EVAL", DELETE_CONSUMER, "1", &stream, GROUP, &name];
-        assert_eq!(w.number(&delete).await, 0, "a job is pending");
-        assert_eq!(w.number(&["XACK", &stream, GROUP, &of.entry.to_string()]).await, 1, "it is still pending");
-        assert_eq!(w.number(&delete).await, 1);
-        let consumers = w.one(&[b"XINFO", b"CONSUMERS", stream.as_bytes(), GROUP.as_bytes()]).await;
-        assert_eq!(reply::array(&consumers).map(<[Value]>::len), Some(0), "{consumers:?}");
-    })
 }
 
 /// Lesson 3: a job was recovered three seconds after its start, while it still ran.

@@ -8,15 +8,19 @@
 mod fleet;
 mod server;
 mod tap;
+mod wire;
 mod world;
 
 mod bounds;
 mod fence;
+mod leases;
 mod liveness;
 mod losses;
 mod plans;
 mod poison;
 mod retention;
+mod scripts;
+mod sweeps;
 mod twin;
 mod values;
 

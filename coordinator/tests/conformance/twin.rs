@@ -13,7 +13,7 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
-    id::{Reign, RunId},
+    id::{JobId, Reign, RunId},
     message::{Body, NewRun, Outcome, Submit},
     state::State,
     workflow::Workflow,
@@ -25,6 +25,40 @@ use crate::{
     fleet::{PARTITION, Worker, all_keys, chain, keys},
     world::{World, on_memory, on_real_alone, on_twin},
 };
+
+/// The client's connection is lost: it finds out.
+async fn reconnect<D: Dial>(w: &mut World<D>) {
+    let mut ping = redis::pipe();
+    ping.cmd("PING");
+    while w.client.trip(&ping).await.is_err() {}
+}
+
+#[test]
+fn trap_2_after_a_rollback_the_result_of_a_lost_job_with_the_same_numbers_is_ignored() {
+    on_twin(async |server, mut w| {
+        let run = w.submit(&chain(1)).await;
+        let snapshot = server.snapshot();
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let (lost, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+        server.restore(&snapshot);
+        reconnect(&mut w).await;
+        let mut owner = w.own().await;
+        let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+        let numbers = |job: JobId| (job.reign.counter, job.seq, job.n);
+        assert_eq!(numbers(lost.job), numbers(of.job), "both time lines count alike");
+        assert_ne!(lost.job, of.job, "the random part differs");
+        w.turns(&mut owner, 2).await;
+        let before = w.stored(run).await;
+        worker.answer(vec![(lost, Outcome::Completed(None))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        let at = w.stored(run).await;
+        assert_eq!((at.record.state, &at.steps), (before.record.state, &before.steps), "it moves nothing");
+        assert!(at.history[before.history.len()..].iter().all(|t| t.to_string().contains("Ignored")));
+        worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
+        w.turns(&mut owner, 3).await;
+        assert_eq!(w.state(run).await, Some(State::Completed));
+    });
+}
 
 #[test]
 fn trap_4_after_a_rollback_nothing_is_passed_by() {
@@ -39,9 +73,7 @@ fn trap_4_after_a_rollback_nothing_is_passed_by() {
         server.restore(&snapshot);
         assert!(owner.turn(false).await.is_err(), "the old owner's connection is gone");
         let mut owner = w.own().await;
-        let mut ping = redis::pipe();
-        ping.cmd("PING");
-        while w.client.trip(&ping).await.is_err() {}
+        reconnect(&mut w).await;
         // The worker sends the results of the last minute again.
         while worker.answer(vec![(jobs[0].0.clone(), Outcome::Completed(None))]).await.is_err() {}
         let rest = w.finish(&mut owner, &mut worker, run).await;

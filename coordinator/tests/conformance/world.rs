@@ -30,7 +30,8 @@ pub(crate) struct World<D: Dial> {
     reigns: u64,
 }
 
-fn runtime(paused: bool) -> tokio::runtime::Runtime {
+/// A runtime of one thread; under simulated time if it is `paused`.
+pub(crate) fn runtime(paused: bool) -> tokio::runtime::Runtime {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(paused).build();
     rt.expect("a runtime")
 }

@@ -2,7 +2,8 @@
 //!
 //! One connection a node and one write at a time on it; what comes meanwhile shares the next one. A report is kept until
 //! its write was acknowledged and is written again when in doubt: the owner ignores a result that it has seen. What was
-//! written lately is written again to a server that is not the one it was written to, as that may have lost it.
+//! written lately is written again to a server that is not the one it was written to, as that may have lost it. Which jobs
+//! have results that were written is known for longer, to those who read jobs.
 
 mod entry;
 mod lane;
@@ -28,15 +29,21 @@ use tokio::{
 use self::{
     entry::{Entry, entries},
     lane::{Flight, Landed, Lane, Line},
-    recent::Recent,
+    recent::{Recent, Written},
 };
 use crate::{
     kit::{Kit, Report},
-    limits::{ENTRY_RESULTS_MAX, RECENT_BYTES_MAX, RECENT_FOR, WAITING_BYTES_MAX, WAITING_MAX, WRITER_PROBE_EVERY},
+    limits::{
+        ENTRY_RESULTS_MAX, RECENT_BYTES_MAX, RECENT_FOR, WAITING_BYTES_MAX, WAITING_MAX, WRITER_PROBE_EVERY,
+        WRITTEN_FOR, WRITTEN_MAX,
+    },
 };
 
-/// Asks the writer for the jobs whose results it wrote lately.
-pub(crate) type Recall = oneshot::Sender<HashSet<JobId>>;
+/// Asks the writer which of these jobs have results that it has written, or writes.
+pub(crate) struct Recall {
+    pub(crate) jobs: Vec<JobId>,
+    pub(crate) answer: oneshot::Sender<HashSet<JobId>>,
+}
 
 /// Reports taken at once.
 const TAKE: usize = 1_024;
@@ -53,6 +60,7 @@ pub(crate) struct Sink {
     /// Entries whose write failed or is in doubt, and those to be written again.
     again: BTreeMap<PartitionId, VecDeque<Arc<Entry>>>,
     recent: Recent,
+    written: Written,
     /// Jobs whose results are being written again: no more held, not in `recent` until the write is acknowledged.
     unsure: HashSet<JobId>,
     /// The server that last acknowledged a write of a partition, by its run id.
@@ -73,6 +81,7 @@ impl Sink {
             waiting_bytes: 0,
             again: BTreeMap::new(),
             recent: Recent::new(RECENT_FOR, RECENT_BYTES_MAX),
+            written: Written::new(WRITTEN_FOR, WRITTEN_MAX),
             unsure: HashSet::new(),
             written_to: HashMap::new(),
             lanes: HashMap::new(),
@@ -101,14 +110,17 @@ impl Sink {
                     taken.drain(..).for_each(|report| self.wait_for_lane(report));
                 }
                 Some(landed) = self.flights.next(), if !self.flights.is_empty() => self.landed(landed),
-                Some(recall) = self.recalls.recv() => {
-                    // Who asked may be gone; then nobody wants to know.
-                    let _gone = recall.send(&self.recent.jobs() | &self.unsure);
-                }
+                Some(recall) = self.recalls.recv() => self.recall(recall),
                 _ = probe.tick() => self.probe(),
                 () = flush.cancelled(), if !flush.is_cancelled() => {}
             }
         }
+    }
+
+    fn recall(&self, Recall { mut jobs, answer }: Recall) {
+        jobs.retain(|job| self.written.has(job) || self.unsure.contains(job) || self.recent.has(job));
+        // Who asked may be gone; then nobody wants to know.
+        let _gone = answer.send(jobs.into_iter().collect());
     }
 
     fn is_idle(&self) -> bool {
@@ -209,6 +221,7 @@ impl Sink {
         for entry in written {
             if !entry.jobs.is_empty() {
                 entry.jobs.iter().for_each(|job| _ = self.unsure.remove(job));
+                self.written.push(now, &entry.jobs);
                 self.recent.push(now, entry);
             }
         }
@@ -250,7 +263,9 @@ impl Sink {
 
     /// Finds out whether idle servers are still there, where something that was written lately could be lost.
     fn probe(&mut self) {
-        self.recent.expire(Instant::now());
+        let now = Instant::now();
+        self.recent.expire(now);
+        self.written.expire(now);
         for partition in self.recent.partitions() {
             let Ok(node) = self.kit.redis.node_of(keys::slot(partition)) else { continue };
             let lane = self.lanes.entry(node.clone()).or_default();

@@ -193,8 +193,8 @@ impl Reader {
                 // RACE: with the writer. What ended after this look at the held jobs is in the answer to the recall, so nothing
                 // that this worker has done, or does, is done again.
                 let mut known: HashSet<_> = self.kit.table.all().iter().map(Attempt::job).collect();
-                known.extend(self.written().await);
-                entries.retain(|entry| !is_written(entry, &known) && !entry.bytes.is_empty());
+                known.extend(self.written(entries.iter().filter_map(inbox::job_id).collect()).await);
+                entries.retain(|entry| !is_known(entry, &known) && !entry.bytes.is_empty());
                 let slots = self.free_slots(entries.len());
                 inbox::take(&self.kit, &self.streams, entries, slots).await;
             }
@@ -202,13 +202,13 @@ impl Reader {
         Ok(())
     }
 
-    /// The jobs whose results were written lately: they are pending only until the owner has read that.
-    async fn written(&self) -> HashSet<JobId> {
-        let (ask, answer) = oneshot::channel();
-        if self.recalls.send(ask).await.is_err() {
+    /// Those of the jobs whose results were written: they are pending only until the owner has read that.
+    async fn written(&self, jobs: Vec<JobId>) -> HashSet<JobId> {
+        let (answer, answered) = oneshot::channel();
+        if self.recalls.send(Recall { jobs, answer }).await.is_err() {
             return HashSet::new();
         }
-        answer.await.unwrap_or_default()
+        answered.await.unwrap_or_default()
     }
 
     /// Up to `wanted` slots that are free now.
@@ -363,8 +363,8 @@ async fn client_id(plain: &mut Plain) -> Result<i64, String> {
     }
 }
 
-fn is_written(entry: &Entry, written: &HashSet<JobId>) -> bool {
-    !written.is_empty() && inbox::job_id(entry).is_some_and(|job| written.contains(&job))
+fn is_known(entry: &Entry, known: &HashSet<JobId>) -> bool {
+    !known.is_empty() && inbox::job_id(entry).is_some_and(|job| known.contains(&job))
 }
 
 /// Why a group is still missing; that it exists already is no reason.

@@ -10,6 +10,7 @@ use stepfleet_protocol::{
 };
 
 use crate::{
+    connections::{ITS_OWN, POOL_MAX},
     owner::{job, keys, name, start},
     server::{Server, free_port, until},
 };
@@ -85,6 +86,19 @@ impl Cluster {
     }
 }
 
+/// Clients of a node, without the one that asks, when those of the test that are closed are gone.
+async fn connections_of(node: &Server) -> usize {
+    let mut asks = node.connection().await;
+    let mut counts = [usize::MAX, 0];
+    until("the number of clients stays", async || {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut asks).await.expect("the node answers");
+        counts = [counts[1], list.lines().count() - 1];
+        counts[0] == counts[1] && counts[1] <= ITS_OWN + POOL_MAX
+    })
+    .await;
+    counts[1]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_serves_partitions_of_all_nodes() {
     let cluster = Cluster::start().await;
@@ -108,6 +122,10 @@ async fn a_worker_serves_partitions_of_all_nodes() {
     })
     .await;
     assert!(results.iter().all(|result| result.outcome == Outcome::Completed(None)), "{results:?}");
+    for node in &cluster.nodes {
+        let others = connections_of(node).await;
+        assert!((ITS_OWN..=ITS_OWN + 4).contains(&others), "{others} connections of a worker to a node");
+    }
 
     let late = job("sleep", json!({"duration": "1h"}));
     let wire = codec::encode(&late);

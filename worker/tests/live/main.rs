@@ -1,7 +1,9 @@
 //! Workers against a real server. The test is the coordinator: it dispatches jobs and reads the logs.
 
+mod built;
 mod capacity;
 mod cluster;
+mod connections;
 mod health;
 mod outcomes;
 mod owner;

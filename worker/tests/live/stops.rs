@@ -1,6 +1,12 @@
 //! Cancels, drains and outages.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value as Json, json};
 use stepfleet_protocol::{
@@ -181,4 +187,31 @@ async fn after_a_reconnect_a_worker_takes_up_what_was_delivered_and_never_arrive
     assert!(legal.contains(&owner.result(&lost).await.outcome));
     assert_eq!(owner.result(&first).await.outcome, Outcome::Completed(None));
     worker.left().await;
+}
+
+/// The owner lags, and the worker has written more than it keeps to write again: what it has done it still knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_result_was_written_is_not_done_again_however_much_was_written_since() {
+    const VALUE_BYTES: usize = 1_000_000;
+    const JOBS: usize = stepfleet_worker::limits::RECENT_BYTES_MAX / VALUE_BYTES + 15;
+    let server = Server::start_with(&[]).await;
+    let mut owner = Owner::new(&server, 1).await;
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&done);
+    let worker = owner::start(owner::worker(&server).concurrency(8).handler("large", move |_: Attempt, _: Json| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async { Ok("x".repeat(VALUE_BYTES)) }
+    }));
+    for _ in 0..JOBS {
+        owner.dispatch(0, "q", &job("large", Json::Null)).await;
+    }
+    // Values go by reference, so the log is small.
+    owner.wait_for(JOBS).await;
+    owner.ask(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).await;
+    // A reader that comes back looks at what is pending before it reads on.
+    let after = job("noop", Json::Null);
+    assert_eq!(owner.outcome(&after).await, Outcome::Completed(None));
+    worker.left().await;
+    assert_eq!(done.load(Ordering::SeqCst), JOBS);
+    assert_eq!(owner.results().await.len(), JOBS + 1, "nothing was handed back either");
 }

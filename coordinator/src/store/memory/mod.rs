@@ -36,6 +36,7 @@ pub use db::Db;
 pub use faults::Faults;
 pub use link::{MemoryDial, MemoryLink};
 
+use super::script;
 use faults::Dice;
 use session::{State, Step};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,10 +82,11 @@ pub struct Snapshot {
 }
 
 impl MemoryServer {
-    /// An empty server that is up.
+    /// An empty server that is up, and has the twins of the store's own scripts.
     pub fn new(clock: Clock) -> Self {
         let server = Self { inner: Arc::new(Inner { clock, state: Mutex::default() }) };
         server.set_full(false);
+        server.register_script(script::DELETE_CONSUMER, script::delete_consumer_twin);
         server
     }
 

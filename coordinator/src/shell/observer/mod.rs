@@ -1,0 +1,347 @@
+//! Watches the workers, and tells the logs of the partitions owned here which jobs are lost. It decides nothing: a result
+//! that was written before an observation wins.
+//!
+//! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
+//! accepted writes; any gap starts the count again. Clocks of other hosts are never compared. A sweep is a few pipelined
+//! trips to each node; a node that fails stops nothing on the others. How long a sweep takes is no gap: only the pause between
+//! two of them, a look that failed, and a trip that took too long are.
+
+mod report;
+mod watch;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use redis::{Cmd, Value};
+use stepfleet_protocol::{
+    codec,
+    id::{PartitionId, StreamId, WorkerId},
+    keys::{GROUP, Keys},
+    limits::HEARTBEAT_MS,
+    name::Name,
+};
+use tokio::{sync::watch as channel, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    report::Finding,
+    watch::{GAP_MAX, Workers},
+};
+use super::{
+    fleet::Slots,
+    links::{Answer, Ask, Links},
+    metrics::Metrics,
+};
+use crate::store::{
+    client::FIELD_PARTITIONS,
+    link::{Dial, LinkError},
+    reply, script,
+};
+
+/// Time between two sweeps.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// An entry pending at a live worker for this long has outlived two beats sent after its delivery.
+const UNHEARD_MS: u64 = 2 * HEARTBEAT_MS + 5_000;
+/// A consumer whose worker is not registered any more is deleted after so long.
+const LEFT_AFTER_MS: i64 = 60_000;
+/// Pending entries of one worker and stream that one sweep reports.
+const ENTRIES_PER_SWEEP: usize = 500;
+
+// How many asks share a trip: so many that a trip costs the server about a millisecond or two and answers in less than 4 MiB.
+/// Records of workers, each with a write.
+const RECORDS_PER_TRIP: usize = 128;
+/// Lists of queues.
+const QUEUES_PER_TRIP: usize = 128;
+/// Lists of consumers, of hundreds of workers each.
+const STREAMS_PER_TRIP: usize = 8;
+/// Lists of pending entries.
+const CONSUMERS_PER_TRIP: usize = 32;
+
+/// A job stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stream {
+    partition: PartitionId,
+    queue: Name,
+}
+
+/// A consumer of a job stream.
+#[derive(Debug, Clone)]
+struct Consumer {
+    stream: Stream,
+    worker: WorkerId,
+    is_dead: bool,
+}
+
+/// The observer of one coordinator.
+pub struct Observer<D: Dial> {
+    links: Links<D>,
+    keys: Keys,
+    metrics: Metrics,
+    owned: channel::Receiver<BTreeSet<PartitionId>>,
+    slots: channel::Sender<Slots>,
+    workers: Workers,
+    /// How many partitions there are, owned here or not, as far as was heard.
+    partitions: u64,
+    /// When the last sweep ended, unless it was given up.
+    ended: Option<Instant>,
+    held_back: bool,
+}
+
+impl<D: Dial> Observer<D> {
+    /// Watches for the partitions in `owned`, and tells `slots`.
+    pub fn new(
+        dial: D,
+        keys: Keys,
+        metrics: Metrics,
+        owned: channel::Receiver<BTreeSet<PartitionId>>,
+        slots: channel::Sender<Slots>,
+    ) -> Self {
+        let (links, workers) = (Links::new(dial), Workers::default());
+        Self { links, keys, metrics, owned, slots, workers, partitions: 1, ended: None, held_back: false }
+    }
+
+    /// Sweeps until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            self.sweep().await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+            }
+        }
+    }
+
+    /// One sweep: reads the beats, and reports what is lost. What could not be asked is left for the next one.
+    pub async fn sweep(&mut self) {
+        let begun = Instant::now();
+        if self.ended.take().is_none_or(|at| begun - at > GAP_MAX) {
+            self.workers.start_again(begun);
+        }
+        let registered = self.registered().await;
+        self.read_beats(registered.as_ref()).await;
+        if let Some(registered) = &registered {
+            self.workers.keep(registered);
+        }
+        self.count_partitions().await;
+        self.tell_slots();
+        let dead = self.judge();
+        let (streams, all_streams) = self.streams().await;
+        let (idle, busy, all_consumers) = self.consumers(&streams, &dead, registered.as_ref()).await;
+        let holders = busy.iter().map(|consumer| consumer.worker.to_string()).collect();
+        self.workers.hold(&holders, all_streams && all_consumers, Instant::now());
+        self.delete_consumers(&idle).await;
+        let findings = self.findings(busy).await;
+        self.report(findings).await;
+        self.forget(&dead).await;
+        self.ended = Some(Instant::now());
+    }
+
+    /// The registered workers, if that can be known.
+    async fn registered(&mut self) -> Option<BTreeSet<String>> {
+        let key = self.keys.workers();
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(&key).arg(0).arg(-1);
+        match self.links.one(&key, range).await {
+            Ok(members) => {
+                reply::array(&members).map(|m| m.iter().filter_map(reply::text).map(str::to_string).collect())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the registry of workers could not be read");
+                None
+            }
+        }
+    }
+
+    /// Reads the record of every worker. Each look brings a write in the same slot: a full or read-only server answers reads,
+    /// but no worker can beat on it.
+    async fn read_beats(&mut self, registered: Option<&BTreeSet<String>>) {
+        let mut ids = self.workers.ids();
+        ids.extend(registered.into_iter().flatten().cloned());
+        let ask = |id: &String| {
+            let key = self.keys.worker(id);
+            let (mut probe, mut get) = (redis::cmd("SET"), redis::cmd("HMGET"));
+            probe.arg(self.keys.worker_probe(id)).arg(1).arg("PX").arg(60_000);
+            get.arg(&key).arg("n").arg("beat");
+            Ask::new(&key, vec![probe, get])
+        };
+        let asks = ids.iter().map(ask).collect();
+        let answers = self.links.gather(asks, RECORDS_PER_TRIP).await;
+        let now = Instant::now();
+        for (id, answer) in ids.iter().zip(answers) {
+            match answer.and_then(accepted) {
+                Ok(answer) => {
+                    let fields = answer.replies.get(1).and_then(reply::array).unwrap_or_default();
+                    let count = fields.first().and_then(reply::number);
+                    let beat = fields.get(1).and_then(reply::bytes).and_then(|bytes| codec::unpack(bytes).ok());
+                    self.workers.seen(id, (answer.sent, answer.got), count, beat);
+                }
+                Err(error) => {
+                    tracing::debug!(worker = id, %error, "a worker's beat could not be looked at; its count starts again");
+                    self.workers.unseen(id, now);
+                }
+            }
+        }
+    }
+
+    /// The number only grows. Without an answer it is at least what is owned here.
+    async fn count_partitions(&mut self) {
+        let key = self.keys.meta();
+        let mut get = redis::cmd("HGET");
+        get.arg(&key).arg(FIELD_PARTITIONS);
+        let found = self.links.one(&key, get).await.ok().as_ref().and_then(reply::number).unwrap_or(0).max(0) as u64;
+        self.partitions = self.partitions.max(found).max(self.owned.borrow().len() as u64);
+    }
+
+    /// A worker's slots serve every partition alike, whoever owns it.
+    fn tell_slots(&self) {
+        let mut slots = self.workers.slots();
+        slots.values_mut().for_each(|n| *n = n.div_ceil(self.partitions));
+        self.slots.send_if_modified(|old| std::mem::replace(old, slots.clone()) != slots);
+    }
+
+    fn judge(&mut self) -> BTreeSet<String> {
+        let verdict = self.workers.verdict();
+        let hold = verdict.held_back > 0;
+        if hold && !self.held_back {
+            let (silent, all) = (verdict.held_back, self.workers.len());
+            tracing::error!(silent, all, "ALERT: more than a third of the fleet is silent; waiting one more period");
+            self.metrics.mass_deaths_held.inc();
+        }
+        self.held_back = hold;
+        verdict.dead
+    }
+
+    /// The job streams of the partitions owned here, and whether these are all.
+    async fn streams(&mut self) -> (Vec<Stream>, bool) {
+        let partitions: Vec<PartitionId> = self.owned.borrow().iter().copied().collect();
+        let keys = |partition: &PartitionId| self.keys.partition(*partition).queues();
+        let ask = |key: String| Ask::new(&key, vec![redis::cmd("SMEMBERS").arg(&key).clone()]);
+        let asks = partitions.iter().map(keys).map(ask).collect();
+        let (mut streams, mut complete) = (Vec::new(), true);
+        let answers = self.links.gather(asks, QUEUES_PER_TRIP).await;
+        for (partition, answer) in partitions.into_iter().zip(answers) {
+            let answer = note(partition, answer);
+            complete &= answer.is_some();
+            let names = answer.as_ref().and_then(reply::array).unwrap_or_default().iter().filter_map(reply::text);
+            streams.extend(names.filter_map(|t| Name::new(t).ok()).map(|queue| Stream { partition, queue }));
+        }
+        (streams, complete)
+    }
+
+    /// Consumers that may go, as nothing is pending at them and nobody is behind them; those at which something is pending;
+    /// and whether these are all.
+    async fn consumers(
+        &mut self,
+        streams: &[Stream],
+        dead: &BTreeSet<String>,
+        registered: Option<&BTreeSet<String>>,
+    ) -> (Vec<Consumer>, Vec<Consumer>, bool) {
+        let ask = |stream: &Stream| {
+            let key = self.keys.partition(stream.partition).jobs(&stream.queue);
+            Ask::new(&key, vec![redis::cmd("XINFO").arg("CONSUMERS").arg(&key).arg(GROUP).clone()])
+        };
+        let asks = streams.iter().map(ask).collect();
+        let (mut idle, mut busy, mut complete) = (Vec::new(), Vec::new(), true);
+        let answers = self.links.gather(asks, STREAMS_PER_TRIP).await;
+        for (stream, answer) in streams.iter().zip(answers) {
+            let answer = note(stream.partition, answer);
+            complete &= answer.is_some();
+            for entry in answer.as_ref().and_then(reply::array).unwrap_or_default() {
+                let number = |field| reply::field(entry, field).and_then(reply::number).unwrap_or(0);
+                let name = reply::field(entry, "name").and_then(reply::text).unwrap_or_default();
+                let Ok(worker) = name.parse::<WorkerId>() else { continue };
+                let is_dead = dead.contains(name);
+                let left = number("idle") > LEFT_AFTER_MS && registered.is_some_and(|known| !known.contains(name));
+                let consumer = Consumer { stream: stream.clone(), worker, is_dead };
+                if number("pending") > 0 {
+                    busy.push(consumer);
+                } else if is_dead || left {
+                    idle.push(consumer);
+                }
+            }
+        }
+        (idle, busy, complete)
+    }
+
+    /// RACE: one of them may read a job at this very moment. The script looks again in the same call, and the job wins.
+    async fn delete_consumers(&mut self, idle: &[Consumer]) {
+        let ask = |consumer: &Consumer| {
+            let key = self.keys.partition(consumer.stream.partition).jobs(&consumer.stream.queue);
+            let delete = script::delete_consumer(&key, GROUP, consumer.worker.as_str());
+            Ask::new(&key, vec![delete])
+        };
+        let asks = idle.iter().map(ask).collect();
+        let answers = self.links.gather(asks, CONSUMERS_PER_TRIP).await;
+        for (consumer, answer) in idle.iter().zip(answers) {
+            note(consumer.stream.partition, answer.and_then(accepted));
+        }
+    }
+
+    /// The entries of dead workers, and those that live ones never received.
+    async fn findings(&mut self, busy: Vec<Consumer>) -> Vec<Finding> {
+        let ask = |consumer: &Consumer| {
+            let key = self.keys.partition(consumer.stream.partition).jobs(&consumer.stream.queue);
+            Ask::new(&key, vec![pending(&key, consumer)])
+        };
+        let asks = busy.iter().map(ask).collect();
+        let answers = self.links.gather(asks, CONSUMERS_PER_TRIP).await;
+        let mut findings = Vec::new();
+        for (of, answer) in busy.into_iter().zip(answers) {
+            let Some(value) = note(of.stream.partition, answer) else { continue };
+            let entries = reply::array(&value).unwrap_or_default().iter();
+            let entries = entries.filter_map(|e| reply::array(e)?.first().and_then(reply::text)?.parse().ok());
+            let mut entries: Vec<StreamId> = entries.collect();
+            if !of.is_dead {
+                entries = self.workers.unheard(of.worker.as_str(), of.stream.partition, &of.stream.queue, entries);
+            }
+            if !entries.is_empty() {
+                findings.push(Finding { of, entries });
+            }
+        }
+        findings
+    }
+
+    /// Takes dead workers off the registry, when every coordinator has had time to see them.
+    async fn forget(&mut self, dead: &BTreeSet<String>) {
+        for id in dead.iter().filter(|id| self.workers.is_forgotten(id)) {
+            tracing::warn!(worker = id, "a dead worker is taken off the registry");
+            self.metrics.dead_workers.inc();
+            let (list, own) = (self.keys.workers(), self.keys.worker(id));
+            let remove = Ask::new(&list, vec![redis::cmd("ZREM").arg(&list).arg(id).clone()]);
+            let delete = Ask::new(&own, vec![redis::cmd("DEL").arg(&own).clone()]);
+            for answer in self.links.gather(vec![remove, delete], 1).await {
+                if let Err(error) = answer.and_then(accepted) {
+                    tracing::debug!(worker = id, %error, "it stays there for now");
+                }
+            }
+        }
+    }
+}
+
+fn pending(key: &str, of: &Consumer) -> Cmd {
+    let mut pending = redis::cmd("XPENDING");
+    pending.arg(key).arg(GROUP);
+    if !of.is_dead {
+        pending.arg("IDLE").arg(UNHEARD_MS);
+    }
+    pending.arg("-").arg("+").arg(ENTRIES_PER_SWEEP).arg(of.worker.as_str());
+    pending
+}
+
+/// An answer without a refusal.
+fn accepted(answer: Answer) -> Result<Answer, LinkError> {
+    match answer.replies.iter().find_map(reply::error) {
+        Some(text) => Err(LinkError::Lost(text)),
+        None => Ok(answer),
+    }
+}
+
+/// The only reply of an answer about a partition. What is missing comes with a later sweep.
+fn note(partition: PartitionId, answer: Result<Answer, LinkError>) -> Option<Value> {
+    match answer {
+        Ok(answer) => answer.replies.into_iter().next(),
+        Err(error) => {
+            tracing::debug!(%partition, %error, "a partition could not be swept");
+            None
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The scripts that run in Redis: what no transaction of one owner can do, because workers write the same state.
+//!
+//! Each is a `.lua` file whose header says what it does, with a twin in Rust for the memory twin.
+
+use redis::{Cmd, Value};
+
+use super::{memory::Db, reply};
+
+/// Source of [`delete_consumer`].
+pub const DELETE_CONSUMER: &str = include_str!("delete_consumer.lua");
+
+/// Deletes `consumer` of `group` at the job stream `key` if nothing is pending at it. Replies 1 when it is gone, 0 when
+/// something is pending.
+pub fn delete_consumer(key: &str, group: &str, consumer: &str) -> Cmd {
+    let mut eval = redis::cmd("EVAL");
+    eval.arg(DELETE_CONSUMER).arg(1).arg(key).arg(group).arg(consumer);
+    eval
+}
+
+/// What [`DELETE_CONSUMER`] does.
+pub(super) fn delete_consumer_twin(db: &mut Db, keys: &[Vec<u8>], argv: &[Vec<u8>]) -> Value {
+    let pending = db.call(&[b"XPENDING", &keys[0], &argv[0], b"-", b"+", b"1", &argv[1]]);
+    if reply::error(&pending).is_some() {
+        return pending;
+    }
+    if reply::array(&pending).is_some_and(|entries| !entries.is_empty()) {
+        return Value::Int(0);
+    }
+    let deleted = db.call(&[b"XGROUP", b"DELCONSUMER", &keys[0], &argv[0], &argv[1]]);
+    if reply::error(&deleted).is_some() { deleted } else { Value::Int(1) }
+}

@@ -1,0 +1,151 @@
+//! Leases of several partitions and coordinators: who takes what, how soon, and who leaves it to others.
+
+use std::time::Duration;
+
+use stepfleet_coordinator::{
+    shell::{fleet, lease::Leases, metrics::Metrics, retention::Retention},
+    store::{
+        link::{Dial, Link},
+        memory::{Clock, MemoryDial, MemoryServer},
+        reply,
+    },
+};
+use stepfleet_protocol::{id::PartitionId, keys::slot_of};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    fleet::all_keys,
+    wire::Wire,
+    world::{on_twin, runtime},
+};
+
+const EIGHT: u16 = 8;
+
+fn leases(dial: &MemoryDial, name: &str) -> Leases<MemoryDial> {
+    Leases::new(dial.clone(), all_keys(), name.into(), Duration::ZERO)
+}
+
+#[test]
+fn every_lapsed_lease_is_taken_after_the_same_short_wait() {
+    on_twin(async |_, w| {
+        let (mut gone, mut next) = (leases(&w.dial, "gone"), leases(&w.dial, "next"));
+        for partition in (0..EIGHT).map(PartitionId) {
+            assert!(gone.try_take(partition, false).await.expect("up"));
+            let head = all_keys().partition(partition).head();
+            let mut link = w.dial.dial(0, Duration::from_secs(1)).await.expect("up");
+            link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+        }
+        tokio::time::advance(Duration::from_millis(3_100)).await;
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            for partition in (0..EIGHT).map(PartitionId) {
+                taken.push(next.try_take(partition, false).await.expect("up"));
+            }
+            tokio::time::advance(Duration::from_millis(1_100)).await;
+        }
+        assert_eq!(taken, [[false; 8], [true; 8]].concat());
+    });
+}
+
+#[test]
+fn what_nobody_claims_is_taken_by_one_that_has_its_share_and_not_offered_again_at_once() {
+    on_twin(async |_, w| {
+        let (mut old, mut new) = (leases(&w.dial, "old"), leases(&w.dial, "new"));
+        let partition = PartitionId(0);
+        assert!(old.try_take(partition, false).await.expect("up"));
+        // A program that finds something of a newer version gives the partition away, and does not come back.
+        old.release(partition).await.expect("up");
+        assert!(!new.try_take(partition, true).await.expect("up"), "others come first");
+        tokio::time::advance(Duration::from_millis(4_900)).await;
+        assert!(!new.try_take(partition, true).await.expect("up"));
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(new.try_take(partition, true).await.expect("up"), "but nobody did");
+        assert!(!new.has_too_many(5, EIGHT, 2), "it would find no other owner");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(new.has_too_many(5, EIGHT, 2));
+        assert!(!new.has_too_many(5, EIGHT, 2), "one at a time");
+    });
+}
+
+#[test]
+fn coordinators_from_before_the_clock_was_set_back_do_not_count() {
+    on_twin(async |server, w| {
+        let (mut a, mut b) = (leases(&w.dial, "a"), leases(&w.dial, "b"));
+        assert_eq!((a.beat().await.expect("up"), b.beat().await.expect("up")), (1, 2));
+        server.clock().jump_back(Duration::from_secs(3_600));
+        assert_eq!(a.beat().await.expect("up"), 1);
+        assert_eq!(b.beat().await.expect("up"), 2, "who lives says so again");
+    });
+}
+
+fn config(name: &str) -> fleet::Config {
+    fleet::Config { name: name.into(), keys: all_keys(), partitions: EIGHT, retention: Retention::default() }
+}
+
+async fn owned(metrics: &Metrics, count: i64) -> Duration {
+    let begun = Instant::now();
+    while metrics.owned.get() != count {
+        assert!(begun.elapsed() < Duration::from_secs(100), "{} are owned", metrics.owned.get());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn after_the_death_of_all_coordinators_a_single_one_soon_owns_everything() {
+    on_twin(async |_, w| {
+        let (metrics, stop) = (Metrics::new(), CancellationToken::new());
+        let all = tokio::spawn(fleet::run(w.dial.clone(), config("dead"), metrics.clone(), stop.clone()));
+        owned(&metrics, i64::from(EIGHT)).await;
+        // Its owners end with it: nothing is released.
+        all.abort();
+        let _aborted = all.await;
+        let metrics = Metrics::new();
+        let next = tokio::spawn(fleet::run(w.dial.clone(), config("next"), metrics.clone(), stop.clone()));
+        let took = owned(&metrics, i64::from(EIGHT)).await;
+        assert!(took < Duration::from_secs(7), "{took:?}: the leases' 3 s, the wait of 1 to 2 s, a look");
+        stop.cancel();
+        next.await.expect("it leaves in peace");
+    });
+}
+
+#[test]
+fn a_coordinator_takes_partitions_of_healthy_nodes_while_another_node_is_away() {
+    for away in [0, 1] {
+        runtime(true).block_on(async {
+            let nodes: Vec<MemoryServer> = (0..2).map(|_| MemoryServer::new(Clock::default())).collect();
+            let wire = Wire::over(nodes.iter().map(MemoryServer::dial).collect());
+            let (stop, first) = (CancellationToken::new(), Metrics::new());
+            let dead = tokio::spawn(fleet::run(wire.clone(), config("dead"), first.clone(), stop.clone()));
+            owned(&first, i64::from(EIGHT)).await;
+            let second = Metrics::new();
+            let next = tokio::spawn(fleet::run(wire, config("next"), second.clone(), stop.clone()));
+            owned(&second, 4).await;
+            nodes[away].down();
+            dead.abort();
+            let before = second.owned.get();
+            let begun = Instant::now();
+            let on_healthy = async || {
+                let mut count = 0;
+                for partition in (0..EIGHT).map(PartitionId) {
+                    let lease = all_keys().partition(partition).lease();
+                    let at = usize::from(slot_of(lease.as_bytes())) * 2 / 16_384;
+                    if at == away {
+                        continue;
+                    }
+                    let mut link = nodes[at].dial().dial(0, Duration::from_secs(1)).await.expect("up");
+                    let value = link.trip(redis::pipe().cmd("GET").arg(lease)).await.expect("up").swap_remove(0);
+                    count += usize::from(reply::text(&value) == Some("next"));
+                }
+                count
+            };
+            while on_healthy().await < 4 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "it had {before}, all of both nodes");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            stop.cancel();
+            next.abort();
+        });
+    }
+}

@@ -4,22 +4,26 @@
 //! what needs a value first (an input to render, the input of a dead letter) is left for the shell to resolve.
 
 mod seal;
+mod staged;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
 use stepfleet_protocol::{
-    id::{CommandId, JobId, Reign, RunId},
+    id::{Reign, RunId},
     message::{Answer, Command, NewRun, Verb, command_value},
     name::Name,
     state::State,
     value::Payload,
 };
 
-pub use self::seal::Outbox;
+pub use self::{
+    seal::Outbox,
+    staged::{Dispatch, Staged, Touched},
+};
 use super::{
     cache::Cache,
     intake::{Item, Place, What},
@@ -28,11 +32,11 @@ use super::{
 use crate::{
     machine::{
         decide::{Mint, decide},
-        decision::{Decision, Effect, Letter, Transition},
+        decision::{Decision, Effect},
         event::Event,
         run::Run,
     },
-    store::{commit::Commit, plans::PlanMove, record},
+    store::{plans::PlanMove, record},
 };
 
 /// An item that the program could not bear: the batch is given up and begun again in another way.
@@ -51,51 +55,6 @@ pub enum Blame {
     Rule,
     /// Making the input of a job or letter that followed: the item may be decided if nothing follows.
     Input,
-}
-
-/// A job on its way to the stream, still without its input.
-#[derive(Debug)]
-pub struct Dispatch {
-    /// The item that led to it.
-    pub of: Place,
-    /// The run.
-    pub run: RunId,
-    /// The step's number.
-    pub index: u32,
-    /// The job.
-    pub job: JobId,
-    /// Which try.
-    pub attempt: u32,
-    /// How many tries there will be.
-    pub max_attempts: u32,
-}
-
-/// What a batch did to a run.
-#[derive(Debug, Default)]
-pub struct Touched {
-    /// The listing it was in before; none for a new run.
-    pub was: Option<State>,
-    /// Its transitions.
-    pub transitions: Vec<Transition>,
-}
-
-/// What a batch has decided so far.
-#[derive(Debug, Default)]
-pub struct Staged {
-    /// The commit to be.
-    pub commit: Commit,
-    /// Runs that changed.
-    pub touched: BTreeMap<RunId, Touched>,
-    /// Jobs without their inputs yet.
-    pub dispatches: Vec<Dispatch>,
-    /// Dead letters without their inputs yet, with the items that led to them.
-    pub letters: Vec<(Place, Letter)>,
-    /// Bytes of rendered inputs so far.
-    pub made_bytes: usize,
-    /// Answers so far, by command.
-    pub answers: BTreeMap<CommandId, Vec<Answer>>,
-    /// Runs that were cancelled before they were known.
-    pub tombstones: BTreeSet<RunId>,
 }
 
 /// The deciding part of an owner.
@@ -154,8 +113,8 @@ impl Core {
             }
             What::Command(command) => {
                 let command_id = command.id;
-                if command.again && self.staged.answers.contains_key(&command_id) {
-                    // Its first copy is in this very batch.
+                if self.staged.answers.contains_key(&command_id) {
+                    // Another copy of it is in this very batch.
                     return;
                 }
                 let answer = match self.cache.runs.contains_key(&id) {

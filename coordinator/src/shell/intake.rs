@@ -30,6 +30,10 @@ pub enum Origin {
 /// Names an item for as long as nothing of its batch is committed: where it comes from and the run it is about.
 pub type Place = (Origin, RunId);
 
+/// A submit that comes so much later, or earlier, than its run id says may be a copy that was held up. Less than the time
+/// after which a client sends a second copy.
+const LATE_MS: u64 = 2_000;
+
 /// Stands for the run of an item that is about none.
 pub static NO_RUN: LazyLock<RunId> = LazyLock::new(|| RunId::new(PartitionId(0), 0, 0));
 
@@ -83,20 +87,24 @@ impl Item {
         }
     }
 
-    /// The command, if it may have been decided before.
+    /// The command, if it may have been decided before: so says its sender, or nobody can rule it out. Commands are few, so
+    /// that a look costs nothing that matters; submits are many, and one that comes at once is a first copy.
+    ///
+    /// RACE: a first copy that was held up on its way comes behind the second one, which was sent because the first was not
+    /// answered. Its run may have ended by then, and would be done again.
     pub fn sent_before(&self) -> Option<CommandId> {
-        let again = match &self.what {
-            What::New { again, .. } => *again,
-            What::Command(command) => command.again,
+        let may_be = match &self.what {
+            What::New { again, new, .. } => *again || self.at_ms.abs_diff(new.run.created_ms()) > LATE_MS,
+            What::Command(_) => true,
             What::Event(_) | What::Unreadable(_) => false,
         };
-        self.command().filter(|_| again)
+        self.command().filter(|_| may_be)
     }
 
-    /// Whether the run or an answer has to be looked up although the caller may never have heard of it.
+    /// Whether the run has to be looked up although it may never have existed.
     pub fn looks_back(&self) -> bool {
         match &self.what {
-            What::New { again, .. } => *again,
+            What::New { .. } => self.sent_before().is_some(),
             What::Command(_) | What::Event(_) => true,
             What::Unreadable(_) => false,
         }

@@ -301,7 +301,7 @@ impl<L: Link> Owner<L> {
     /// Looks for tombstones of runs that were sent before, perhaps, and are not known.
     async fn look_for_tombstones(&mut self, items: &[Item]) -> Result<(), OwnerError> {
         const PER_TRIP: usize = 500;
-        let again = items.iter().filter(|item| matches!(item.what, What::New { again: true, .. }));
+        let again = items.iter().filter(|item| matches!(item.what, What::New { .. }) && item.looks_back());
         let unknown = again.map(|item| item.run).filter(|run| !self.core.cache.runs.contains_key(run));
         let runs: Vec<RunId> = unknown.collect();
         for part in runs.chunks(PER_TRIP) {

@@ -119,6 +119,7 @@ pub(super) struct Shared {
     pub(super) plans: super::submit::PlansWritten,
     pub(super) versions: Mutex<HashMap<(String, u32), Arc<super::workflows::Stored>>>,
     pub(super) replies: Replies,
+    pub(super) clock: super::submit::Clock,
     pub(super) read_plans: Mutex<HashMap<String, Arc<stepfleet_protocol::workflow::Workflow>>>,
     pub(super) pulses: super::read::fleet::Pulses,
 }

@@ -3,10 +3,12 @@
 //! A run's id is made here and routes it. The plan and a large input are written in the same MULTI as the log entry that names
 //! them. Submits may be repeated: the owner knows a run by its id.
 
+mod seen;
+
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    collections::BTreeMap,
+    sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use futures::{StreamExt, stream};
 use redis::{Value, aio::ConnectionLike};
 use stepfleet_protocol::{
     codec,
-    id::{CommandId, PartitionId, RunId},
+    id::{CommandId, PartitionId, RunId, StreamId},
     keys::slot,
     limits::{INLINE_BYTES_MAX, PAYLOAD_BYTES_MAX},
     message::{Answer, Body, LogEntry, NewRun, Submit},
@@ -24,10 +26,13 @@ use uuid::Uuid;
 
 use super::{
     ask::{self, AskError},
-    client::{Client, ClientError, lock},
+    client::{Client, ClientError},
     reply,
     workflows::Stored,
 };
+
+pub use self::seen::PLAN_AGE_MAX;
+pub(super) use self::seen::{Clock, PlansWritten};
 
 /// How long an idempotency key is kept: a day and an hour, in milliseconds.
 pub const IDEMPOTENCY_MS: u64 = 25 * 3_600_000;
@@ -37,34 +42,8 @@ pub const RUNS_PER_ENTRY: usize = 128;
 const BYTES_PER_ENTRY: usize = 256 << 10;
 /// Log entries of one bulk submit on their way at once.
 const IN_FLIGHT: usize = 12;
-/// A plan is written again after this long, in case it was dropped. Owners keep one that no run follows for longer.
-pub const PLAN_AGE_MAX: Duration = Duration::from_secs(600);
-/// Plans whose writing is remembered.
-const PLANS_MAX: usize = 10_000;
 /// How long a durable submit waits for the disk or a replica, in milliseconds; below the time-out of a pooled connection.
 const DURABLE_MS: u64 = 4_000;
-
-/// Which plans this process has written where, and when.
-#[derive(Debug, Default)]
-pub(super) struct PlansWritten(Mutex<HashMap<(PartitionId, String), Instant>>);
-
-impl PlansWritten {
-    fn fresh(&self, partition: PartitionId, hash: &str) -> bool {
-        lock(&self.0).get(&(partition, hash.to_owned())).is_some_and(|at| at.elapsed() < PLAN_AGE_MAX)
-    }
-
-    fn wrote(&self, partition: PartitionId, hash: String) {
-        let mut written = lock(&self.0);
-        if written.len() >= PLANS_MAX {
-            written.clear();
-        }
-        written.insert((partition, hash), Instant::now());
-    }
-
-    fn forget(&self, partition: PartitionId, hash: &str) {
-        lock(&self.0).remove(&(partition, hash.to_owned()));
-    }
-}
 
 /// A run to be submitted.
 #[derive(Debug, Clone)]
@@ -112,6 +91,19 @@ pub struct How {
     pub durable: bool,
 }
 
+/// A submit under way.
+struct Sending<'a> {
+    how: &'a How,
+    begun: Instant,
+}
+
+impl Sending<'_> {
+    /// This host's time now.
+    fn host_ms(&self) -> u64 {
+        self.how.now_ms + self.begun.elapsed().as_millis() as u64
+    }
+}
+
 /// A run with its id, at its place in the list of the caller.
 struct Placed {
     place: usize,
@@ -131,6 +123,7 @@ impl Client {
     /// Submits many runs, in entries of bounded size that are on their way at the same time. One answer for each, in order.
     pub async fn submit_many(&self, wanted: Vec<Wanted>, how: &How) -> Vec<Result<Taken, ClientError>> {
         let count = wanted.len();
+        let sending = Sending { how, begun: Instant::now() };
         let mut out: Vec<Option<Result<Taken, ClientError>>> = (0..count).map(|_| None).collect();
         let mut placed = Vec::with_capacity(count);
         let mut part = Chunker::default();
@@ -147,7 +140,11 @@ impl Client {
                     continue;
                 }
             };
-            let one = Placed { place, run: RunId::new(partition, how.now_ms, rand::random()), wanted };
+            let one = Placed {
+                place,
+                run: RunId::new(partition, self.shared.clock.server_ms(how.now_ms), rand::random()),
+                wanted,
+            };
             match &one.wanted.idempotency {
                 Some(_) => claims.push(self.claim_run(one)),
                 None => placed.push(one),
@@ -160,7 +157,7 @@ impl Client {
                 Err((place, e)) => out[place] = Some(Err(e)),
             }
         }
-        let sendings = entries(placed).into_iter().map(|(partition, runs)| self.send(partition, runs, how));
+        let sendings = entries(placed).into_iter().map(|(partition, runs)| self.send(partition, runs, &sending));
         let answers: Vec<_> = stream::iter(sendings).buffer_unordered(IN_FLIGHT).collect().await;
         for (place, answer) in answers.into_iter().flatten() {
             out[place] = Some(answer);
@@ -187,12 +184,17 @@ impl Client {
     async fn send(
         &self,
         partition: PartitionId,
-        runs: Vec<Placed>,
-        how: &How,
+        mut runs: Vec<Placed>,
+        sending: &Sending<'_>,
     ) -> Vec<(usize, Result<Taken, ClientError>)> {
+        // The ids of many are made long before the last of them is sent, and an old one costs its owner a look.
+        let now_ms = self.shared.clock.server_ms(sending.host_ms());
+        for one in runs.iter_mut().filter(|one| one.wanted.idempotency.is_none()) {
+            one.run = RunId::new(partition, now_ms, rand::random());
+        }
         let all: Vec<usize> = (0..runs.len()).collect();
         let again = runs.iter().any(|r| r.wanted.idempotency.is_some());
-        let first = match self.send_once(partition, &runs, &all, again, how).await {
+        let first = match self.send_once(partition, &runs, &all, again, sending).await {
             Ok(answers) => answers,
             Err(e) => return runs.iter().map(|r| (r.place, Err(e.clone()))).collect(),
         };
@@ -203,7 +205,7 @@ impl Client {
             for i in &lacking {
                 self.shared.plans.forget(partition, &runs[*i].wanted.workflow.hash);
             }
-            match self.send_once(partition, &runs, &lacking, true, how).await {
+            match self.send_once(partition, &runs, &lacking, true, sending).await {
                 Ok((second, _)) => {
                     for (n, i) in lacking.iter().enumerate() {
                         // Without an answer in time the run is in the log all the same.
@@ -227,19 +229,22 @@ impl Client {
         runs: &[Placed],
         which: &[usize],
         again: bool,
-        how: &How,
+        sending: &Sending<'_>,
     ) -> Result<(Vec<Answer>, Option<Durability>), ClientError> {
         let id = CommandId(Uuid::now_v7());
         let wait = self.shared.replies.expect(id).ok_or(ClientError::Busy)?;
         let new = which.iter().map(|i| new_run(&runs[*i])).collect();
+        let how = sending.how;
         let mut submit = Submit { id, actor: how.actor.clone(), runs: new, again };
+        let (begun, host_ms) = (Instant::now(), sending.host_ms());
         let mut sent = self.append(partition, runs, which, &submit, how.durable).await;
         if let Err(AskError::Unavailable(_)) = sent {
             // It may be in the log already: the owner then looks whether it knows the runs.
             submit.again = true;
             sent = self.append(partition, runs, which, &submit, how.durable).await;
         }
-        let durability = sent?;
+        let (entry, durability) = sent?;
+        self.shared.clock.learn(host_ms, entry, begun.elapsed());
         Ok((self.answers(partition, wait).await?, durability))
     }
 
@@ -252,7 +257,7 @@ impl Client {
         which: &[usize],
         submit: &Submit,
         durable: bool,
-    ) -> Result<Option<Durability>, AskError> {
+    ) -> Result<(StreamId, Option<Durability>), AskError> {
         let keys = self.keys.partition(partition);
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI");
@@ -272,24 +277,28 @@ impl Client {
         let wire = codec::encode(&LogEntry::new(Body::Submit(submit.clone())));
         pipe.cmd("XADD").arg(keys.log()).arg("*").arg(wire.field).arg(&wire.bytes[..]);
         pipe.cmd("EXEC");
-        let durability = if durable {
-            Some(self.append_durably(partition, &pipe).await?)
+        let (entry, durability) = if durable {
+            let (entry, durability) = self.append_durably(partition, &pipe).await?;
+            (entry, Some(durability))
         } else {
-            executed(ask::ask(&self.redis, slot(partition), &pipe).await?)?;
-            None
+            (executed(ask::ask(&self.redis, slot(partition), &pipe).await?)?, None)
         };
         for hash in plans.into_keys() {
             self.shared.plans.wrote(partition, hash);
         }
-        Ok(durability)
+        Ok((entry, durability))
     }
 
     /// As a plain submit, then waits on the same connection, because WAIT is about a connection's own writes.
-    async fn append_durably(&self, partition: PartitionId, pipe: &redis::Pipeline) -> Result<Durability, AskError> {
+    async fn append_durably(
+        &self,
+        partition: PartitionId,
+        pipe: &redis::Pipeline,
+    ) -> Result<(StreamId, Durability), AskError> {
         let lost = |e: redis::RedisError| AskError::Unavailable(e.to_string());
         let slot = slot(partition);
         let mut connection = self.redis.pooled(slot).await.map_err(|e| AskError::Unavailable(e.to_string()))?;
-        executed(connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(lost)?)?;
+        let entry = executed(connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(lost)?)?;
         let mut wait = redis::pipe();
         // Unknown before 7.2, and an error without an append-only file.
         wait.cmd("WAITAOF").arg(1).arg(0).arg(DURABLE_MS);
@@ -297,18 +306,18 @@ impl Client {
         let replies = connection.req_packed_commands(&wait, 0, wait.len()).await.map_err(lost)?;
         let synced = replies.first().and_then(reply::array).and_then(|a| a.first()).and_then(reply::number);
         if synced.is_some_and(|n| n > 0) {
-            return Ok(Durability::Fsync);
+            return Ok((entry, Durability::Fsync));
         }
         let role = replies.get(1).and_then(reply::array).unwrap_or_default();
         let replicas = role.get(2).and_then(reply::array).map_or(0, <[Value]>::len);
         if replicas == 0 {
-            return Ok(Durability::None);
+            return Ok((entry, Durability::None));
         }
         let mut wait = redis::pipe();
         wait.cmd("WAIT").arg(1).arg(DURABLE_MS);
         let replies = connection.req_packed_commands(&wait, 0, 1).await.map_err(lost)?;
         let reached = replies.first().and_then(reply::number).unwrap_or(0);
-        Ok(if reached > 0 { Durability::Replica } else { Durability::None })
+        Ok((entry, if reached > 0 { Durability::Replica } else { Durability::None }))
     }
 }
 
@@ -379,14 +388,13 @@ fn new_run(one: &Placed) -> NewRun {
     }
 }
 
-/// Checks the replies to `MULTI … EXEC`.
-fn executed(replies: Vec<Value>) -> Result<(), AskError> {
+/// Checks the replies to `MULTI … XADD EXEC`, and gives the entry's id.
+fn executed(replies: Vec<Value>) -> Result<StreamId, AskError> {
     // A refused command says why; EXEC only that there was one.
     if let Some(text) = replies.iter().find_map(reply::error) {
         return Err(AskError::Refused(text));
     }
-    match replies.last().and_then(reply::array) {
-        Some(results) => ask::all_good(results.to_vec()).map(drop),
-        None => Err(AskError::Unexpected("EXEC")),
-    }
+    let results = replies.last().and_then(reply::array).ok_or(AskError::Unexpected("EXEC"))?;
+    let results = ask::all_good(results.to_vec())?;
+    results.last().and_then(reply::text).and_then(|id| id.parse().ok()).ok_or(AskError::Unexpected("XADD"))
 }

@@ -5,11 +5,13 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use redis::Value;
 use stepfleet_coordinator::{
+    machine::run::Step,
     shell::owner::{Memory, Owner, OwnerError},
     store::{
+        history,
         link::{Dial, Link, LinkError},
         partition::{Partition, TurnError},
-        reply, workflows,
+        record, reply, workflows,
     },
 };
 use stepfleet_protocol::{
@@ -45,11 +47,12 @@ pub(crate) struct Client<D: Dial> {
     dial: D,
     link: Option<D::Link>,
     next: u64,
+    now_ms: u64,
 }
 
 impl<D: Dial> Client<D> {
     pub(crate) fn new(dial: D, seed: u64) -> Self {
-        Self { dial, link: None, next: seed << 32 }
+        Self { dial, link: None, next: seed << 32, now_ms: 1_800_000_000_000 }
     }
 
     /// One trip, with a new connection after a lost one.
@@ -73,13 +76,15 @@ impl<D: Dial> Client<D> {
         if let Some(refused) = replies.first().and_then(reply::error) {
             return Err(LinkError::Lost(refused));
         }
-        Ok(replies.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default())
+        let id: StreamId = replies.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default();
+        self.now_ms = id.ms;
+        Ok(id)
     }
 
-    /// Fresh ids.
+    /// Fresh ids, of the time of the last entry: an owner trusts one that is young, and looks back for others.
     pub(crate) fn run_id(&mut self) -> RunId {
         self.next += 1;
-        RunId::new(PARTITION, 1_800_000_000_000 + (self.next & 0xffff), self.next)
+        RunId::new(PARTITION, self.now_ms, self.next)
     }
 
     pub(crate) fn command_id(&mut self) -> CommandId {
@@ -185,7 +190,6 @@ pub(crate) struct Stored {
 }
 
 pub(crate) async fn stored<D: Dial>(client: &mut Client<D>, run: RunId) -> Result<Option<Stored>, LinkError> {
-    use stepfleet_coordinator::store::{history, record};
     let mut pipe = redis::pipe();
     pipe.cmd("HGETALL").arg(keys().run(&run)).cmd("GET").arg(keys().history(&run));
     let mut replies = client.trip(&pipe).await?.into_iter();
@@ -195,12 +199,24 @@ pub(crate) async fn stored<D: Dial>(client: &mut Client<D>, run: RunId) -> Resul
     let Some(bytes): Option<Bytes> = get(record::FIELD_RECORD) else { return Ok(None) };
     let record = record::unpack_run(&bytes).expect("a record of ours");
     let mut steps = BTreeMap::new();
-    for (field, value) in &fields {
+    let (mut fields, mut chunk) = (fields, 0);
+    // A wide run has its steps in several hashes.
+    while !fields.is_empty() {
+        read_steps(&fields, &mut steps);
+        chunk += 1;
+        let mut pipe = redis::pipe();
+        pipe.cmd("HGETALL").arg(keys().chunk(&run, chunk));
+        fields = reply::pairs(client.trip(&pipe).await?.swap_remove(0));
+    }
+    Ok(Some(Stored { record, steps, history }))
+}
+
+fn read_steps(fields: &[(Bytes, Bytes)], steps: &mut BTreeMap<u32, Step>) {
+    for (field, value) in fields {
         if let Some(index) = std::str::from_utf8(field).ok().and_then(|t| t.parse().ok()) {
             steps.insert(index, record::unpack_step(value).expect("a step of ours"));
         }
     }
-    Ok(Some(Stored { record, steps, history }))
 }
 
 /// Whether an owner ended in a way that the next one mends.

@@ -1,0 +1,81 @@
+//! What must hold when every run of a story has ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stepfleet_coordinator::{shell::core::Outbox, store::reply};
+use stepfleet_protocol::{
+    codec,
+    id::{RunId, StreamId},
+    keys::GROUP,
+    name::Name,
+    state::State,
+};
+
+use crate::{Story, TURNS, fleet::*};
+
+/// Only legal moves, in an order that chains up, and an end that fits the steps.
+pub(crate) fn check(seed: u64, stored: &Stored, steps: usize) {
+    let mut at = BTreeMap::new();
+    for t in &stored.history {
+        let state = at.entry(t.step).or_insert(State::Created);
+        assert_eq!(*state, t.from, "seed {seed}: the history is broken at {t}");
+        assert!(t.from == t.to || t.from.may_become(t.to), "seed {seed}: illegal move {t}");
+        *state = t.to;
+    }
+    let completed = stored.history.iter().filter(|t| t.step.is_some() && t.to == State::Completed && t.from != t.to);
+    let (completed, state) = (completed.count(), stored.record.state);
+    assert!(completed <= steps, "seed {seed}: a step completed twice");
+    assert!(state.is_finished(), "seed {seed}: {state}");
+    assert_eq!(at.get(&None), Some(&state), "seed {seed}: record and history differ");
+    for (index, step) in &stored.steps {
+        assert_eq!(at.get(&Some(*index)).copied().unwrap_or(State::Created), step.state, "seed {seed}: step {index}");
+    }
+    // A cancel may come while the last step is being done, so the reverse does not hold.
+    assert!(state != State::Completed || completed == steps, "seed {seed}: {completed} of {steps} steps are completed");
+}
+
+/// When every run has ended nothing of them is on its way.
+pub(crate) async fn check_nothing_is_left(story: &mut Story) {
+    for _ in 0..40 {
+        story.own().await;
+        story.work(TURNS, true).await;
+    }
+    let queue = Name::new("default").expect("a legal name");
+    let mut look = redis::pipe();
+    look.cmd("ZCARD").arg(keys().ready(&queue)).cmd("LLEN").arg(keys().todo()).cmd("ZCARD").arg(keys().timers());
+    look.cmd("SCARD").arg(keys().cancels()).cmd("XPENDING").arg(keys().jobs(&queue)).arg(GROUP);
+    let found = story.client.trip(&look).await.expect("no faults");
+    let left: Vec<i64> = found[..4].iter().filter_map(reply::number).collect();
+    let pending = reply::array(&found[4]).and_then(|p| p.first()).and_then(reply::number);
+    assert_eq!((left, pending), (vec![0; 4], Some(0)), "seed {}: ready, todo, timers, cancels; pending", story.seed);
+    check_one_commit(story).await;
+}
+
+/// State, history, dead letters and outbox of a change are one commit: whatever was lost or came late, the outbox tells what the
+/// histories tell, byte by byte, and the open letters are those that steps know of.
+async fn check_one_commit(story: &mut Story) {
+    let mut look = redis::pipe();
+    look.cmd("XRANGE").arg(keys().events()).arg("-").arg("+").cmd("XRANGE").arg(keys().dead()).arg("-").arg("+");
+    for (run, _) in &story.runs {
+        look.cmd("GET").arg(keys().history(run));
+    }
+    let mut found = story.client.trip(&look).await.expect("no faults").into_iter();
+    let mut next = || found.next().expect("a reply each");
+    let mut told: BTreeMap<RunId, Vec<u8>> = BTreeMap::new();
+    for (_, fields) in reply::entries(next()) {
+        let outbox: Outbox = codec::unpack(&fields[0].1).expect("an entry of ours");
+        for (run, transitions) in outbox.runs {
+            told.entry(run).or_default().extend_from_slice(&transitions);
+        }
+    }
+    let open: BTreeSet<StreamId> = reply::entries(next()).into_iter().map(|(id, _)| id).collect();
+    let mut known = BTreeSet::new();
+    for (run, _) in story.runs.clone() {
+        let history = next();
+        let same = reply::bytes(&history) == told.get(&run).map(Vec::as_slice);
+        assert!(same, "seed {}: outbox and history of {run} differ", story.seed);
+        let stored = story.stored(run).await.expect("it was there a moment ago");
+        known.extend(stored.steps.values().filter_map(|step| step.letter));
+    }
+    assert_eq!(open, known, "seed {}: open letters, and those that steps know", story.seed);
+}

@@ -5,11 +5,7 @@
 
 mod seen;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};

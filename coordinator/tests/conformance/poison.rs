@@ -35,6 +35,7 @@ both! {
     trap_16_a_run_that_is_known_is_not_begun_again,
     a_cancel_of_an_unknown_run_holds_for_a_submit_that_comes_later,
     trap_17_a_repeated_command_gets_the_same_answer,
+    a_first_copy_that_was_held_up_behind_the_second_one_changes_nothing,
 }
 
 async fn trap_13_malformed_bytes_on_the_log_are_quarantined_and_the_rest_goes_on<D: Dial>(mut w: World<D>) {
@@ -206,6 +207,34 @@ async fn trap_17_a_repeated_command_gets_the_same_answer<D: Dial>(mut w: World<D
     w.turns(&mut owner, 3).await;
     assert_eq!(w.answer(&id).await, Some(first));
     assert_eq!(w.stored(run).await.history.len(), moves, "nothing is decided twice");
+}
+
+/// Traps 16 and 17: the network held the first copy up, which bears no mark that it was sent before.
+async fn a_first_copy_that_was_held_up_behind_the_second_one_changes_nothing<D: Dial>(mut w: World<D>) {
+    let run = RunId::new(PartitionId(0), 1_000, 4_711);
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    w.client.submit(run, &chain(2), None, true).await.expect("up");
+    w.finish(&mut owner, &mut worker, run).await;
+    let moves = w.stored(run).await.history.len();
+    w.client.submit(run, &chain(2), None, false).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    assert_eq!((w.state(run).await, w.stored(run).await.history.len()), (Some(State::Completed), moves));
+    assert!(worker.take(10).await.unwrap_or_default().is_empty(), "nothing is done again");
+
+    let other = w.submit(&chain(1)).await;
+    w.turns(&mut owner, 2).await;
+    let command =
+        |verb: Verb, again: bool, id| Command { id, actor: "t".into(), run: other, reason: None, verb, again };
+    let (suspend, resume) = (w.client.command_id(), w.client.command_id());
+    let wish = Verb::Suspend { now: false };
+    w.client.append(Body::Command(command(wish.clone(), true, suspend))).await.expect("up");
+    w.client.append(Body::Command(command(Verb::Resume, false, resume))).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    w.client.append(Body::Command(command(wish, false, suspend))).await.expect("up");
+    w.turns(&mut owner, 3).await;
+    assert_eq!(w.state(other).await, Some(State::Queued), "it is not suspended behind its resume");
+    let answer = w.answer(&suspend).await.map(|reply| reply.answers);
+    assert_eq!(answer.as_deref(), Some(&[Answer::Done { state: State::Suspended }][..]), "and the answer stays");
 }
 
 #[test]

@@ -201,15 +201,15 @@ impl<L: Link> Owner<L> {
         self.memory.clone()
     }
 
-    /// Whether workers wait for a doorbell, and what is kept of finished runs.
-    pub fn configure(&mut self, doorbell: bool, retention: Retention) {
-        self.upkeep.doorbell = doorbell;
+    /// Whether it is on Cluster, where workers wait for a doorbell, and what is kept of finished runs.
+    pub fn configure(&mut self, cluster: bool, retention: Retention) {
+        self.upkeep.cluster = cluster;
         self.retention = retention;
     }
 
     /// Whether everything that was decided is committed, so that the owner may leave.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_none()
+        self.pending.is_none() && !self.partition.has_announcements()
     }
 
     /// One turn: commits, reads, decides. Waits up to half a second for something to do, unless it is `leaving`; then it
@@ -221,7 +221,9 @@ impl<L: Link> Owner<L> {
         let commit = self.pending.take();
         let (chores, extra) = self.upkeep.due(&mut self.core.schedule, self.server_ms, self.partition.head.offset);
         let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
-        let block = if count > 0 { self.block(&chores) } else { None };
+        // What a commit announces goes with the trip behind it, which must not wait.
+        let announces = commit.as_ref().is_some_and(Commit::announces);
+        let block = if count > 0 && !announces { self.block(&chores) } else { None };
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
@@ -277,8 +279,8 @@ impl<L: Link> Owner<L> {
         let mut ready = Vec::new();
         for (chore, value) in chores.into_iter().zip(turn.extra) {
             match chore {
-                Chore::Release(queue) => ready.push((queue, value)),
-                Chore::Timers { .. } => self.keep_timers(&value),
+                Chore::Release(queue) => ready.push((queue, readable(value)?)),
+                Chore::Timers { .. } => self.keep_timers(&readable(value)?),
                 other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
             }
         }
@@ -311,7 +313,7 @@ impl<L: Link> Owner<L> {
         let offset = offset.max(self.partition.head.offset);
         let mut commit = self.core.seal();
         commit.offset = offset;
-        commit.doorbell = self.upkeep.doorbell;
+        commit.cluster = self.upkeep.cluster;
         for queue in commit.jobs.iter().map(|(q, _)| q.clone()).collect::<BTreeSet<_>>() {
             if !self.core.schedule.queue(&queue).exists {
                 self.make_queue(&queue).await?;
@@ -498,8 +500,7 @@ impl<L: Link> Owner<L> {
         pipe.cmd("ZCARD").arg(keys.ready(name));
         pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
         let replies = self.partition.attempt(&pipe).await?;
-        if let Some(text) = replies.iter().take(2).filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP"))
-        {
+        if let Some(text) = replies.iter().filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP")) {
             return Err(TurnError::of_reply(text).into());
         }
         // Jobs that this very batch has dispatched are not on the stream yet.
@@ -533,6 +534,15 @@ impl<L: Link> Owner<L> {
                 self.core.schedule.timers.set(due, member.to_vec());
             }
         }
+    }
+}
+
+/// What could not be read must not pass for empty: a key of a slot that is on its way to another node is refused, and the
+/// steps and timers in it would be forgotten.
+fn readable(value: Value) -> Result<Value, TurnError> {
+    match reply::error(&value) {
+        Some(text) => Err(TurnError::of_reply(text)),
+        None => Ok(value),
     }
 }
 

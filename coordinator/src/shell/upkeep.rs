@@ -49,8 +49,8 @@ pub enum Chore {
 pub struct Upkeep {
     name: String,
     keys: PartitionKeys,
-    /// Ring workers of idle queues (Cluster).
-    pub doorbell: bool,
+    /// The partition is on Cluster.
+    pub cluster: bool,
     next_lease_ms: u64,
     next_look_ms: u64,
     retake: bool,
@@ -66,7 +66,7 @@ impl Upkeep {
         Self {
             name: name.into(),
             keys,
-            doorbell: false,
+            cluster: false,
             next_lease_ms: now_ms,
             next_look_ms: now_ms,
             retake: false,

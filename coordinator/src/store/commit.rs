@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use redis::Pipeline;
+use redis::{Cmd, Pipeline};
 use stepfleet_protocol::{
+    beat::Control,
     codec::{Wire, pack},
     id::{CommandId, JobId, RunId, StreamId},
     keys::{GROUP, PartitionKeys},
@@ -82,8 +83,8 @@ pub struct Commit {
     pub keys_deleted: Vec<String>,
     /// Runs to take from the listing of their workflow.
     pub unlisted_by_workflow: BTreeMap<Name, Vec<RunId>>,
-    /// Ring the doorbell of queues that got jobs (Cluster).
-    pub doorbell: bool,
+    /// On Cluster: the doorbell of queues that got jobs is rung, and announcements come behind the transaction.
+    pub cluster: bool,
 }
 
 impl Commit {
@@ -122,8 +123,54 @@ impl Commit {
         self.write_schedule(&mut out);
         self.write_listings(&mut out);
         self.write_letters(&mut out);
-        self.write_answers(&mut out);
+        for reply in &self.replies {
+            let key = out.keys.reply(&reply.id);
+            out.cmd("SET").arg(key).arg(pack(reply)).arg("PX").arg(REPLY_MS);
+        }
+        if !self.cluster {
+            for cmd in self.announcements(keys) {
+                out.add(cmd);
+            }
+        }
         out.count
+    }
+
+    /// What workers and waiting callers are told. All of it can be found without: a lost one costs time only.
+    fn announcements(&self, keys: &PartitionKeys) -> Vec<Cmd> {
+        let publish = |channel: String, message: Vec<u8>| {
+            let mut cmd = redis::cmd("SPUBLISH");
+            cmd.arg(channel).arg(message);
+            cmd
+        };
+        let mut cmds = Vec::new();
+        if self.cluster {
+            let mut rung: Vec<&Name> = Vec::new();
+            for (queue, _) in &self.jobs {
+                if !rung.contains(&queue) {
+                    rung.push(queue);
+                }
+            }
+            cmds.extend(rung.into_iter().map(|q| publish(keys.control(), pack(&Control::Jobs(q.clone())))));
+        }
+        if !self.stops.is_empty() {
+            cmds.push(publish(keys.control(), pack(&Control::Cancel(self.stops.clone()))));
+        }
+        if !self.replies.is_empty() {
+            cmds.push(publish(keys.replies(), pack(&self.replies)));
+        }
+        cmds
+    }
+
+    /// Whether [`Self::afterwards`] has anything.
+    pub fn announces(&self) -> bool {
+        self.cluster && !(self.jobs.is_empty() && self.stops.is_empty() && self.replies.is_empty())
+    }
+
+    /// What has to be sent once the commit is known to have applied: on Cluster all announcements, because Valkey executes a
+    /// transaction with an SPUBLISH in it without looking whether its keys are still there. While the slot moves to another
+    /// node that would make them anew, with what this commit writes and nothing else.
+    pub fn afterwards(&self, keys: &PartitionKeys) -> Vec<Cmd> {
+        if self.cluster { self.announcements(keys) } else { Vec::new() }
     }
 
     fn write_state(&self, out: &mut Commands) {
@@ -153,13 +200,9 @@ impl Commit {
     }
 
     fn write_jobs(&self, out: &mut Commands) {
-        let mut rung: Vec<&Name> = Vec::new();
         for (queue, wire) in &self.jobs {
             let key = out.keys.jobs(queue);
             out.cmd("XADD").arg(key).arg("*").arg(wire.field).arg(&wire.bytes[..]);
-            if self.doorbell && !rung.contains(&queue) {
-                rung.push(queue);
-            }
         }
         for (queue, entries) in &self.acks {
             let key = out.keys.jobs(queue);
@@ -170,17 +213,10 @@ impl Commit {
                 }
             }
         }
-        for queue in rung {
-            let channel = out.keys.control();
-            let message = pack(&stepfleet_protocol::beat::Control::Jobs(queue.clone()));
-            out.cmd("SPUBLISH").arg(channel).arg(message);
-        }
         if !self.stops.is_empty() {
-            let (set, channel) = (out.keys.cancels(), out.keys.control());
+            let set = out.keys.cancels();
             let ids: Vec<String> = self.stops.iter().map(JobId::to_string).collect();
             out.cmd("SADD").arg(set).arg(ids);
-            let message = pack(&stepfleet_protocol::beat::Control::Cancel(self.stops.clone()));
-            out.cmd("SPUBLISH").arg(channel).arg(message);
         }
         if !self.stopped.is_empty() {
             let set = out.keys.cancels();
@@ -288,18 +324,6 @@ impl Commit {
         }
     }
 
-    fn write_answers(&self, out: &mut Commands) {
-        if self.replies.is_empty() {
-            return;
-        }
-        for reply in &self.replies {
-            let key = out.keys.reply(&reply.id);
-            out.cmd("SET").arg(key).arg(pack(reply)).arg("PX").arg(REPLY_MS);
-        }
-        let channel = out.keys.replies();
-        out.cmd("SPUBLISH").arg(channel).arg(pack(&self.replies));
-    }
-
     /// Adds an answer.
     pub fn answer(&mut self, id: CommandId, answers: Vec<stepfleet_protocol::message::Answer>) {
         self.replies.push(Reply { v: stepfleet_protocol::codec::VERSION, id, answers });
@@ -316,5 +340,55 @@ impl Commands<'_> {
     fn cmd(&mut self, name: &str) -> &mut Pipeline {
         self.count += 1;
         self.pipe.cmd(name)
+    }
+
+    fn add(&mut self, cmd: Cmd) {
+        self.count += 1;
+        self.pipe.add_command(cmd);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stepfleet_protocol::{
+        codec,
+        id::{PartitionId, Reign},
+        keys::Keys,
+        message::Answer,
+    };
+
+    use super::*;
+
+    /// The names of the commands in the transaction, and of those behind it.
+    fn names(cluster: bool) -> (Vec<String>, Vec<String>) {
+        let queue = Name::new("q").expect("a legal name");
+        let job = JobId { reign: Reign { counter: 1, random: 1 }, seq: 1, n: 1 };
+        let mut commit = Commit { cluster, stops: vec![job], ..Commit::default() };
+        commit.jobs = vec![(queue.clone(), codec::encode(&1)), (queue, codec::encode(&2))];
+        commit.answer(CommandId(uuid::Uuid::nil()), vec![Answer::NotFound]);
+        let keys = Keys::default().partition(PartitionId(0));
+        let mut pipe = redis::pipe();
+        assert_eq!(commit.write(&keys, 1, &mut pipe), pipe.len());
+        let name = |cmd: &Cmd| match cmd.args_iter().next() {
+            Some(redis::Arg::Simple(name)) => String::from_utf8_lossy(name).into_owned(),
+            _ => panic!("a command has a name"),
+        };
+        let behind = commit.afterwards(&keys);
+        assert_eq!(commit.announces(), !behind.is_empty());
+        (pipe.cmd_iter().map(name).collect(), behind.iter().map(name).collect())
+    }
+
+    #[test]
+    fn on_a_cluster_no_announcement_is_in_the_transaction() {
+        assert_eq!(
+            names(true),
+            (["HSET", "XADD", "XADD", "SADD", "SET"].map(String::from).into(), vec!["SPUBLISH".into(); 3])
+        );
+        let one = ["HSET", "XADD", "XADD", "SADD", "SET", "SPUBLISH", "SPUBLISH"];
+        assert_eq!(
+            names(false),
+            (one.map(String::from).into(), Vec::new()),
+            "one server has no slots, and nobody waits"
+        );
     }
 }

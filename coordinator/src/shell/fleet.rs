@@ -6,7 +6,11 @@ use std::{
 };
 
 use rand::RngExt;
-use stepfleet_protocol::{id::PartitionId, keys::Keys, name::Name};
+use stepfleet_protocol::{
+    id::PartitionId,
+    keys::{self, Keys},
+    name::Name,
+};
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +22,7 @@ use super::{
     retention::Retention,
 };
 use crate::store::{
-    link::Dial,
+    link::{Dial, LinkError},
     partition::{Partition, TurnError},
     room,
 };
@@ -122,16 +126,29 @@ impl<D: Dial> Fleet<D> {
         }
     }
 
-    async fn try_look(&mut self) -> Result<(), crate::store::link::LinkError> {
+    async fn try_look(&mut self) -> Result<(), LinkError> {
         let partitions = self.leases.partitions(self.config.partitions).await?;
         let coordinators = self.leases.beat().await?;
+        let mut unreachable = BTreeSet::new();
         for partition in (0..partitions).map(PartitionId) {
+            let node = self.dial.node(keys::slot(partition));
             let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
             let enough = self.running.len() as u64 >= u64::from(partitions).div_ceil(coordinators);
             // A coordinator with its share leaves the rest to others, unless nobody comes.
             let wanted = !alone && !self.running.contains_key(&partition) && (!enough || coordinators == 1);
-            if wanted && self.leases.try_take(partition).await? {
-                self.start(partition);
+            if !wanted || unreachable.contains(&node) {
+                continue;
+            }
+            match self.leases.try_take(partition).await {
+                Ok(true) => self.start(partition),
+                Ok(false) => {}
+                // A node that is down, or a slot on its way to another, holds up its own partitions and no others.
+                Err(error) => {
+                    tracing::debug!(%partition, %error, "the lease could not be read");
+                    if matches!(error, LinkError::TimedOut) {
+                        unreachable.insert(node);
+                    }
+                }
             }
         }
         if self.leases.has_too_many(self.running.len(), partitions, coordinators)

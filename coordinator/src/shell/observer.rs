@@ -147,7 +147,13 @@ impl<D: Dial> Observer<D> {
         self.workers.values_mut().for_each(|w| w.holds = false);
         let partitions: Vec<PartitionId> = self.owned.borrow().iter().copied().collect();
         for partition in partitions {
-            self.sweep_partition(partition, &dead).await?;
+            // The beats were read: a partition whose node is down or whose slot is on its way is looked at next time, and the
+            // others are now.
+            match self.sweep_partition(partition, &dead).await {
+                Ok(()) => {}
+                Err(LinkError::Lost(why)) => tracing::debug!(%partition, why, "a partition could not be swept"),
+                Err(error @ LinkError::TimedOut) => return Err(error),
+            }
         }
         for id in dead {
             self.forget(&id, now).await?;

@@ -11,10 +11,12 @@ use stepfleet_tests::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-#[tokio::test]
-async fn a_cancel_stops_the_handler_at_once() {
-    let server = lab::server().await.unwrap();
-    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+on_one_server! {
+    a_cancel_stops_the_handler_at_once,
+    a_suspended_run_starts_nothing_until_it_is_resumed,
+}
+
+pub(crate) async fn a_cancel_stops_the_handler_at_once(fleet: &Fleet) {
     let api = fleet.api();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pid");
@@ -42,10 +44,7 @@ async fn a_cancel_stops_the_handler_at_once() {
     assert!(problem.to_string().contains("cancelled"), "the state is named: {problem:#}");
 }
 
-#[tokio::test]
-async fn a_suspended_run_starts_nothing_until_it_is_resumed() {
-    let server = lab::server().await.unwrap();
-    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+pub(crate) async fn a_suspended_run_starts_nothing_until_it_is_resumed(fleet: &Fleet) {
     let api = fleet.api();
     let definition = json!({ "workflow": "two", "steps": {
         "work": { "handler": "sleep", "with": { "duration": "1500ms" } },

@@ -1,10 +1,14 @@
 //! Coordinators that die, freeze and are asked to leave, under load.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use stepfleet_protocol::{
+    id::PartitionId,
+    keys::{Keys, PREFIX_DEFAULT},
+};
 use stepfleet_tests::{
-    Signal,
+    Server, Signal,
     lab::{self, Api, Effects, Fleet, Hands, START},
     wait,
 };
@@ -13,6 +17,8 @@ use crate::load;
 
 const PARTITIONS: u16 = 4;
 const RUNS: usize = 200;
+/// Five times what a hand-over may take.
+const HANDED_OVER: Duration = Duration::from_secs(5);
 
 /// Waits until this coordinator owns every partition.
 async fn owns_all(api: &Api, deadline: Duration) -> anyhow::Result<()> {
@@ -73,6 +79,20 @@ async fn a_frozen_coordinator_that_wakes_commits_nothing() {
     hands.drain().await.unwrap();
 }
 
+/// Of each partition: who has its lease, and its reign.
+async fn reigns(server: &Server) -> anyhow::Result<Vec<(String, String)>> {
+    let mut connection = server.connection().await?;
+    let mut all = Vec::new();
+    for partition in (0..PARTITIONS).map(PartitionId) {
+        let keys = Keys::new(PREFIX_DEFAULT).partition(partition);
+        let mut look = redis::pipe();
+        look.get(keys.lease()).hget(keys.head(), "reign");
+        let (lease, reign): (Option<String>, Option<String>) = look.query_async(&mut connection).await?;
+        all.push((lease.unwrap_or_default(), reign.unwrap_or_default()));
+    }
+    Ok(all)
+}
+
 #[tokio::test]
 async fn a_coordinator_that_is_asked_to_leave_hands_its_partitions_over_at_once() {
     let server = lab::server().await.unwrap();
@@ -80,13 +100,30 @@ async fn a_coordinator_that_is_asked_to_leave_hands_its_partitions_over_at_once(
     fleet.add_coordinator().await.unwrap();
     let (api, effects) = (fleet.coordinators[1].api.clone(), Effects::default());
     let hands = Hands::start(&server.url(), 16, &effects).unwrap();
+    owns_some(&api).await.unwrap();
     let runs = load::submit(&api, RUNS).await.unwrap();
     load::until_begun(&effects, RUNS / 2).await.unwrap();
+    let before = reigns(&server).await.unwrap();
+    let theirs = before.iter().filter(|(lease, _)| lease.starts_with("c1")).count();
+    assert!(theirs > 0, "the one that leaves owns nothing: {before:?}");
+    let asked = Instant::now();
     fleet.coordinators[0].program.signal(Signal::SIGTERM).unwrap();
-    // The partitions go at once; requests under way may keep the program a little.
-    assert!(fleet.coordinators[0].program.wait(Duration::from_secs(5)).await.unwrap().success());
-    // Five times a second; a lease that was not released would take 3 s and the wait of the others.
-    owns_all(&api, Duration::from_secs(5)).await.unwrap();
+    // The other one's reign is its first commit. Five times what is promised: a lease that was not released would take 3 s,
+    // and then the others wait for one to two more.
+    wait::until(HANDED_OVER, "the other one to commit in every partition", async || {
+        let now = reigns(&server).await?;
+        let pairs = before.iter().zip(&now).filter(|((lease, _), _)| lease.starts_with("c1"));
+        for ((_, old), (lease, new)) in pairs {
+            ensure!(lease.starts_with("c2") && new != old, "{now:?}");
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("{theirs} partitions were handed over in {:?}", asked.elapsed());
+    owns_all(&api, START).await.unwrap();
+    // Requests under way may keep the program a little.
+    assert!(fleet.coordinators[0].program.wait(START).await.unwrap().success());
     load::until_done(&api, &runs, &effects).await.unwrap();
     hands.drain().await.unwrap();
 }

@@ -13,10 +13,13 @@ use crate::web::Web;
 /// Five times what a short run may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-#[tokio::test]
-async fn a_chain_hands_its_outputs_on() {
-    let server = lab::server().await.unwrap();
-    let fleet = Fleet::start(&server.url(), 1, 1).await.unwrap();
+on_one_server! {
+    a_chain_hands_its_outputs_on,
+    large_values_reach_the_steps_that_need_them,
+    a_diamond_and_a_fan_join_what_their_branches_gave,
+}
+
+pub(crate) async fn a_chain_hands_its_outputs_on(fleet: &Fleet) {
     let api = fleet.api();
     let definition = json!({ "workflow": "chain", "steps": {
         "first": { "handler": "exec", "with": { "command": ["printf", "%s", "${{ input.word }}"] } },
@@ -28,13 +31,30 @@ async fn a_chain_hands_its_outputs_on() {
     let view = api.until_state(&run, "completed", SOON).await.unwrap();
     assert_eq!(view["steps"]["completed"], 3, "{view:#}");
     assert_eq!(api.output(&run, "last").await.unwrap()["stdout"], "BREAD OF CHAIN");
-    fleet.stop().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_diamond_and_a_fan_join_what_their_branches_gave() {
-    let server = lab::server().await.unwrap();
-    let fleet = Fleet::start(&server.url(), 2, 2).await.unwrap();
+/// What is above 8 KiB travels by reference: the input of a run, the output of a step, the input that is made of both.
+pub(crate) async fn large_values_reach_the_steps_that_need_them(fleet: &Fleet) {
+    const BYTES: usize = 60_000;
+    let api = fleet.api();
+    let count = |stdin: &str, needs: &[&str]| json!({ "handler": "exec", "needs": needs, "with": { "command": ["wc", "-c"], "stdin": stdin } });
+    let definition = json!({ "workflow": "large", "steps": {
+        "make": { "handler": "exec", "with": { "command": ["sh", "-c", format!("head -c {BYTES} /dev/zero | tr '\\0' x")] } },
+        "input": count("${{ input.text }}", &[]),
+        "output": count("${{ steps.make.output.stdout }}", &["make"]),
+        "both": count("${{ input.text }}${{ steps.make.output.stdout }}", &["make", "input"]),
+        "pass": { "handler": "noop", "needs": ["make"], "with": "${{ steps.make.output }}" },
+    }});
+    let run = api.submit(&definition, json!({ "text": "y".repeat(BYTES) })).await.unwrap();
+    api.until_state(&run, "completed", SOON).await.unwrap();
+    assert_eq!(api.output(&run, "make").await.unwrap()["stdout"].as_str().unwrap(), "x".repeat(BYTES));
+    for (step, bytes) in [("input", BYTES), ("output", BYTES), ("both", 2 * BYTES)] {
+        let counted = api.output(&run, step).await.unwrap();
+        assert_eq!(counted["stdout"].as_str().unwrap().trim(), bytes.to_string(), "{step}");
+    }
+}
+
+pub(crate) async fn a_diamond_and_a_fan_join_what_their_branches_gave(fleet: &Fleet) {
     let api = fleet.api();
     let count = |name: &str| {
         json!({ "handler": "exec", "needs": ["top"],

@@ -1,6 +1,22 @@
 //! The whole of Stepfleet on real servers: what users do, and what must not happen. Every test has its own server and its own
 //! programs; deadlines are at least five times what is promised, as the machine may be busy.
 
+/// Makes of each function that is given a fleet a test on one server. On a Cluster the same functions run together, in
+/// `topologies`.
+macro_rules! on_one_server {
+    ($($name:ident),* $(,)?) => {
+        mod on_one_server {
+            $(#[tokio::test]
+            async fn $name() {
+                let server = stepfleet_tests::lab::server().await.unwrap();
+                let fleet = stepfleet_tests::lab::Fleet::start(&server.url(), 2, 2).await.unwrap();
+                super::$name(&fleet).await;
+                fleet.stop().await.unwrap();
+            })*
+        }
+    };
+}
+
 mod commands;
 mod coordinator_death;
 mod failures;

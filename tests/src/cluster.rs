@@ -130,6 +130,56 @@ impl Cluster {
         Ok(())
     }
 
+    /// Begins to move a slot: from now on its node refuses keys of it that are not there, and `to` takes them.
+    ///
+    /// # Errors
+    /// A node refuses.
+    pub async fn begin_move(&self, slot: u16, to: usize) -> anyhow::Result<()> {
+        let from = self.primary_of(slot);
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
+        let (slot, source_id, target_id) =
+            (slot.to_string(), ask(source, &["CLUSTER", "MYID"]).await?, ask(target, &["CLUSTER", "MYID"]).await?);
+        ask(target, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]).await?;
+        ask(source, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]).await.map(drop)
+    }
+
+    /// Moves up to `most` keys of a slot that is being moved; how many it moved, which is 0 when none is left.
+    ///
+    /// # Errors
+    /// A node refuses.
+    pub async fn move_keys(&self, slot: u16, to: usize, most: usize) -> anyhow::Result<usize> {
+        let mut connection = self.nodes[self.primary_of(slot)].connection().await?;
+        let mut list = redis::cmd("CLUSTER");
+        let keys: Vec<Vec<u8>> = list
+            .arg("GETKEYSINSLOT")
+            .arg(slot)
+            .arg(most)
+            .query_async(&mut connection)
+            .await
+            .context("list the keys")?;
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(self.nodes[to].port()).arg("").arg(0).arg(5_000).arg("KEYS").arg(&keys);
+        let _: String = migrate.query_async(&mut connection).await.context("move keys")?;
+        Ok(keys.len())
+    }
+
+    /// Tells all primaries that the slot is `to`'s. [`Cluster::primary_of`] still names the one that it was given to.
+    ///
+    /// # Errors
+    /// A node refuses, as long as keys are left.
+    pub async fn end_move(&self, slot: u16, to: usize) -> anyhow::Result<()> {
+        let id = ask(&self.nodes[to], &["CLUSTER", "MYID"]).await?;
+        // The new one first: if the old one forgot the slot before, nobody would have it for a moment.
+        let others = (0..self.primaries).filter(|place| *place != to);
+        for place in std::iter::once(to).chain(others) {
+            ask(&self.nodes[place], &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]).await?;
+        }
+        Ok(())
+    }
+
     /// Gives slots, introduces all nodes to the first, and hands out the replicas.
     async fn form(&self) -> anyhow::Result<()> {
         for (place, node) in self.nodes.iter().enumerate() {

@@ -140,16 +140,16 @@ impl<L: Link> Owner<L> {
         self.memory.clone()
     }
 
-    /// Whether workers wait for a doorbell, and what is kept of what is done with.
-    pub fn configure(&mut self, doorbell: bool, retention: Retention) {
-        self.upkeep.doorbell = doorbell;
+    /// Whether it is on Cluster, where workers wait for a doorbell, and what is kept of what is done with.
+    pub fn configure(&mut self, cluster: bool, retention: Retention) {
+        self.upkeep.cluster = cluster;
         self.upkeep.events_max = retention.events_max;
         self.retention = retention;
     }
 
     /// Whether everything that was decided is committed, so that the owner may leave.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_none()
+        self.pending.is_none() && !self.partition.has_announcements()
     }
 
     /// One turn: commits, reads, decides. Waits up to half a second for something to do, unless it is `leaving`; then it
@@ -173,7 +173,9 @@ impl<L: Link> Owner<L> {
             _ => None,
         };
         let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
-        let block = if count > 0 && gathered.is_none() { self.block(&chores) } else { None };
+        // What a commit announces goes with the trip behind it, which must not wait.
+        let busy = gathered.is_some() || commit.as_ref().is_some_and(Commit::announces);
+        let block = if count > 0 && !busy { self.block(&chores) } else { None };
         let ask = Ask { count, after: self.read_to, block, extra };
         let Self { partition, core, .. } = self;
         // The request is on its way before the deciding begins.
@@ -187,7 +189,7 @@ impl<L: Link> Owner<L> {
         // What was sent has applied: it is not to blame for anything any more.
         self.memory.last_alone.clear();
         let ahead = ahead?;
-        self.take_in(turn, chores, count, ahead.is_none());
+        self.take_in(turn, chores, count, ahead.is_none())?;
         let batch = AssertUnwindSafe(self.batch(ahead)).catch_unwind();
         batch.await.unwrap_or(Err(OwnerError::Panicked))
     }
@@ -289,7 +291,7 @@ impl<L: Link> Owner<L> {
     }
 
     fn complete(&self, mut commit: Commit) -> Commit {
-        commit.doorbell = self.upkeep.doorbell;
+        commit.cluster = self.upkeep.cluster;
         commit
     }
 

@@ -60,8 +60,8 @@ impl Chore {
 pub struct Upkeep {
     name: String,
     keys: PartitionKeys,
-    /// Ring workers of idle queues (Cluster).
-    pub doorbell: bool,
+    /// The partition is on Cluster.
+    pub cluster: bool,
     /// Entries of the outbox that are kept, about.
     pub events_max: u64,
     next_lease_ms: u64,
@@ -79,7 +79,7 @@ impl Upkeep {
         Self {
             name: name.into(),
             keys,
-            doorbell: false,
+            cluster: false,
             events_max: Retention::default().events_max,
             next_lease_ms: now_ms,
             next_look_ms: now_ms,

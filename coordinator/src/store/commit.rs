@@ -3,9 +3,11 @@
 //! Writes of one kind are gathered into few commands, because a command costs Redis more than its arguments. Only commands
 //! that cannot fail on keys that only we write are used: an error inside EXEC would be a torn commit.
 
+mod announce;
+
 use std::collections::BTreeMap;
 
-use redis::Pipeline;
+use redis::{Cmd, Pipeline};
 use stepfleet_protocol::{
     codec::{Wire, pack},
     id::{CommandId, JobId, RunId, StreamId},
@@ -93,8 +95,8 @@ pub struct Commit {
     pub unlisted_by_workflow: BTreeMap<Name, Vec<RunId>>,
     /// Unknown runs that were cancelled: a submit of theirs that comes later begins nothing.
     pub tombstones: Vec<RunId>,
-    /// Ring the doorbell of queues that got jobs (Cluster).
-    pub doorbell: bool,
+    /// On Cluster: the doorbell of queues that got jobs is rung, and announcements come behind the transaction.
+    pub cluster: bool,
 }
 
 impl Commit {
@@ -135,8 +137,16 @@ impl Commit {
         self.write_listings(&mut out);
         plans::write(&self.plan_moves, &mut out);
         self.write_letters(&mut out);
-        self.write_answers(&mut out);
         self.write_tombstones(&mut out);
+        for reply in &self.replies {
+            let key = out.keys.reply(&reply.id);
+            out.cmd("SET").arg(key).arg(pack(reply)).arg("PX").arg(REPLY_MS);
+        }
+        if !self.cluster {
+            for cmd in self.announcements(keys) {
+                out.add(cmd);
+            }
+        }
         out.count
     }
 
@@ -174,13 +184,9 @@ impl Commit {
     }
 
     fn write_jobs(&self, out: &mut Commands) {
-        let mut rung: Vec<&Name> = Vec::new();
         for (queue, wire) in &self.jobs {
             let key = out.keys.jobs(queue);
             out.cmd("XADD").arg(key).arg("*").arg(wire.field).arg(&wire.bytes[..]);
-            if self.doorbell && !rung.contains(&queue) {
-                rung.push(queue);
-            }
         }
         for (queue, entries) in &self.acks {
             let key = out.keys.jobs(queue);
@@ -191,17 +197,10 @@ impl Commit {
                 }
             }
         }
-        for queue in rung {
-            let channel = out.keys.control();
-            let message = pack(&stepfleet_protocol::beat::Control::Jobs(queue.clone()));
-            out.cmd("SPUBLISH").arg(channel).arg(message);
-        }
         if !self.stops.is_empty() {
-            let (set, channel) = (out.keys.cancels(), out.keys.control());
+            let set = out.keys.cancels();
             let ids: Vec<String> = self.stops.iter().map(JobId::to_string).collect();
             out.cmd("SADD").arg(set).arg(ids);
-            let message = pack(&stepfleet_protocol::beat::Control::Cancel(self.stops.clone()));
-            out.cmd("SPUBLISH").arg(channel).arg(message);
         }
         if !self.stopped.is_empty() {
             let set = out.keys.cancels();
@@ -309,18 +308,6 @@ impl Commit {
         }
     }
 
-    fn write_answers(&self, out: &mut Commands) {
-        if self.replies.is_empty() {
-            return;
-        }
-        for reply in &self.replies {
-            let key = out.keys.reply(&reply.id);
-            out.cmd("SET").arg(key).arg(pack(reply)).arg("PX").arg(REPLY_MS);
-        }
-        let channel = out.keys.replies();
-        out.cmd("SPUBLISH").arg(channel).arg(pack(&self.replies));
-    }
-
     fn write_tombstones(&self, out: &mut Commands) {
         for run in &self.tombstones {
             let key = out.keys.tombstone(run);
@@ -345,5 +332,10 @@ impl Commands<'_> {
     pub(super) fn cmd(&mut self, name: &str) -> &mut Pipeline {
         self.count += 1;
         self.pipe.cmd(name)
+    }
+
+    fn add(&mut self, cmd: Cmd) {
+        self.count += 1;
+        self.pipe.add_command(cmd);
     }
 }

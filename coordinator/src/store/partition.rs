@@ -111,6 +111,8 @@ pub struct Partition<L> {
     pub reign: Reign,
     /// The head after the last commit.
     pub head: Head,
+    /// What the last commit has to announce.
+    announcements: Vec<redis::Cmd>,
     /// A trip failed, or was dropped half-way: nothing is known any more.
     broken: bool,
 }
@@ -155,7 +157,7 @@ impl<L: Link> Partition<L> {
         swap.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq");
         let replies = link.trip(&swap).await?;
         let behind = check_exec(&replies, 1)?;
-        let partition = Self { link, keys, reign, head, broken: false };
+        let partition = Self { link, keys, reign, head, announcements: Vec::new(), broken: false };
         partition.check_head(replies.get(behind + 1))?;
         Ok(partition)
     }
@@ -169,6 +171,10 @@ impl<L: Link> Partition<L> {
             return Err(TurnError::Fenced);
         }
         let mut pipe = Pipeline::with_capacity(64);
+        let announced = self.announcements.len();
+        for cmd in self.announcements.drain(..) {
+            pipe.add_command(cmd);
+        }
         let mut writes = 0;
         if let Some(commit) = commit {
             pipe.cmd("MULTI");
@@ -194,11 +200,20 @@ impl<L: Link> Partition<L> {
             pipe.arg("STREAMS").arg(self.keys.log()).arg(ask.after.to_string());
         }
         pipe.cmd("TIME");
-        let replies = self.link.trip(&pipe).await?;
+        let mut replies = self.link.trip(&pipe).await?;
+        // Nobody minds what became of an announcement.
+        replies.drain(..announced.min(replies.len()));
         let behind = if commit.is_some() { check_exec(&replies, writes)? } else { 0 };
         let turn = self.read_turn(replies, behind, extras, ask.count > 0)?;
+        // Only what surely applied is announced.
+        self.announcements = commit.map_or_else(Vec::new, |commit| commit.afterwards(&self.keys));
         self.broken = false;
         Ok(turn)
+    }
+
+    /// Whether the last commit has something to announce, which the next trip does.
+    pub fn has_announcements(&self) -> bool {
+        !self.announcements.is_empty()
     }
 
     /// Whether reign and seq are still the ones that this owner wrote.

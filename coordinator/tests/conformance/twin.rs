@@ -96,6 +96,32 @@ async fn reign_from(w: &mut World<MemoryDial>, counter: u64) -> Reign {
     panic!("nobody takes reign {counter}");
 }
 
+/// A doorbell, a cancel and an answer that belong to a commit which never applied would be lies.
+#[test]
+fn on_a_cluster_nothing_is_announced_before_it_is_committed() {
+    on_twin(async |server, mut w| {
+        let mut bell = server.subscribe(keys().control());
+        w.submit(&chain(1)).await;
+        let (mut old, retention) = (w.own().await, Retention::default());
+        old.configure(true, retention);
+        w.turns(&mut old, 1).await;
+        assert!(!old.is_settled(), "the dispatch is decided, and not committed yet");
+        let mut new = w.own().await;
+        new.configure(true, retention);
+        assert!(old.turn(false).await.is_err(), "another one reigns");
+        assert!(bell.try_recv().is_err(), "nothing of it was committed");
+        let queue = stepfleet_protocol::name::Name::new("default").expect("a legal name");
+        for _ in 0..5 {
+            w.turns(&mut new, 1).await;
+            if bell.try_recv().is_ok() {
+                assert_eq!(w.number(&["XLEN", &keys().jobs(&queue)]).await, 1, "the job is there");
+                return;
+            }
+        }
+        panic!("nobody rings for the job");
+    });
+}
+
 /// Trap 2: a rollback gives a number out twice, to the very same coordinator too.
 #[test]
 fn a_reign_that_has_the_number_of_a_lost_one_is_another_reign() {

@@ -75,11 +75,19 @@ impl Hands {
     /// # Errors
     /// The settings are wrong.
     pub fn start(url: &str, slots: usize, effects: &Effects) -> anyhow::Result<Self> {
+        Self::on(url, "default", slots, effects)
+    }
+
+    /// As [`Hands::start`], for the jobs of this queue.
+    ///
+    /// # Errors
+    /// The settings are wrong.
+    pub fn on(url: &str, queue: &str, slots: usize, effects: &Effects) -> anyhow::Result<Self> {
         let effects = effects.clone();
         let worker = Worker::builder()
             .redis(url)
             .name("hands")
-            .queue("default")
+            .queue(queue)
             .concurrency(slots)
             .handler("mark", move |attempt: Attempt, input: Option<Mark>| {
                 let effects = effects.clone();

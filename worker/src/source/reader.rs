@@ -76,8 +76,13 @@ impl Reader {
         while !self.is_over() {
             let end = match self.open().await {
                 Ok(plain) => {
-                    failures = 0;
-                    self.session(plain).await
+                    let opened = Instant::now();
+                    let end = self.session(plain).await;
+                    // A server that takes connections and refuses reads is no success.
+                    if self.kit.pulse.age() < opened.elapsed() {
+                        failures = 0;
+                    }
+                    end
                 }
                 Err(why) => End::Lost(why),
             };
@@ -172,8 +177,13 @@ impl Reader {
                 pipeline.cmd("XGROUP").arg("CREATE").arg(&stream.key).arg(GROUP).arg("0").arg("MKSTREAM");
                 pipeline.cmd("EXEC");
             }
-            for reply in plain.trip(&pipeline).await.map_err(|error| error.to_string())? {
-                if let Some(why) = refusal(&reply) {
+            let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
+            for group in replies.chunks(4) {
+                if self.node.is_some() && group.iter().any(is_away) {
+                    // The partition pauses; the others go on.
+                    continue;
+                }
+                if let Some(why) = group.iter().find_map(refusal) {
                     return Err(why);
                 }
             }
@@ -322,6 +332,14 @@ impl Reader {
                 self.make_groups(plain).await?;
                 Ok(Vec::new())
             }
+            // On one server or with Sentinel it is no node of ours any more; on Cluster the other streams of the node are
+            // read on, and the look at the partitions finds who has this one.
+            Got::Away(why) if self.node.is_none() => Err(why),
+            Got::Away(why) => {
+                tracing::debug!(%why, "a slot is moving; its partition pauses");
+                let _as_it_was = self.kit.redis.refresh().await;
+                Ok(Vec::new())
+            }
             Got::Refused(why) => Err(why),
         }
     }
@@ -365,6 +383,10 @@ async fn client_id(plain: &mut Plain) -> Result<i64, String> {
 
 fn is_known(entry: &Entry, known: &HashSet<JobId>) -> bool {
     !known.is_empty() && inbox::job_id(entry).is_some_and(|job| known.contains(&job))
+}
+
+fn is_away(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if reply::is_away(error))
 }
 
 /// Why a group is still missing; that it exists already is no reason.

@@ -22,6 +22,8 @@ pub(super) enum Got {
     Entries(Vec<Entry>),
     /// A stream or its group is missing.
     NoGroup,
+    /// The slot of the stream is on its way to another node, or is there already.
+    Away(String),
     /// The server did not do it.
     Refused(String),
 }
@@ -32,6 +34,7 @@ pub(super) fn read(reply: Value, read: &Read, streams: &Streams) -> Got {
         Value::Nil => return Got::Entries(Vec::new()),
         Value::Array(rows) => rows,
         Value::ServerError(error) if error.code() == "NOGROUP" => return Got::NoGroup,
+        Value::ServerError(error) if is_away(&error) => return Got::Away(error.to_string()),
         Value::ServerError(error) => return Got::Refused(error.to_string()),
         other => return Got::Refused(format!("XREADGROUP answered {other:?}")),
     };
@@ -44,6 +47,11 @@ pub(super) fn read(reply: Value, read: &Read, streams: &Streams) -> Got {
         entries.extend(list.into_iter().filter_map(|entry| entry_of(stream, entry)));
     }
     Got::Entries(entries)
+}
+
+/// Whether the server refused a key because its slot is moving or has moved.
+pub(super) fn is_away(error: &redis::ServerError) -> bool {
+    matches!(error.code(), "ASK" | "MOVED" | "TRYAGAIN")
 }
 
 fn pair(value: Value) -> Option<(Value, Value)> {

@@ -19,7 +19,7 @@ use crate::{
     server::{Server, until},
 };
 
-/// COUNT of XREADGROUP is for each stream: 24 streams with COUNT 4 would bring 96 jobs.
+/// Trap 20. COUNT of XREADGROUP is for each stream: 24 streams with COUNT 4 would bring 96 jobs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_never_takes_more_than_it_has_slots_from_many_streams() {
     let server = Server::start().await;

@@ -104,10 +104,15 @@ fn program() -> PathBuf {
 }
 
 /// Waits until it is so.
-pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, so: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, so).await;
+}
+
+/// As [`until`], with patience of its own; the longer it is the less often is looked.
+pub(crate) async fn until_within(patience: Duration, what: &str, mut so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !so().await {
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(begun.elapsed() < patience, "waited {patience:?} in vain until {what}");
+        tokio::time::sleep(patience / 6_000).await;
     }
 }

@@ -48,7 +48,8 @@ async fn a_drain_hands_back_at_once_and_lets_running_jobs_finish() {
     let begun = Instant::now();
     worker.tell_to_drain();
     assert_eq!(owner.result(&waiting).await.outcome, Outcome::Returned(Returned::Drain));
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Five times the promise.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(owner.result(&running).await.outcome, Outcome::Completed(None));
     worker.left().await;
     assert_eq!(owner.workers().await, []);
@@ -62,7 +63,7 @@ async fn an_idle_worker_leaves_at_once() {
     assert_eq!(owner.outcome(&job("noop", Json::Null)).await, Outcome::Completed(None));
     let begun = Instant::now();
     worker.left().await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,4 +215,35 @@ async fn a_job_whose_result_was_written_is_not_done_again_however_much_was_writt
     worker.left().await;
     assert_eq!(done.load(Ordering::SeqCst), JOBS);
     assert_eq!(owner.results().await.len(), JOBS + 1, "nothing was handed back either");
+}
+
+/// Lesson 13: a worker reconnected after a reset, looked well, and never consumed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_hundred_resets_in_a_row_jobs_are_consumed_again_within_seconds() {
+    let server = Server::start().await;
+    let mut owner = Owner::new(&server, 2).await;
+    let worker = owner::start(owner::worker(&server).concurrency(2));
+    assert_eq!(owner.outcome(&job("noop", Json::Null)).await, Outcome::Completed(None));
+    let mut killed = 0;
+    until("a hundred connections are reset", async || {
+        for kind in ["normal", "pubsub"] {
+            let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg(kind).arg("SKIPME").arg("yes").to_owned();
+            match owner.ask(&kill).await {
+                redis::Value::Int(count) => killed += count,
+                other => panic!("CLIENT KILL answered {other:?}"),
+            }
+        }
+        killed >= 100
+    })
+    .await;
+    let begun = Instant::now();
+    let jobs = [job("noop", Json::Null), job("sleep", json!({"duration": "10ms"})), job("noop", Json::Null)];
+    for (partition, job) in [0, 1, 0].into_iter().zip(&jobs) {
+        owner.dispatch(partition, "q", job).await;
+    }
+    let results = owner.wait_for(1 + jobs.len()).await;
+    // Five times the promise.
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert!(results.iter().all(|result| result.outcome == Outcome::Completed(None)), "{results:?}");
+    worker.left().await;
 }

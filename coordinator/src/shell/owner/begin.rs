@@ -93,8 +93,7 @@ impl<L: Link> Owner<L> {
         pipe.cmd("ZCARD").arg(keys.ready(name));
         pipe.cmd("ZRANGE").arg(keys.ready(name)).arg(0).arg(0).arg("WITHSCORES");
         let replies = self.partition.attempt(&pipe).await?;
-        if let Some(text) = replies.iter().take(2).filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP"))
-        {
+        if let Some(text) = replies.iter().filter_map(reply::error).find(|text| !text.starts_with("BUSYGROUP")) {
             return Err(TurnError::of_reply(text).into());
         }
         // Jobs that this very batch has dispatched are not on the stream yet.

@@ -17,7 +17,12 @@ use super::{
 };
 use crate::{
     machine::event::{Event, Work},
-    store::{commit::Commit, link::Link, partition::Turn, record, reply},
+    store::{
+        commit::Commit,
+        link::Link,
+        partition::{Turn, TurnError},
+        record, reply,
+    },
 };
 
 /// The most urgent of the ready steps of a queue, as they were at the last commit.
@@ -101,7 +106,16 @@ impl<L: Link> Owner<L> {
 
     /// Takes in the replies of a turn: log entries behind what is left of earlier reads, ready steps, mirrors.
     /// `alone`: no batch was decided meanwhile.
-    pub(super) fn take_in(&mut self, turn: Turn, chores: Vec<Chore>, asked: usize, alone: bool) {
+    ///
+    /// # Errors
+    /// Something that must be read was refused.
+    pub(super) fn take_in(
+        &mut self,
+        turn: Turn,
+        chores: Vec<Chore>,
+        asked: usize,
+        alone: bool,
+    ) -> Result<(), TurnError> {
         if asked > 0 {
             self.more_in_log = turn.entries.len() == asked;
             self.last_read = turn.entries.len();
@@ -121,12 +135,13 @@ impl<L: Link> Owner<L> {
             match chore {
                 Chore::Release(queue) => {
                     self.core.schedule.queue(&queue).looked_at = true;
-                    self.looked_at.push(Look { queue, found: value, exact: alone });
+                    self.looked_at.push(Look { queue, found: readable(value)?, exact: alone });
                 }
-                Chore::Timers { to_ms } => self.keep_timers(&value, to_ms),
+                Chore::Timers { to_ms } => self.keep_timers(&readable(value)?, to_ms),
                 other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
             }
         }
+        Ok(())
     }
 
     /// Items of one batch now: fewer after the server refused one. Where more is there than one commit should take, or the
@@ -201,5 +216,14 @@ impl<L: Link> Owner<L> {
         let works: Vec<Work> = self.core.schedule.todo.drain(..take).collect();
         self.core.staged.commit.work_taken = take;
         works.into_iter().map(|w| intake::from_work(w, self.core.now_ms)).collect()
+    }
+}
+
+/// What could not be read must not pass for empty: a key of a slot that is on its way to another node is refused, and the
+/// steps and timers in it would be forgotten.
+fn readable(value: Value) -> Result<Value, TurnError> {
+    match reply::error(&value) {
+        Some(text) => Err(TurnError::of_reply(text)),
+        None => Ok(value),
     }
 }

@@ -10,6 +10,7 @@ use stepfleet_protocol::{
     beat::{Beat, Phase},
     codec,
     id::PartitionId,
+    keys::GROUP,
     message::{JobRef, Outcome},
     name::Name,
     state::State,

@@ -51,7 +51,7 @@ pub(crate) async fn a_suspended_run_starts_nothing_until_it_is_resumed(fleet: &F
         "after": { "handler": "noop", "needs": ["work"] } } });
     let run = api.submit(&definition, json!(null)).await.unwrap();
     let step = api.until_step(&run, "work", "processing", SOON).await.unwrap();
-    assert!(step["worker"].as_str().unwrap().starts_with("w1@") && step["started_at"].is_string(), "{step:#}");
+    assert!(step["worker"].as_str().unwrap().starts_with('w') && step["started_at"].is_string(), "{step:#}");
     let (status, answer) = api.command(&run, "suspend").await.unwrap();
     assert_eq!(status, 200, "{answer:#}");
     assert_eq!(api.get("/api/v1/metrics/runs").await.unwrap()["suspended"], 1, "a held run is counted");

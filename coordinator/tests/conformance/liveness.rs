@@ -9,7 +9,6 @@ use stepfleet_coordinator::{
 use stepfleet_protocol::{
     beat::{Beat, Phase},
     codec,
-    id::PartitionId,
     keys::GROUP,
     message::{JobRef, Outcome},
     name::Name,
@@ -27,13 +26,8 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Starts an observer and returns how to stop it.
 pub(crate) fn observe<D: Dial>(dial: D) -> CancellationToken {
-    observe_these(dial, BTreeSet::from([PARTITION]))
-}
-
-/// As [`observe`], for these partitions.
-pub(crate) fn observe_these<D: Dial>(dial: D, partitions: BTreeSet<PartitionId>) -> CancellationToken {
     let stop = CancellationToken::new();
-    let owned = watch::Sender::new(partitions);
+    let owned = watch::Sender::new(BTreeSet::from([PARTITION]));
     let slots = watch::Sender::new(std::collections::BTreeMap::new());
     let observer = Observer::new(dial, all_keys(), Metrics::new(), owned.subscribe(), slots);
     let token = stop.clone();

@@ -1,16 +1,12 @@
 //! Whose job it is when a worker is slow, gone, or back under its old name: the races of the observer, and what has happened
 //! to others.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use stepfleet_coordinator::store::{link::Dial, reply};
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
-    id::PartitionId,
     message::{Body, JobRef, LogEntry, Outcome, Started},
     name::Name,
     state::State,
@@ -19,8 +15,8 @@ use stepfleet_protocol::{
 
 use crate::{
     both,
-    fleet::{PARTITION, all_keys, chain, keys},
-    liveness::{beat, beats, observe, observe_these, pass},
+    fleet::{chain, keys},
+    liveness::{beat, beats, observe, pass},
     tap::{Act, Tap, mentions},
     world::{World, on_memory, on_twin},
 };
@@ -108,26 +104,6 @@ fn a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_n
         assert_ne!(again[0].0.job, late.job, "the dead one's job is another's now");
         other.answer(vec![(again[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
         zombie.lock().await.answer(vec![(late, Outcome::Completed(None))]).await.expect("up");
-        w.turns(&mut owner, 3).await;
-        assert_eq!(w.state(run).await, Some(State::Completed));
-    });
-}
-
-/// On a Cluster a node may be down, or a slot on its way to another, for as long as it takes.
-#[test]
-fn a_partition_that_cannot_be_read_does_not_keep_the_dead_of_the_others_alive() {
-    on_memory(async |mut w| {
-        let away = PartitionId(5);
-        let run = w.submit(&chain(1)).await;
-        let (mut owner, mut dead, mut other) = (w.own().await, w.worker(1), w.worker(2));
-        let (of, _) = w.jobs(&mut owner, &mut dead).await.swap_remove(0);
-        beat(&mut w, &dead, &[&of], 1).await;
-        let key = all_keys().partition(away).queues();
-        let tap = Tap::losing(w.dial.clone(), move |pipe| mentions(pipe, &key));
-        let _observer = observe_these(tap, BTreeSet::from([PARTITION, away]));
-        pass(40).await;
-        let again = w.jobs(&mut owner, &mut other).await;
-        other.answer(vec![(again[0].0.clone(), Outcome::Completed(None))]).await.expect("up");
         w.turns(&mut owner, 3).await;
         assert_eq!(w.state(run).await, Some(State::Completed));
     });

@@ -14,7 +14,6 @@ pub(crate) struct Tap<D> {
     dial: D,
     before: Arc<dyn Fn(&Pipeline) -> Act + Send + Sync>,
     after: Arc<dyn Fn(&[Value]) + Send + Sync>,
-    loses: Arc<dyn Fn(&Pipeline) -> bool + Send + Sync>,
 }
 
 /// A link of a [`Tap`].
@@ -26,7 +25,7 @@ pub(crate) struct Tapped<D: Dial> {
 impl<D: Dial> Tap<D> {
     fn new(dial: D) -> Self {
         let before = Arc::new(|_: &Pipeline| -> Act { Box::pin(std::future::ready(())) });
-        Self { dial, before, after: Arc::new(|_| {}), loses: Arc::new(|_| false) }
+        Self { dial, before, after: Arc::new(|_| {}) }
     }
 
     /// Awaits `before` before each trip.
@@ -37,11 +36,6 @@ impl<D: Dial> Tap<D> {
     /// Shows the replies of each trip to `after`.
     pub(crate) fn after(dial: D, after: impl Fn(&[Value]) + Send + Sync + 'static) -> Self {
         Self { after: Arc::new(after), ..Self::new(dial) }
-    }
-
-    /// Loses the trips for which `loses` holds.
-    pub(crate) fn losing(dial: D, loses: impl Fn(&Pipeline) -> bool + Send + Sync + 'static) -> Self {
-        Self { loses: Arc::new(loses), ..Self::new(dial) }
     }
 }
 
@@ -68,9 +62,6 @@ impl<D: Dial> Dial for Tap<D> {
 impl<D: Dial> Link for Tapped<D> {
     async fn trip(&mut self, pipe: &Pipeline) -> Result<Vec<Value>, LinkError> {
         (self.tap.before)(pipe).await;
-        if (self.tap.loses)(pipe) {
-            return Err(LinkError::Lost("as the test wishes".into()));
-        }
         let replies = self.link.trip(pipe).await?;
         (self.tap.after)(&replies);
         Ok(replies)

@@ -193,6 +193,17 @@ pub enum Outcome {
     Cancelled,
 }
 
+impl Outcome {
+    /// The id of the value that was written beside it: a large output, or a large detail of a failure.
+    pub fn value_id(&self) -> Option<&str> {
+        match self {
+            Self::Completed(Some(Payload::Ref(value)))
+            | Self::Failed(Failure { detail: Some(Payload::Ref(value)), .. }) => Some(&value.id),
+            Self::Completed(_) | Self::Failed(_) | Self::Returned(_) | Self::Cancelled => None,
+        }
+    }
+}
+
 /// Why a job was handed back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,8 @@
 //! The whole of Stepfleet on real servers: what users do, and what must not happen. Every test has its own server and its own
 //! programs; deadlines are at least five times what is promised, as the machine may be busy.
 
+#![expect(clippy::unwrap_used, reason = "what several tests share is no test to the lint, and means the same")]
+
 /// Makes of each function that is given a fleet a test on one server. On a Cluster the same functions run together, in
 /// `topologies`.
 macro_rules! on_one_server {

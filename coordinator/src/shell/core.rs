@@ -178,9 +178,7 @@ impl Core {
     fn orphan(&mut self, event: Event) {
         let of = match event {
             Event::Result { of, outcome, .. } => {
-                if let stepfleet_protocol::message::Outcome::Completed(Some(Payload::Ref(value))) = outcome {
-                    self.staged.commit.values_dropped.push(value.id);
-                }
+                self.staged.commit.values_dropped.extend(outcome.value_id().map(str::to_owned));
                 of
             }
             Event::Lost { of, .. } => of,

@@ -242,7 +242,7 @@ impl<L: Link> Owner<L> {
         let undecided = match ahead {
             Some(Ahead::Sealed { commit, items, alone }) => {
                 self.done.items += items as u64;
-                self.pending = Some(Sealed { commit: Some(self.complete(commit)), alone });
+                self.pending = Some(Sealed { commit: Some(self.complete(*commit)), alone });
                 return Ok(());
             }
             Some(Ahead::Decided { left, items, alone }) => {

@@ -19,8 +19,9 @@ use stepfleet_protocol::{
 
 use super::plans::{self, PlanMove};
 
-/// How long the answer to a command is kept, in milliseconds.
-pub const REPLY_MS: u64 = 24 * 3_600_000;
+/// How long the answer to a command is kept, in milliseconds: longer than an idempotency key, so that a key that is known
+/// always has its answer.
+pub const REPLY_MS: u64 = 26 * 3_600_000;
 
 /// How long a tombstone is kept, in milliseconds: as long as an idempotency key, by which its run may be submitted.
 pub const TOMBSTONE_MS: u64 = 25 * 3_600_000;
@@ -89,6 +90,8 @@ pub struct Commit {
     pub plan_moves: BTreeMap<String, PlanMove>,
     /// Entries to quarantine: why, and the bytes.
     pub quarantined: Vec<(String, Vec<u8>)>,
+    /// Failed attempts to drop, the oldest of a run.
+    pub errors_dropped: Vec<(RunId, usize)>,
     /// Whole keys to delete, of runs beyond retention.
     pub keys_deleted: Vec<String>,
     /// Runs to take from the listing of their workflow.
@@ -176,6 +179,10 @@ impl Commit {
         for (run, error) in &self.errors {
             let key = out.keys.errors(run);
             out.cmd("RPUSH").arg(key).arg(&error[..]);
+        }
+        for (run, count) in &self.errors_dropped {
+            let key = out.keys.errors(run);
+            out.cmd("LTRIM").arg(key).arg(*count).arg(-1);
         }
         let dropped: Vec<String> = self.values_dropped.iter().map(|id| out.keys.value(id)).collect();
         for keys in dropped.chunks(100).chain(self.keys_deleted.chunks(100)) {

@@ -15,7 +15,7 @@ use stepfleet_protocol::{
     id::{RunId, StreamId},
     message::{Answer, Outcome, Verb},
     state::State,
-    value::Payload,
+    value::{Payload, ValueRef},
     workflow::Workflow,
 };
 use tokio::time::advance;
@@ -77,13 +77,21 @@ impl<D: Dial> World<D> {
 async fn rich<D: Dial>(w: &mut World<D>) -> RunId {
     let text = format!("{} ${{{{ steps.a.output }}}}", "x".repeat(20_000));
     let workflow = serde_json::json!({"workflow": "rich", "steps": {
-        "a": {"handler": "noop", "with": "${{ input }}"},
+        "a": {"handler": "noop", "with": "${{ input }}", "retry": {"backoff": {"base": "1ms", "jitter": "none"}}},
         "b": {"handler": "noop", "needs": ["a"], "with": {"text": text}},
     }});
     let workflow: Workflow = serde_json::from_value(workflow).expect("a legal workflow");
     let run = w.client.run_id();
     w.client.submit(run, &workflow, Some(&serde_json::json!("hello")), false).await.expect("up");
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    // A detail of a failure that is too large for the message, as a worker writes it.
+    let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
+    let detail = keys().value(of.job);
+    w.one(&[b"SET", detail.as_bytes(), &[b'x'; 20_000]]).await;
+    let mut failure = Failure::new(Category::Permanent, "no luck");
+    failure.retryable = Some(true);
+    failure.detail = Some(Payload::Ref(ValueRef { id: of.job.to_string(), bytes: 20_000 }));
+    worker.answer(vec![(of, Outcome::Failed(failure))]).await.expect("up");
     for _ in 0..2 {
         let jobs = w.jobs(&mut owner, &mut worker).await;
         let output = Payload::Inline(codec::pack("out").into());

@@ -8,12 +8,15 @@ use stepfleet_coordinator::store::link::{Dial, Link, LinkError};
 /// Something that a test does before a trip.
 pub(crate) type Act = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// What is done with the replies of a trip.
+type After = dyn Fn(&[Value]) + Send + Sync;
+
 /// Looks at trips of the links of another dial.
 #[derive(Clone)]
 pub(crate) struct Tap<D> {
     dial: D,
     before: Arc<dyn Fn(&Pipeline) -> Act + Send + Sync>,
-    after: Arc<dyn Fn(&[Value]) + Send + Sync>,
+    after: Arc<After>,
 }
 
 /// A link of a [`Tap`].

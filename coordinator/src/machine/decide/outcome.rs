@@ -81,13 +81,19 @@ impl Deciding<'_> {
             self.remark(of.index, Why::Ignored, Some(worker));
         }
         self.effect(Effect::Stopped(of.job));
-        if let Outcome::Completed(Some(Payload::Ref(value))) = outcome {
-            let step = self.run.steps().get(of.index as usize);
-            // RACE: a result sent twice names the value that its first copy made the step's output; any other value,
-            // of a replaced job or of one that was given up, is nobody's.
-            if step.is_none_or(|s| s.job != Some(of.job) || s.state != State::Completed) {
-                self.effect(Effect::DropValue { id: value.id.clone() });
+        let Some(value) = outcome.value_id() else { return };
+        // RACE: a result sent twice names the value that its first copy made the step's output, or the detail of a kept
+        // error; any other value, of a replaced job or of one that was given up, is nobody's. What is left of errors goes
+        // with the run.
+        let step = self.run.steps().get(of.index as usize);
+        let kept = match outcome {
+            Outcome::Completed(_) => step.is_some_and(|s| s.job == Some(of.job) && s.state == State::Completed),
+            Outcome::Failed(_) | Outcome::Returned(_) | Outcome::Cancelled => {
+                step.is_some_and(|s| s.job == Some(of.job)) || self.run.errors.iter().any(|e| e.job == of.job)
             }
+        };
+        if !kept {
+            self.effect(Effect::DropValue { id: value.to_owned() });
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) enum Ahead {
     /// It is decided; something it led to must be read from the server first. Its items are gone.
     Decided { left: Gathered, items: usize, alone: Vec<Place> },
     /// It is decided, and its commit is ready.
-    Sealed { commit: Commit, items: usize, alone: Vec<Place> },
+    Sealed { commit: Box<Commit>, items: usize, alone: Vec<Place> },
 }
 
 impl Gathered {
@@ -74,7 +74,7 @@ impl Gathered {
         if self.malformed.is_empty() && inputs::resolve_at_hand(core)? {
             let mut commit = core.seal();
             commit.offset = self.offset;
-            return Ok(Ahead::Sealed { commit, items, alone });
+            return Ok(Ahead::Sealed { commit: Box::new(commit), items, alone });
         }
         Ok(Ahead::Decided { left: self, items, alone })
     }

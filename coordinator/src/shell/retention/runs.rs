@@ -2,6 +2,7 @@
 
 use redis::Value;
 use stepfleet_protocol::{
+    codec,
     id::RunId,
     limits::{CHUNK_STEPS, INLINE_BYTES_MAX},
     state::State,
@@ -16,12 +17,14 @@ use super::{
     Sweep,
 };
 use crate::{
-    machine::run::Step,
+    machine::run::{AttemptError, Step},
     store::{link::Link, partition::TurnError, record, reply},
 };
 
 /// Runs of a listing that one look considers.
 const RUNS_PER_LOOK: usize = 50;
+/// Failed attempts of one run whose values one commit deletes: an attempt may have 76 KiB.
+const ERRORS_PER_COMMIT: usize = 50;
 
 impl<L: Link> Sweep<'_, L> {
     /// Stages the deletion of runs.
@@ -93,10 +96,15 @@ impl<L: Link> Sweep<'_, L> {
                     self.delete_step(run, (index, &step), compiled.as_deref());
                 }
             }
-            self.core.staged.commit.keys_deleted.push(key);
-            if chunk > 0 && self.is_full() {
-                return Ok(false);
+            if chunk > 0 {
+                self.core.staged.commit.keys_deleted.push(key);
+                if self.is_full() {
+                    return Ok(false);
+                }
             }
+        }
+        if !self.delete_errors(run).await? {
+            return Ok(false);
         }
         let commit = &mut self.core.staged.commit;
         commit.keys_deleted.extend([keys.run(&run), keys.history(&run), keys.errors(&run)]);
@@ -109,6 +117,24 @@ impl<L: Link> Sweep<'_, L> {
         self.core.cache.runs.remove(&run);
         self.out.expired.runs += 1;
         Ok(true)
+    }
+
+    /// Stages the deletion of what failed attempts left under the ids of their jobs, a page of them in one commit; false if
+    /// there are more.
+    async fn delete_errors(&mut self, run: RunId) -> Result<bool, TurnError> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("LRANGE").arg(self.partition.keys.errors(&run)).arg(0).arg(ERRORS_PER_COMMIT - 1);
+        let replies = self.partition.load(&pipe).await?;
+        let errors = replies.first().and_then(reply::array).unwrap_or_default();
+        let jobs = errors.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<AttemptError>(b).ok());
+        let keys = &self.partition.keys;
+        let commit = &mut self.core.staged.commit;
+        commit.keys_deleted.extend(jobs.map(|error| keys.value(error.job)));
+        let all = errors.len() < ERRORS_PER_COMMIT;
+        if !all {
+            commit.errors_dropped.push((run, errors.len()));
+        }
+        Ok(all)
     }
 
     /// Stages the deletion of a step's values, and closes its dead letter.

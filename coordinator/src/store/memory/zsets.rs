@@ -63,12 +63,16 @@ pub(super) fn zadd(db: &mut Db, args: &[Vec<u8>]) -> Reply {
 pub(super) fn zincrby(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     let by = parse_score(&args[2])?;
     let zset = db.open_zset(&args[1])?;
-    let score = zset.score(&args[3]).unwrap_or(0.0) + by;
+    let old = zset.score(&args[3]);
+    let score = old.unwrap_or(0.0) + by;
     if score.is_nan() {
         return Err(Refusal::new("ERR resulting score is not a number (NaN)"));
     }
     zset.insert(&args[3], score);
-    db.touch(&args[1]);
+    // One more than infinity is the same: watchers notice nothing.
+    if old != Some(score) {
+        db.touch(&args[1]);
+    }
     Ok(bulk(score_text(score)))
 }
 

@@ -181,6 +181,13 @@ fn level_items(words: &[&str], mut items: Vec<Value>) -> Vec<Value> {
                 row.truncate(4);
             }
         }),
+        // Without entries-read and lag: where entries that a group has not read are trimmed, servers only estimate them, each
+        // version in its own way. Nobody here trims such entries; the conformance suite compares what owners count.
+        ["XINFO", "GROUPS", ..] => items.iter_mut().for_each(|row| {
+            if let Value::Array(row) = row {
+                row.truncate(8);
+            }
+        }),
         ["XINFO", "STREAM", ..] => {
             items.drain(2..6);
         }

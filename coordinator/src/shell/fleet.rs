@@ -305,6 +305,7 @@ impl<D: Dial> Task<D> {
             self.metrics.batch_items.observe((now.items - before.items) as f64);
         }
         self.metrics.commits.inc_by(now.commits - before.commits);
+        self.metrics.ahead.inc_by(now.ahead - before.ahead);
         self.metrics.decided.inc_by(now.items - before.items);
         self.metrics.dispatched.inc_by(now.jobs - before.jobs);
         self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);

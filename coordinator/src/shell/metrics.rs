@@ -11,6 +11,8 @@ pub struct Metrics {
     pub registry: Registry,
     /// Commits of all its partitions.
     pub commits: IntCounter,
+    /// Those of them that were decided while the one before was on its way.
+    pub ahead: IntCounter,
     /// Events decided.
     pub decided: IntCounter,
     /// Jobs dispatched.
@@ -84,6 +86,7 @@ impl Metrics {
         registry.register(Box::new(batch_items.clone())).expect("registered once");
         Self {
             commits: counter("owner_commits_total", "Commits of this coordinator"),
+            ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
             decided: counter("owner_events_total", "Events that this coordinator decided"),
             dispatched: counter("jobs_dispatched_total", "Jobs put on streams"),
             quarantined: counter("quarantined_total", "Entries that could not be decided and were set aside"),

@@ -82,6 +82,8 @@ impl From<Newer> for OwnerError {
 pub struct Done {
     /// Commits.
     pub commits: u64,
+    /// Batches that were decided while the commit before them was on its way.
+    pub ahead: u64,
     /// Items decided.
     pub items: u64,
     /// Jobs dispatched.
@@ -242,11 +244,13 @@ impl<L: Link> Owner<L> {
         let undecided = match ahead {
             Some(Ahead::Sealed { commit, items, alone }) => {
                 self.done.items += items as u64;
+                self.done.ahead += 1;
                 self.pending = Some(Sealed { commit: Some(self.complete(*commit)), alone });
                 return Ok(());
             }
             Some(Ahead::Decided { left, items, alone }) => {
                 self.done.items += items as u64;
+                self.done.ahead += 1;
                 return self.finish(left.malformed, left.offset, alone).await;
             }
             Some(Ahead::Untouched(gathered)) => Some(gathered),

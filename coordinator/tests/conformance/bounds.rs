@@ -34,6 +34,7 @@ use crate::{
 both! {
     never_more_than_the_window_is_on_the_stream_and_the_urgent_come_first,
     more_due_timers_than_one_read_brings_are_all_decided,
+    a_loaded_owner_decides_the_next_batch_while_the_last_one_is_committed,
 }
 
 const WINDOW: i64 = 256;
@@ -113,6 +114,33 @@ async fn more_due_timers_than_one_read_brings_are_all_decided<D: Dial>(mut w: Wo
         }
     }
     panic!("{} timers are left", w.number(&["ZCARD", &keys().timers()]).await);
+}
+
+async fn a_loaded_owner_decides_the_next_batch_while_the_last_one_is_committed<D: Dial>(mut w: World<D>) {
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    let mut runs = Vec::new();
+    for _ in 0..600 {
+        runs.push(w.submit(&chain(2)).await);
+    }
+    let mut done = 0;
+    for _ in 0..400 {
+        w.turns(&mut owner, 1).await;
+        let jobs = worker.take(1_000).await.unwrap_or_default();
+        done += jobs.len();
+        // One entry each, so that much is left of what was read.
+        for (of, _) in jobs {
+            worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
+        }
+        if w.number(&["ZCARD", &keys().runs(State::Completed)]).await == 600 {
+            break;
+        }
+    }
+    assert_eq!(done, 1_200, "each step is done once");
+    for run in runs {
+        assert_eq!(w.stored(run).await.record.state, State::Completed);
+    }
+    assert!(owner.done.ahead > 0 && owner.done.ahead < owner.done.commits, "{:?}", owner.done);
+    assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 0);
 }
 
 /// The keys that name a run.

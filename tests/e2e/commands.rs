@@ -81,11 +81,12 @@ async fn who_has_a_run_in_hand_and_for_how_long_is_shown() {
     let held = wait::until(SOON, "the worker to tell what it holds", async || {
         let workers = api.items("/api/v1/workers").await?;
         let held = workers[0]["held"].as_array().and_then(|held| held.first()).cloned();
+        // A beat may come in the very millisecond in which the job begins.
+        let held = held.filter(|held| held["running_ms"].as_u64().is_some_and(|ms| ms > 0));
         held.with_context(|| format!("nothing is held: {workers:#?}"))
     });
     let held = held.await.unwrap();
     assert_eq!((&held["job"], &held["partition"]), (&step["job"], &json!(0)), "{held:#}");
-    assert!(held["running_ms"].as_u64().unwrap() > 0, "{held:#}");
     api.command(&run, "cancel").await.unwrap();
     api.until_state(&run, "cancelled", SOON).await.unwrap();
 }

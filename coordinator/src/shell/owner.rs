@@ -245,8 +245,7 @@ impl<L: Link> Owner<L> {
             Some(Ahead::Sealed { commit, items, alone }) => {
                 self.done.items += items as u64;
                 self.done.ahead += 1;
-                self.pending = Some(Sealed { commit: Some(self.complete(*commit)), alone });
-                return Ok(());
+                return self.send_next(*commit, alone).await;
             }
             Some(Ahead::Decided { left, items, alone }) => {
                 self.done.items += items as u64;
@@ -283,20 +282,19 @@ impl<L: Link> Owner<L> {
         let moved = offset > self.partition.head.offset;
         let mut commit = self.core.seal();
         commit.offset = offset.max(self.partition.head.offset);
+        if moved || !commit.is_empty() { self.send_next(commit, alone).await } else { Ok(()) }
+    }
+
+    /// Has the next turn send a commit, whose queues must be there before their first jobs.
+    async fn send_next(&mut self, mut commit: Commit, alone: Vec<Place>) -> Result<(), OwnerError> {
         for queue in commit.jobs.iter().map(|(q, _)| q.clone()).collect::<BTreeSet<_>>() {
             if !self.core.schedule.queue(&queue).exists {
                 self.make_queue(&queue).await?;
             }
         }
-        if moved || !commit.is_empty() {
-            self.pending = Some(Sealed { commit: Some(self.complete(commit)), alone });
-        }
-        Ok(())
-    }
-
-    fn complete(&self, mut commit: Commit) -> Commit {
         commit.cluster = self.upkeep.cluster;
-        commit
+        self.pending = Some(Sealed { commit: Some(commit), alone });
+        Ok(())
     }
 
     /// Whether everything that the log held at the last look is decided.

@@ -35,6 +35,7 @@ both! {
     never_more_than_the_window_is_on_the_stream_and_the_urgent_come_first,
     more_due_timers_than_one_read_brings_are_all_decided,
     a_loaded_owner_decides_the_next_batch_while_the_last_one_is_committed,
+    a_queue_is_made_before_its_first_job_whoever_decides_that_ahead,
 }
 
 const WINDOW: i64 = 256;
@@ -141,6 +142,31 @@ async fn a_loaded_owner_decides_the_next_batch_while_the_last_one_is_committed<D
     }
     assert!(owner.done.ahead > 0 && owner.done.ahead < owner.done.commits, "{:?}", owner.done);
     assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 0);
+}
+
+async fn a_queue_is_made_before_its_first_job_whoever_decides_that_ahead<D: Dial>(mut w: World<D>) {
+    const RUNS: usize = 300;
+    let (mut owner, mut worker) = (w.own().await, w.worker(1));
+    for n in 0..RUNS {
+        let steps = serde_json::json!({"a": {"handler": "noop"},
+            "b": {"handler": "noop", "needs": ["a"], "queue": format!("q{n}")}});
+        let workflow = serde_json::json!({"workflow": "apart", "steps": steps});
+        w.submit(&serde_json::from_value(workflow).expect("a legal workflow")).await;
+    }
+    let mut done = 0;
+    for _ in 0..200 {
+        w.turns(&mut owner, 1).await;
+        for (of, _) in worker.take(1_000).await.unwrap_or_default() {
+            done += 1;
+            worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
+        }
+        if w.number(&["SCARD", &keys().queues()]).await > RUNS as i64 {
+            break;
+        }
+    }
+    assert_eq!(done, RUNS);
+    assert!(owner.done.ahead > 0, "{:?}", owner.done);
+    assert_eq!(w.number(&["SCARD", &keys().queues()]).await, RUNS as i64 + 1);
 }
 
 /// The keys that name a run.

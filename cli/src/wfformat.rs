@@ -81,14 +81,10 @@ pub(crate) fn workflow_from_wfformat(json: &str, time_scale: f64) -> anyhow::Res
         total = Millis(total.0.saturating_add(sleep.0));
         let timeout = Millis(sleep.0.saturating_mul(2));
         let step = Step {
-            handler: Name::new("sleep").expect("a legal name"),
             needs: needs[i].iter().map(|need| names[*need].clone()).collect(),
-            queue: None,
             timeout: (timeout > STEP_TIMEOUT).then_some(timeout),
-            retry: None,
-            priority: None,
-            start_within: None,
             with: Some(json!({ "duration": format!("{}ms", sleep.0) })),
+            ..Step::new(Name::new("sleep").expect("a legal name"))
         };
         steps.insert(names[i].clone(), step);
     }

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod limits;
 pub mod message;
 pub mod name;
+pub mod policy;
 pub mod state;
 pub mod value;
 pub mod workflow;

@@ -41,12 +41,23 @@ pub struct Job {
     /// W3C trace context of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// The target whose circuit breaker the job stands behind, if it is not that of its handler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// It is one of the few that try whether a dependency is back: a worker does it although the circuit breaker is open.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub canary: bool,
+    /// It undoes its step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undo: bool,
 }
 
 impl Job {
-    /// The key by which a handler makes its own side effects idempotent: `run/step/generation`, the same for every attempt.
+    /// The key by which a handler makes its own side effects idempotent: `run/step/generation`, and `run/step/generation/undo`
+    /// where the step is undone; the same for every attempt.
     pub fn idempotency_key(&self) -> String {
-        format!("{}/{}/{}", self.run, self.step, self.generation)
+        let undo = if self.undo { "/undo" } else { "" };
+        format!("{}/{}/{}{undo}", self.run, self.step, self.generation)
     }
 }
 
@@ -214,6 +225,8 @@ pub enum Returned {
     NoHandler,
     /// The worker had no free slot for it.
     Surplus,
+    /// Its circuit breaker is open, or its queue is paused.
+    Gated,
 }
 
 /// Jobs that a worker has held longer than [`crate::limits::STARTED_AFTER_MS`].
@@ -295,6 +308,38 @@ pub enum Verb {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         input: Option<Payload>,
     },
+    /// Continue a failed or suspended run from one step: it and everything behind it is done again, with the outputs of the
+    /// steps before it.
+    RetryFrom {
+        /// The step's number.
+        index: u32,
+    },
+    /// An operator says what became of a step.
+    Resolve {
+        /// The step's number.
+        index: u32,
+        /// What became of it.
+        resolution: Resolution,
+    },
+    /// Undo the completed steps of a failed run.
+    Compensate,
+    /// Close one dead letter for good: its step stays failed.
+    Discard {
+        /// The step's number.
+        index: u32,
+        /// The letter.
+        letter: StreamId,
+    },
+}
+
+/// What an operator says of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// It is done, with this output.
+    Completed(Option<Payload>),
+    /// It failed for good.
+    Failed(String),
 }
 
 /// The answer to a command, kept under its id and announced.

@@ -6,11 +6,13 @@
 //!
 //! The doc comments of the fields become the descriptions of the published JSON Schema.
 
+use std::collections::BTreeMap;
+
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{duration::Millis, name::Name};
+use crate::{duration::Millis, failure::Category, name::Name};
 
 /// Tries of a step, the first included, when nobody says otherwise.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -70,6 +72,53 @@ pub enum OnFailure {
     Fail,
     /// The run is suspended and waits for an operator.
     Suspend,
+    /// The completed steps that say how are undone, the last first; then the run fails.
+    Compensate,
+}
+
+/// What becomes of the rest of a run when one step of it gave up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOnFailure {
+    /// The step has a dead letter, its dependants wait, and the run ends as the workflow's `on_failure` says.
+    #[default]
+    Fail,
+    /// Its dependants go on without its output, and the run does not fail for it.
+    Continue,
+    /// Its dependants, and theirs, are skipped, and the run does not fail for it.
+    SkipDependents,
+}
+
+/// Who does a step while the circuit breaker before it is open.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Fallback {
+    /// The named code on a worker that stands in. It gets the step's input.
+    pub handler: Name,
+    /// The queue of its jobs; the step's if nobody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Name>,
+}
+
+/// How a completed step is undone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Compensate {
+    /// The named code on a worker that undoes the step.
+    pub handler: Name,
+    /// The queue of its jobs; the step's if nobody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Name>,
+    /// How long one attempt may take; 0 for no limit; the step's if nobody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Millis>,
+    /// When and how often it is tried again; as the workflow's defaults say if nobody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// The input of the handler: any value, in which `${{ }}` may name the input of the run, the step's own output and those
+    /// of the steps it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<serde_json::Value>,
 }
 
 /// What holds for every step of a workflow that does not say otherwise.
@@ -126,6 +175,39 @@ pub struct Step {
     /// The input of the handler: any value, in which `${{ }}` holds an expression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with: Option<serde_json::Value>,
+    /// The dependency that the step speaks to: text, in which `${{ }}` may hold expressions, such as a host. All steps that
+    /// name the same one share a circuit breaker. The handler's own breaker holds if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<String>,
+    /// Who does the step while its circuit breaker is open, instead of waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+    /// How the step is undone after it completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compensate: Option<Compensate>,
+    /// What becomes of the rest of the run when the step gave up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<StepOnFailure>,
+}
+
+impl Step {
+    /// A step that says nothing but its handler.
+    pub fn new(handler: Name) -> Self {
+        Self {
+            handler,
+            needs: Vec::new(),
+            queue: None,
+            timeout: None,
+            retry: None,
+            priority: None,
+            start_within: None,
+            with: None,
+            breaker: None,
+            fallback: None,
+            compensate: None,
+            on_failure: None,
+        }
+    }
 }
 
 /// When and how often a failed step is tried again.
@@ -139,6 +221,39 @@ pub struct Retry {
     /// How long to wait between two tries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
+    /// The failure that makes the step an escalation, counted from 1: subscribers are told once. Never if nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub escalate_after: Option<u32>,
+    /// Whether giving up is an escalation too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<bool>,
+    /// What holds for failures of one category instead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub categories: BTreeMap<Category, CategoryRetry>,
+}
+
+/// When and how often a step is tried again that failed with a certain category.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct CategoryRetry {
+    /// Whether it is tried again at all, unless the handler itself says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<bool>,
+    /// All tries, the first included: 1 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: Option<u32>,
+    /// How long to wait between two tries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// The failure that makes the step an escalation, counted from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub escalate_after: Option<u32>,
+    /// Whether giving up is an escalation too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<bool>,
 }
 
 /// How long to wait between two tries: `min(cap, base * factor^(tries - 1))`, then jitter.
@@ -173,54 +288,22 @@ pub enum Jitter {
     None,
 }
 
-/// What holds for one step after the order step, then workflow, then built-in.
+/// What holds for one step after the order step, then workflow, then built-in. Retries have more levels: see the rules of the
+/// machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     /// The queue that jobs go to.
     pub queue: Name,
     /// How long one attempt may take; 0 for no limit.
     pub timeout: Millis,
-    /// What was written about retries; the rest is for the policies below and, last, the built-in numbers.
-    pub retry: RetryPolicy,
     /// 0 to 9, 9 is the most urgent.
     pub priority: u8,
     /// How long the step may wait for its start.
     pub start_within: Option<Millis>,
 }
 
-/// The numbers of a retry that the step or its workflow wrote down. `None` means that nobody did, so the default of the
-/// error's category holds, and below it the built-in constants of this module.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct RetryPolicy {
-    /// All tries, the first included.
-    pub max_attempts: Option<u32>,
-    /// The wait after the first failed try, in milliseconds.
-    pub base_ms: Option<u64>,
-    /// What each wait is multiplied with for the next one.
-    pub factor: Option<f64>,
-    /// The longest wait, in milliseconds.
-    pub cap_ms: Option<u64>,
-    /// How much of a wait is random.
-    pub jitter: Option<Jitter>,
-}
-
-impl RetryPolicy {
-    fn new(step: Option<&Retry>, defaults: Option<&Retry>) -> Self {
-        let backoff = |retry: Option<&Retry>| retry.and_then(|r| r.backoff.clone()).unwrap_or_default();
-        let (upper, lower) = (backoff(step), backoff(defaults));
-        Self {
-            max_attempts: step.and_then(|r| r.max_attempts).or(defaults.and_then(|r| r.max_attempts)),
-            base_ms: upper.base.or(lower.base).map(|d| d.0),
-            factor: upper.factor.or(lower.factor),
-            cap_ms: upper.cap.or(lower.cap).map(|d| d.0),
-            jitter: upper.jitter.or(lower.jitter),
-        }
-    }
-}
-
 impl Workflow {
-    /// What holds for `step`: each setting, and each number of the retry, from the step, else from the workflow's defaults,
-    /// else built-in (the numbers of the retry stay open instead).
+    /// What holds for `step`: each setting from the step, else from the workflow's defaults, else built-in.
     pub fn resolved(&self, step: &Step) -> Resolved {
         let defaults = &self.defaults;
         Resolved {
@@ -230,7 +313,6 @@ impl Workflow {
                 .or_else(|| defaults.queue.clone())
                 .unwrap_or_else(|| Name::new(QUEUE).expect("the built-in queue name is legal")),
             timeout: step.timeout.or(defaults.timeout).unwrap_or(STEP_TIMEOUT),
-            retry: RetryPolicy::new(step.retry.as_ref(), defaults.retry.as_ref()),
             priority: step.priority.or(defaults.priority).unwrap_or(PRIORITY),
             start_within: step.start_within,
         }
@@ -268,15 +350,10 @@ mod tests {
         }));
         let a = w.resolved(&w.steps["a"]);
         assert_eq!((a.queue.as_str(), a.timeout, a.priority, a.start_within), ("cpu", STEP_TIMEOUT, PRIORITY, None));
-        let written =
-            RetryPolicy { max_attempts: Some(7), base_ms: Some(2_000), factor: Some(3.0), ..Default::default() };
-        assert_eq!(a.retry, written);
         let b = w.resolved(&w.steps["b"]);
         assert_eq!((b.queue.as_str(), b.timeout, b.priority), ("gpu", Millis::from_secs(60), 9));
-        assert_eq!(b.retry, RetryPolicy { base_ms: Some(9_000), jitter: Some(Jitter::None), ..written });
         let bare = workflow(json!({ "workflow": "w", "steps": { "a": { "handler": "h" } } }));
         assert_eq!(bare.resolved(&bare.steps["a"]).queue.as_str(), QUEUE);
-        assert_eq!(bare.resolved(&bare.steps["a"]).retry, RetryPolicy::default());
         assert_eq!((bare.timeout, bare.on_failure), (RUN_TIMEOUT, OnFailure::Fail));
     }
 

@@ -69,6 +69,9 @@ fn job() -> Job {
         timeout_ms: 300_000,
         input: Input::Whole(inline()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        target: None,
+        canary: false,
+        undo: false,
     }
 }
 

@@ -66,6 +66,7 @@ impl Metrics {
             Outcome::Returned(Returned::Drain) => "returned_drain",
             Outcome::Returned(Returned::NoHandler) => "returned_no_handler",
             Outcome::Returned(Returned::Surplus) => "returned_surplus",
+            Outcome::Returned(Returned::Gated) => "returned_gated",
             Outcome::Cancelled => "cancelled",
         };
         self.jobs.with_label_values(&[label]).inc();

@@ -95,11 +95,29 @@ pub enum Why {
     Repaired = 19,
     /// An entry about it was quarantined.
     Quarantined = 20,
+    /// It failed so often, or for good, that somebody has to know.
+    Escalated = 21,
+    /// It was not started in time.
+    Expired = 22,
+    /// A step it needs gave up, and that step says that its dependants are skipped.
+    SkippedFor = 23,
+    /// The run is being undone.
+    Compensating = 24,
+    /// The run was undone.
+    Compensated = 25,
+    /// An operator said what became of it.
+    Resolved = 26,
+    /// Its dead letter was discarded.
+    Discarded = 27,
+    /// A worker handed it back, uncounted, because its circuit breaker is open or its queue is paused.
+    Gated = 28,
+    /// Its circuit breaker is open, and another handler stands in.
+    FellBack = 29,
 }
 
 impl Why {
     /// Every reason, in the order of the packed form.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 30] = [
         Self::Submitted,
         Self::NeedsMet,
         Self::Begun,
@@ -121,6 +139,15 @@ impl Why {
         Self::Ignored,
         Self::Repaired,
         Self::Quarantined,
+        Self::Escalated,
+        Self::Expired,
+        Self::SkippedFor,
+        Self::Compensating,
+        Self::Compensated,
+        Self::Resolved,
+        Self::Discarded,
+        Self::Gated,
+        Self::FellBack,
     ];
 
     /// From the packed form.
@@ -226,6 +253,10 @@ pub enum Cause {
     Data,
     /// Too many workers died with it.
     Poison,
+    /// It was not started in time.
+    Expired,
+    /// It was to undo a step, and could not.
+    Compensation,
 }
 
 /// A dead letter before it is written; the shell adds the job's input.

@@ -9,4 +9,5 @@ pub mod decision;
 pub mod event;
 pub mod plan;
 pub mod retry;
+pub mod rules;
 pub mod run;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use stepfleet_protocol::{
     name::Name,
-    workflow::{OnFailure, RetryPolicy, Workflow},
+    workflow::{Fallback, OnFailure, Retry, StepOnFailure, Workflow},
 };
 
 /// What runs follow. Made once per workflow version and shared.
@@ -22,6 +22,8 @@ pub struct Plan {
     pub timeout_ms: u64,
     /// How a run ends when a step gave up.
     pub on_failure: OnFailure,
+    /// What the workflow says about retries.
+    pub retry: Option<Retry>,
 }
 
 /// A step of a plan.
@@ -39,10 +41,16 @@ pub struct PlanStep {
     pub dependants: Box<[u32]>,
     /// Limit of one attempt in milliseconds; 0 for none.
     pub timeout_ms: u64,
-    /// What was written about retries.
-    pub retry: RetryPolicy,
+    /// What the step says about retries.
+    pub retry: Option<Box<Retry>>,
     /// 0 to 9, 9 is the most urgent.
     pub priority: u8,
+    /// How long it may wait for its start, in milliseconds; 0 for ever.
+    pub start_within_ms: u64,
+    /// Who stands in while its circuit breaker is open.
+    pub fallback: Option<Box<Fallback>>,
+    /// What becomes of the rest of the run when it gave up.
+    pub on_failure: StepOnFailure,
 }
 
 impl Plan {
@@ -68,8 +76,11 @@ impl Plan {
                 needs: step.needs.len() as u32,
                 dependants: dependants.into(),
                 timeout_ms: resolved.timeout.0,
-                retry: resolved.retry,
+                retry: step.retry.clone().map(Box::new),
                 priority: resolved.priority,
+                start_within_ms: resolved.start_within.map_or(0, |d| d.0),
+                fallback: step.fallback.clone().map(Box::new),
+                on_failure: step.on_failure.unwrap_or_default(),
             });
         }
         let roots = (0u32..).zip(&steps).filter(|(_, s)| s.needs == 0).map(|(i, _)| i).collect();
@@ -80,6 +91,7 @@ impl Plan {
             roots,
             timeout_ms: workflow.timeout.0,
             on_failure: workflow.on_failure,
+            retry: workflow.defaults.retry.clone(),
         }
     }
 }

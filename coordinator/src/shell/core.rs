@@ -14,7 +14,7 @@ use std::{
 
 use stepfleet_protocol::{
     id::{Reign, RunId},
-    message::{Answer, Command, NewRun, Verb, command_value},
+    message::{Answer, Command, NewRun, Resolution, Verb, command_value},
     name::Name,
     state::State,
     value::Payload,
@@ -34,6 +34,7 @@ use crate::{
         decide::{Mint, decide},
         decision::{Decision, Effect},
         event::Event,
+        rules::Rules,
         run::Run,
     },
     store::{plans::PlanMove, record},
@@ -74,6 +75,8 @@ pub struct Core {
     pub freed: Option<Name>,
     /// The present item.
     pub at: Place,
+    /// What holds in the present batch.
+    pub rules: Rules,
     /// The batch has no room for more jobs: what becomes ready waits in the ready set.
     pub full: bool,
 }
@@ -198,7 +201,7 @@ impl Core {
     pub fn event(&mut self, id: RunId, event: Event) -> Option<Answer> {
         let run = self.cache.runs.get_mut(&id).expect("the run is loaded");
         let was = run.state;
-        let decision = decide(run, event, self.now_ms, &mut self.mint);
+        let decision = decide(&self.rules, run, event, self.now_ms, &mut self.mint);
         let touched = self.staged.touched.entry(id).or_insert_with(|| Touched { was: Some(was), ..Touched::default() });
         let Decision { transitions, effects } = decision;
         touched.transitions.extend(transitions);
@@ -347,8 +350,19 @@ fn refused(code: &str, message: String) -> Answer {
 /// Whether a replay names a value that did not travel with it.
 fn strange_value(command: &Command) -> bool {
     match &command.verb {
-        Verb::Replay { input: Some(Payload::Ref(value)), .. } => value.id != command_value(command.id),
-        Verb::Cancel | Verb::Suspend { .. } | Verb::Resume | Verb::Retry | Verb::Replay { .. } => false,
+        Verb::Replay { input: Some(Payload::Ref(value)), .. }
+        | Verb::Resolve { resolution: Resolution::Completed(Some(Payload::Ref(value))), .. } => {
+            value.id != command_value(command.id)
+        }
+        Verb::Cancel
+        | Verb::Suspend { .. }
+        | Verb::Resume
+        | Verb::Retry
+        | Verb::Replay { .. }
+        | Verb::RetryFrom { .. }
+        | Verb::Resolve { .. }
+        | Verb::Compensate
+        | Verb::Discard { .. } => false,
     }
 }
 

@@ -296,6 +296,9 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
         timeout_ms: step.timeout_ms,
         input,
         traceparent: run.traceparent.as_deref().map(Into::into),
+        target: None,
+        canary: false,
+        undo: false,
     };
     core.staged.commit.jobs.push((step.queue.clone(), codec::encode(&job)));
 }

@@ -5,6 +5,7 @@
 
 mod fields;
 mod graph;
+mod policies;
 mod report;
 mod rules;
 mod schema;
@@ -15,10 +16,10 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-use stepfleet_protocol::workflow::Workflow;
+use stepfleet_protocol::{policy::Policies, workflow::Workflow};
 
 pub use report::{PROBLEMS_MAX, Problem, Report};
-pub use schema::{schema, validate_input};
+pub use schema::{policies_schema, schema, validate_input};
 pub use template::{RenderError, RunScope, Scope, Source, Template, TemplateProblem};
 pub use tree::{ALIAS_BYTES_MAX, DEPTH_MAX, NODES_MAX};
 
@@ -36,6 +37,22 @@ pub fn check(text: &str) -> Result<Workflow, Report> {
 /// Every problem.
 pub fn check_value(value: &serde_json::Value) -> Result<Workflow, Report> {
     tree::Node::from_value(value).map_err(broken).and_then(|root| rules::read(&root))
+}
+
+/// Checks the fleet's policies, in YAML or JSON.
+///
+/// # Errors
+/// Every problem, with line and column.
+pub fn check_policies(text: &str) -> Result<Policies, Report> {
+    tree::parse(text).map_err(broken).and_then(|root| policies::read(&root))
+}
+
+/// Checks policies that are already parsed, by the same rules; their problems have paths, but no line and column.
+///
+/// # Errors
+/// Every problem.
+pub fn check_policies_value(value: &serde_json::Value) -> Result<Policies, Report> {
+    tree::Node::from_value(value).map_err(broken).and_then(|root| policies::read(&root))
 }
 
 fn broken((at, complaint): tree::Broken) -> Report {

@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 
 use stepfleet_protocol::{
-    limits::{ATTEMPTS_MAX, EDGES_MAX, STEPS_MAX},
+    limits::{EDGES_MAX, STEPS_MAX},
     name::Name,
-    workflow::{Backoff, Defaults, Jitter, OnFailure, PRIORITY_MAX, RUN_TIMEOUT, Retry, Step, Steps, Workflow},
+    workflow::{
+        Compensate, Defaults, Fallback, OnFailure, PRIORITY_MAX, RUN_TIMEOUT, Step, StepOnFailure, Steps, Workflow,
+    },
 };
 
 use super::{
     fields::{Fields, Path, Reader},
     graph::Graph,
+    policies::retry,
     report::{Complaint, Report, shown},
     schema,
     suggest::did_you_mean,
@@ -22,9 +25,30 @@ use super::{
 const SUGGESTIONS_MAX: usize = 20;
 /// Steps of a cycle that a report names.
 const CYCLE_SHOWN_MAX: usize = 12;
+/// Bytes of the text that names a dependency.
+const TARGET_BYTES_MAX: usize = 256;
+const STEP_FIELDS: [&str; 12] = [
+    "handler",
+    "needs",
+    "queue",
+    "timeout",
+    "retry",
+    "priority",
+    "start_within",
+    "with",
+    "breaker",
+    "fallback",
+    "compensate",
+    "on_failure",
+];
 
-const ON_FAILURE: [(&str, OnFailure); 2] = [("fail", OnFailure::Fail), ("suspend", OnFailure::Suspend)];
-const JITTER: [(&str, Jitter); 3] = [("full", Jitter::Full), ("equal", Jitter::Equal), ("none", Jitter::None)];
+const ON_FAILURE: [(&str, OnFailure); 3] =
+    [("fail", OnFailure::Fail), ("suspend", OnFailure::Suspend), ("compensate", OnFailure::Compensate)];
+const STEP_ON_FAILURE: [(&str, StepOnFailure); 3] = [
+    ("fail", StepOnFailure::Fail),
+    ("continue", StepOnFailure::Continue),
+    ("skip_dependents", StepOnFailure::SkipDependents),
+];
 
 /// The workflow that the tree describes.
 ///
@@ -149,17 +173,69 @@ impl<'n> Walk<'n> {
     }
 
     fn step(&mut self, i: u32, entry: &'n Entry, here: &Path<'_>, edges: &mut Vec<u32>) -> Option<Step> {
-        const KNOWN: [&str; 8] = ["handler", "needs", "queue", "timeout", "retry", "priority", "start_within", "with"];
-        let fields = self.reader.fields(&entry.value, here, &KNOWN)?;
+        let fields = self.reader.fields(&entry.value, here, &STEP_FIELDS)?;
         let handler = self.reader.required(&fields, here, "handler", "the name of a handler");
         let handler = handler.and_then(|n| self.reader.name(n, &here.key("handler")));
         let needs = fields.get("needs").map_or_else(Vec::new, |n| self.needs(i, n, &here.key("needs"), edges));
         let common = self.common(&fields, here);
         let start_within = fields.set("start_within");
         let start_within = start_within.and_then(|n| self.reader.time_limit(n, &here.key("start_within")));
-        let with = fields.set("with").map(|n| self.with(i, n, &here.key("with")));
+        let with = fields.set("with").map(|n| self.with(i, false, n, &here.key("with")));
+        let breaker = fields.set("breaker").and_then(|n| self.target(i, n, &here.key("breaker")));
+        let fallback = fields.set("fallback").and_then(|n| self.fallback(n, &here.key("fallback")));
+        let compensate = fields.set("compensate").and_then(|n| self.compensate(i, n, &here.key("compensate")));
+        let on_failure = fields.set("on_failure");
+        let on_failure = on_failure.and_then(|n| self.reader.one_of(n, &here.key("on_failure"), &STEP_ON_FAILURE));
         let Defaults { queue, timeout, retry, priority } = common;
-        Some(Step { handler: handler?, needs, queue, timeout, retry, priority, start_within, with })
+        Some(Step {
+            handler: handler?,
+            needs,
+            queue,
+            timeout,
+            retry,
+            priority,
+            start_within,
+            with,
+            breaker,
+            fallback,
+            compensate,
+            on_failure,
+        })
+    }
+
+    /// The text that names a dependency, in which expressions may be.
+    fn target(&mut self, step: u32, node: &'n Node, here: &Path<'_>) -> Option<String> {
+        let text = self.reader.text(node, here)?;
+        if text.trim().is_empty() || text.len() > TARGET_BYTES_MAX {
+            let found = Complaint::new(format!("a text of {} bytes", text.len()));
+            self.reader.complain(
+                node.at,
+                here,
+                found.allowed(format!("1 to {TARGET_BYTES_MAX} bytes, not only spaces")),
+            );
+            return None;
+        }
+        self.with(step, false, node, here);
+        Some(text.to_owned())
+    }
+
+    fn fallback(&mut self, node: &'n Node, here: &Path<'_>) -> Option<Fallback> {
+        let fields = self.reader.fields(node, here, &["handler", "queue"])?;
+        let r = &mut self.reader;
+        let handler = r.required(&fields, here, "handler", "the name of a handler");
+        let handler = handler.and_then(|n| r.name(n, &here.key("handler")));
+        let queue = fields.set("queue").and_then(|n| r.name(n, &here.key("queue")));
+        Some(Fallback { handler: handler?, queue })
+    }
+
+    fn compensate(&mut self, step: u32, node: &'n Node, here: &Path<'_>) -> Option<Compensate> {
+        let fields = self.reader.fields(node, here, &["handler", "queue", "timeout", "retry", "with"])?;
+        let r = &mut self.reader;
+        let handler = r.required(&fields, here, "handler", "the name of a handler");
+        let handler = handler.and_then(|n| r.name(n, &here.key("handler")));
+        let Defaults { queue, timeout, retry, .. } = self.common(&fields, here);
+        let with = fields.set("with").map(|n| self.with(step, true, n, &here.key("with")));
+        Some(Compensate { handler: handler?, queue, timeout, retry, with })
     }
 
     fn needs(&mut self, step: u32, node: &'n Node, here: &Path<'_>, edges: &mut Vec<u32>) -> Vec<Name> {
@@ -207,7 +283,8 @@ impl<'n> Walk<'n> {
         did_you_mean(name, names.into_iter())
     }
 
-    fn with(&mut self, step: u32, node: &'n Node, here: &Path<'_>) -> serde_json::Value {
+    /// A value with expressions, which may refer to the outputs of steps that `step` needs; `own` lets them refer to its own.
+    fn with(&mut self, step: u32, own: bool, node: &'n Node, here: &Path<'_>) -> serde_json::Value {
         let mut met: Vec<(Name, Option<Pos>, String)> = Vec::new();
         let mut expressions = 0;
         let value = self.reader.value(node, here, &mut |reader, text, at, path| {
@@ -229,6 +306,9 @@ impl<'n> Walk<'n> {
         }
         for (name, at, path) in met {
             if let Some(source) = self.index.get(name.as_str()).copied() {
+                if own && source == step {
+                    continue;
+                }
                 self.references.push(Reference { step, source, at, path });
                 continue;
             }
@@ -271,22 +351,4 @@ impl<'n> Walk<'n> {
             self.reader.report.add(at, path.clone(), Complaint::new(found).hint(hint));
         }
     }
-}
-
-fn retry(r: &mut Reader, node: &Node, here: &Path<'_>) -> Option<Retry> {
-    let fields = r.fields(node, here, &["max_attempts", "backoff"])?;
-    let max = fields.set("max_attempts");
-    let max = max.and_then(|n| r.whole_number(n, &here.key("max_attempts"), 1..=u64::from(ATTEMPTS_MAX)));
-    let backoff = fields.set("backoff").and_then(|n| backoff(r, n, &here.key("backoff")));
-    Some(Retry { max_attempts: max.and_then(|n| u32::try_from(n).ok()), backoff })
-}
-
-fn backoff(r: &mut Reader, node: &Node, here: &Path<'_>) -> Option<Backoff> {
-    let fields = r.fields(node, here, &["base", "factor", "cap", "jitter"])?;
-    Some(Backoff {
-        base: fields.set("base").and_then(|n| r.duration(n, &here.key("base"))),
-        factor: fields.set("factor").and_then(|n| r.number(n, &here.key("factor"), 1.0..=100.0)),
-        cap: fields.set("cap").and_then(|n| r.duration(n, &here.key("cap"))),
-        jitter: fields.set("jitter").and_then(|n| r.one_of(n, &here.key("jitter"), &JITTER)),
-    })
 }

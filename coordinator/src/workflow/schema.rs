@@ -2,7 +2,7 @@
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
-use stepfleet_protocol::workflow::Workflow;
+use stepfleet_protocol::{policy::Policies, workflow::Workflow};
 
 use super::report::shown;
 
@@ -14,9 +14,17 @@ const PROBLEM_CHARS_MAX: usize = 300;
 /// The JSON Schema (draft 2020-12) of the workflow format, generated from the types. What the checker accepts, it accepts;
 /// what no schema can say (cycles, unknown steps, expressions) only the checker refuses.
 pub fn schema() -> Value {
-    let mut schema =
-        schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Workflow>();
-    schema.insert("title".to_owned(), "Stepfleet workflow".into());
+    titled::<Workflow>("Stepfleet workflow")
+}
+
+/// The JSON Schema of the fleet's policies. What the checker accepts, it accepts.
+pub fn policies_schema() -> Value {
+    titled::<Policies>("Stepfleet policies")
+}
+
+fn titled<T: schemars::JsonSchema>(title: &str) -> Value {
+    let mut schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>();
+    schema.insert("title".to_owned(), title.into());
     schema.into()
 }
 

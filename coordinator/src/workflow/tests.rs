@@ -4,9 +4,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use stepfleet_protocol::{
     duration::Millis,
+    failure::Category,
     limits::WORKFLOW_BYTES_MAX,
     name::Name,
-    workflow::{Backoff, Defaults, Jitter, OnFailure, Retry, Step, Workflow},
+    workflow::{
+        Backoff, CategoryRetry, Compensate, Defaults, Fallback, Jitter, OnFailure, Retry, Step, StepOnFailure, Workflow,
+    },
 };
 
 use super::*;
@@ -83,7 +86,7 @@ fn a_time_out_of_0_is_none() {
 fn each_problem_is_one_line_with_its_place() {
     let step = |rest: &str| format!("workflow: w\nsteps:\n  a: {{ handler: h, {rest} }}\n");
     let two = |rest: &str| format!("workflow: w\nsteps:\n  a: {{ handler: h }}\n  b: {{ handler: h, {rest} }}\n");
-    let known = "`handler`, `needs`, `queue`, `timeout`, `retry`, `priority`, `start_within`, `with`";
+    let known = "`handler`, `needs`, `queue`, `timeout`, `retry`, `priority`, `start_within`, `with`, `breaker`, `fallback`, `compensate`, `on_failure`";
     let top = "`workflow`, `description`, `defaults`, `timeout`, `on_failure`, `input`, `steps`";
     let duration = "a number with a unit `ms`, `s`, `m`, `h` or `d`, such as `30s` or `1h30m`, at most 3650d";
     let name = "1 to 63 letters, digits, `_`, `-`, `.`, the first a letter or a digit";
@@ -104,7 +107,7 @@ fn each_problem_is_one_line_with_its_place() {
         ("workflow: w\nworkflow: v\nsteps: { a: { handler: h } }".into(), "2:1 workflow: duplicate key `workflow`: allowed is each key once".into()),
         ("workflow: w\nsteps:\n  a: { handler: h }\n  a: { handler: h }".into(), "4:3 steps.a: duplicate key `a`: allowed is each key once".into()),
         ("workflow: w\nstep: 1\nsteps: { a: { handler: h } }".into(), format!("2:1 step: unknown field `step`: allowed is {top}; hint: did you mean `steps`?")),
-        ("workflow: w\non_failure: ignore\nsteps: { a: { handler: h } }".into(), "2:13 on_failure: found text `ignore`: allowed is `fail`, `suspend`".into()),
+        ("workflow: w\non_failure: ignore\nsteps: { a: { handler: h } }".into(), "2:13 on_failure: found text `ignore`: allowed is `fail`, `suspend`, `compensate`".into()),
         ("workflow: w\ntimeout: 1\nsteps: { a: { handler: h } }".into(), format!("2:10 timeout: found number `1`: allowed is {duration}; hint: for seconds write `1s`")),
         (step("start_within: 0s"), "3:34 steps.a.start_within: bad duration `0`: allowed is at least 1ms".into()),
         ("workflow: w\ndescription: 5\nsteps: { a: { handler: h } }".into(), "2:14 description: found number `5`: allowed is text".into()),
@@ -119,7 +122,7 @@ fn each_problem_is_one_line_with_its_place() {
         (step("retry: { max_attempts: 0 }"), "3:43 steps.a.retry.max_attempts: number `0` out of range: allowed is a whole number from 1 to 1000".into()),
         (step("retry: { backoff: { factor: 0.5 } }"), "3:48 steps.a.retry.backoff.factor: number `0.5` out of range: allowed is a number from 1 to 100".into()),
         (step("retry: { backoff: { jitter: ful } }"), "3:48 steps.a.retry.backoff.jitter: found text `ful`: allowed is `full`, `equal`, `none`; hint: did you mean `full`?".into()),
-        (step("retry: { tries: 3 }"), "3:29 steps.a.retry.tries: unknown field `tries`: allowed is `max_attempts`, `backoff`".into()),
+        (step("retry: { tries: 3 }"), "3:29 steps.a.retry.tries: unknown field `tries`: allowed is `max_attempts`, `backoff`, `escalate_after`, `notify`, `categories`".into()),
         (step("needs: b"), "3:27 steps.a.needs: found text `b`: allowed is a list of step names; hint: write `[b]`".into()),
         (step("needs: [a]"), "3:28 steps.a.needs[0]: a step that needs itself".into()),
         (two("needs: [a, a]"), "4:31 steps.b.needs[1]: duplicate need `a`: allowed is each step once".into()),
@@ -294,7 +297,46 @@ fn retries() -> impl Strategy<Value = Retry> {
         cap,
         jitter,
     });
-    (some(1u32..=1_000), some(backoff)).prop_map(|(max_attempts, backoff)| Retry { max_attempts, backoff })
+    let backoff = some(backoff).boxed();
+    let special = (some(any::<bool>()), some(1u32..=1_000), backoff.clone(), some(1u32..=1_000), some(any::<bool>()))
+        .prop_map(|(retry, max_attempts, backoff, escalate_after, notify)| CategoryRetry {
+            retry,
+            max_attempts,
+            backoff,
+            escalate_after,
+            notify,
+        });
+    let categories = prop::collection::btree_map(prop::sample::select(Category::ALL.to_vec()), special, 0..3);
+    (some(1u32..=1_000), backoff, some(1u32..=1_000), some(any::<bool>()), categories).prop_map(
+        |(max_attempts, backoff, escalate_after, notify, categories)| Retry {
+            max_attempts,
+            backoff,
+            escalate_after,
+            notify,
+            categories,
+        },
+    )
+}
+
+/// What a step says about its failures, on a step that says nothing else.
+fn unlucky() -> impl Strategy<Value = Step> {
+    let fallback = (names(), some(names())).prop_map(|(handler, queue)| Fallback { handler, queue });
+    let span = some((0u64..10_000_000).prop_map(Millis));
+    let with = Just(json!({ "id": "${{ input.id }}" }));
+    let compensate = (names(), some(names()), span, some(retries()), some(with))
+        .prop_map(|(handler, queue, timeout, retry, with)| Compensate { handler, queue, timeout, retry, with });
+    let on_failure =
+        prop::sample::select(vec![StepOnFailure::Fail, StepOnFailure::Continue, StepOnFailure::SkipDependents]);
+    let target = prop_oneof![Just("api.example".to_owned()), Just("${{ input.host }}".to_owned())];
+    (names(), some(target), some(fallback), some(compensate), some(on_failure)).prop_map(
+        |(handler, breaker, fallback, compensate, on_failure)| Step {
+            breaker,
+            fallback,
+            compensate,
+            on_failure,
+            ..Step::new(handler)
+        },
+    )
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -304,16 +346,15 @@ fn steps() -> impl Strategy<Value = Step> {
         ".{0,20}".prop_map(|t| json!(t.replace("${{", "")))
     ];
     let span = |least| some((least..10_000_000u64).prop_map(Millis));
-    (names(), some(names()), span(0), some(retries()), some(0u8..=9), span(1), some(with)).prop_map(
-        |(handler, queue, timeout, retry, priority, start_within, with)| Step {
-            handler,
-            needs: Vec::new(),
+    (unlucky(), some(names()), span(0), some(retries()), some(0u8..=9), span(1), some(with)).prop_map(
+        |(step, queue, timeout, retry, priority, start_within, with)| Step {
             queue,
             timeout,
             retry,
             priority,
             start_within,
             with,
+            ..step
         },
     )
 }
@@ -322,7 +363,7 @@ fn workflows() -> impl Strategy<Value = Workflow> {
     let step = (names(), steps(), prop::collection::btree_set(0usize..30, 0..4));
     let defaults = (some(names()), some((0u64..1_000_000).prop_map(Millis)), some(retries()), some(0u8..=9))
         .prop_map(|(queue, timeout, retry, priority)| Defaults { queue, timeout, retry, priority });
-    let on_failure = prop::sample::select(vec![OnFailure::Fail, OnFailure::Suspend]);
+    let on_failure = prop::sample::select(vec![OnFailure::Fail, OnFailure::Suspend, OnFailure::Compensate]);
     let steps = prop::collection::vec(step, 1..30);
     (names(), some(".{0,30}"), defaults, 0u64..10_000_000, on_failure, steps).prop_map(
         |(workflow, description, defaults, timeout, on_failure, list)| {

@@ -11,7 +11,7 @@ use stepfleet_coordinator::machine::{
     decision::{Decision, Effect, Transition, Why},
     event::{Event, Timer, Work},
     plan::Plan,
-    retry,
+    rules::Rules,
     run::Run,
 };
 use stepfleet_protocol::{
@@ -130,7 +130,7 @@ impl World {
         };
         let continued = if let Event::Continue(work) = &event { work.next } else { 0 };
         let audited = matches!(event, Event::Audit { .. });
-        let decision = decide(&mut self.run, event, self.now_ms, &mut self.mint);
+        let decision = decide(&Rules::default(), &mut self.run, event, self.now_ms, &mut self.mint);
         self.follow(&decision.transitions);
         let mut acked = Vec::new();
         let mut answered = 0;
@@ -243,7 +243,7 @@ impl World {
     fn dispatch(&mut self, index: u32, job: JobId, attempt: u32, max_attempts: u32) {
         assert!(self.seen.insert(job), "{job} is not fresh");
         let step = self.run.step(index);
-        let budget = retry::max_attempts(&self.run.plan.steps[index as usize].retry);
+        let budget = Rules::default().max_attempts(&self.run.plan, &self.run.plan.steps[index as usize], None);
         assert_eq!((attempt, max_attempts), (step.attempts + 1, step.spent + budget), "step {index}: its budget");
         let before = self.awaited.insert(index, job);
         assert_eq!(before, None, "step {index} has two jobs in flight");

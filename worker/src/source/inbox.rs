@@ -179,6 +179,9 @@ fn job_of(head: Head, newer: bool) -> Job {
         timeout_ms: 0,
         input: Input::None,
         traceparent: None,
+        target: None,
+        canary: false,
+        undo: false,
     }
 }
 

@@ -28,6 +28,9 @@ impl Deciding<'_> {
             Verb::Resume => self.resume(reason),
             Verb::Retry => self.retry(reason),
             Verb::Replay { index, letter, input } => self.replay(index, letter, input, reason),
+            Verb::RetryFrom { .. } | Verb::Resolve { .. } | Verb::Compensate | Verb::Discard { .. } => {
+                Answer::Refused { code: "unknown_verb".into(), message: "this version does not know the verb".into() }
+            }
         };
         self.effect(Effect::Answer(answer));
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use stepfleet_protocol::{
     duration::Millis,
+    failure::Category,
     id::{JobId, Reign, StreamId, WorkerId},
     message::JobRef,
     state::State,
@@ -20,7 +21,7 @@ use stepfleet_protocol::{
 use super::{
     decision::{Decision, Effect, Transition, Why},
     event::{Event, Timer, Work, WorkKind},
-    retry,
+    rules::Rules,
     run::Run,
 };
 
@@ -62,18 +63,19 @@ impl Mint {
     }
 }
 
-/// Decides one event about `run` at `now_ms` (Unix milliseconds of the server).
+/// Decides one event about `run` at `now_ms` (Unix milliseconds of the server) by `rules`.
 ///
 /// # Panics
 /// When a rule is broken, such as an illegal move: a bug, which the caller turns into a quarantined entry. The run is then
 /// in an undefined state and must be dropped.
-pub fn decide(run: &mut Run, event: Event, now_ms: u64, mint: &mut Mint) -> Decision {
-    let mut deciding = Deciding { run, now_ms, mint, out: Decision::default(), actor: None };
+pub fn decide(rules: &Rules, run: &mut Run, event: Event, now_ms: u64, mint: &mut Mint) -> Decision {
+    let mut deciding = Deciding { rules, run, now_ms, mint, out: Decision::default(), actor: None };
     deciding.event(event);
     deciding.out
 }
 
 struct Deciding<'a> {
+    rules: &'a Rules,
     run: &'a mut Run,
     now_ms: u64,
     mint: &'a mut Mint,
@@ -135,7 +137,7 @@ impl Deciding<'_> {
             return;
         }
         let job = self.mint.next();
-        let max_attempts = self.budget(index);
+        let max_attempts = self.budget(index, None);
         let step = self.run.step_mut(index);
         step.job = Some(job);
         step.in_flight = true;
@@ -143,10 +145,11 @@ impl Deciding<'_> {
         self.effect(Effect::Dispatch { index, job, attempt, max_attempts });
     }
 
-    /// The number of the last try of the present budget.
-    fn budget(&self, index: u32) -> u32 {
-        let written = &self.run.plan.steps[index as usize].retry;
-        self.run.step(index).spent.saturating_add(retry::max_attempts(written))
+    /// The number of the last try of the present budget, for failures of a category if one is given.
+    fn budget(&self, index: u32, category: Option<Category>) -> u32 {
+        let plan = &self.run.plan;
+        let tries = self.rules.max_attempts(plan, &plan.steps[index as usize], category);
+        self.run.step(index).spent.saturating_add(tries)
     }
 
     fn timer(&mut self, timer: Timer) {

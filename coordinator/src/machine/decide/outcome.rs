@@ -170,6 +170,7 @@ impl Deciding<'_> {
             }
             Returned::NoHandler => self.run.step_mut(index).unhandled_ms = since,
             Returned::Drain | Returned::Surplus => {}
+            Returned::Gated => return self.again(index, Why::Gated, worker),
         }
         self.again(index, Why::Returned, worker);
     }
@@ -225,7 +226,8 @@ impl Deciding<'_> {
             self.give_up(failed, Cause::Poison);
         } else {
             self.fail_step(&failed, Why::WorkerLost);
-            self.try_again(index, 0);
+            let budget = self.budget(index, Some(Category::WorkerLost));
+            self.try_again(index, 0, budget);
         }
         self.settle();
     }
@@ -281,21 +283,22 @@ impl Deciding<'_> {
         let index = failed.index;
         self.run.step_mut(index).attempts += 1;
         let category = failed.failure.category;
+        let plan = self.run.plan.clone();
+        let effective = self.rules.effective(&plan, &plan.steps[index as usize], category);
         // A handler that knows better than its category has the last word.
-        if !failed.failure.retryable.unwrap_or(retry::policy(category).retry) {
+        if !failed.failure.retryable.unwrap_or(effective.retry.value) {
             let cause = if category == Category::Data { Cause::Data } else { Cause::Permanent };
             return self.give_up(failed, cause);
         }
         let step = self.run.step(index);
-        if step.attempts >= self.budget(index) {
+        let budget = step.spent.saturating_add(effective.max_attempts.value);
+        if step.attempts >= budget {
             return self.give_up(failed, Cause::Exhausted);
         }
-        let written = &self.run.plan.steps[index as usize].retry;
         let tries = step.attempts - step.spent;
-        let of = (self.run.id, index);
-        let wait_ms = retry::delay_ms(written, category, of, tries, failed.failure.retry_after_ms);
+        let wait_ms = retry::delay_ms(&effective, (self.run.id, index), tries, failed.failure.retry_after_ms);
         self.fail_step(&failed, Why::AttemptFailed);
-        self.try_again(index, wait_ms);
+        self.try_again(index, wait_ms, budget);
     }
 
     /// processing -> failed, with the error kept.
@@ -316,12 +319,12 @@ impl Deciding<'_> {
     }
 
     /// failed -> retrying, and on to queued when there is nothing to wait for.
-    fn try_again(&mut self, index: u32, wait_ms: u64) {
+    fn try_again(&mut self, index: u32, wait_ms: u64, budget: u32) {
         if self.run.ending.is_some() {
             return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
-        let (next, max) = (self.run.step(index).attempts + 1, self.budget(index));
-        let note: Arc<str> = format!("try {next} of {max} in {wait_ms} ms").into();
+        let next = self.run.step(index).attempts + 1;
+        let note: Arc<str> = format!("try {next} of {budget} in {wait_ms} ms").into();
         self.move_step(index, State::Retrying, Why::RetryPlanned, None, Some(note));
         if wait_ms == 0 {
             return self.retry_due(index);

@@ -19,7 +19,7 @@ use super::{
     Done, Memory, Owner, OwnerError,
 };
 use crate::{
-    machine::{decide::Mint, event::Work},
+    machine::{decide::Mint, event::Work, rules::Rules},
     store::{
         link::Link,
         partition::{Ask, Partition, TurnError},
@@ -54,6 +54,7 @@ impl<L: Link> Owner<L> {
             freed: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
+            rules: Rules::default(),
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
         let mut owner = Self {

@@ -99,6 +99,9 @@ pub(crate) enum Command {
     /// Queues: how much waits, and for how long.
     #[command(subcommand)]
     Queues(verbs::queues::Queues),
+    /// Look at circuit breakers, and switch them by hand.
+    #[command(subcommand)]
+    Breakers(verbs::breakers::Breakers),
     /// Partitions: who owns them, how far they are.
     #[command(subcommand)]
     Partitions(verbs::partitions::Partitions),

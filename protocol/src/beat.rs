@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gate::Gate,
     id::{JobId, PartitionId, StreamId},
     name::Name,
 };
@@ -71,4 +72,6 @@ pub enum Control {
     Drain,
     /// There are jobs on the stream of this queue (the doorbell of Cluster).
     Jobs(Name),
+    /// Gates have changed: these hold jobs back now, all others do not. Sent on the channel of any one partition.
+    Gates(Vec<Gate>),
 }

@@ -6,6 +6,7 @@
 use std::{fmt::Display, sync::Arc, sync::LazyLock};
 
 use crate::{
+    gate::Gate,
     id::{CommandId, PartitionId, RunId},
     limits::PARTITIONS_MAX,
     name::Name,
@@ -141,6 +142,31 @@ impl Keys {
         format!("{}control:{worker}", self.prefix)
     }
 
+    /// What belongs to the whole fleet shares a slot, so that one script can change a thing and write down who did it.
+    fn fleet(&self, name: impl Display) -> String {
+        format!("{}{{fleet}}:{name}", self.prefix)
+    }
+
+    /// Hash: gates that are not simply open to everybody.
+    pub fn fleet_gates(&self) -> String {
+        self.fleet("gates")
+    }
+
+    /// Hash: the window and the state of a circuit breaker.
+    pub fn fleet_breaker(&self, gate: &Gate) -> String {
+        self.fleet(format_args!("breaker:{gate}"))
+    }
+
+    /// Sorted set: circuit breakers by the time they were last heard of.
+    pub fn fleet_breakers(&self) -> String {
+        self.fleet("breakers")
+    }
+
+    /// Stream: what operators and circuit breakers did to the fleet.
+    pub fn fleet_audit(&self) -> String {
+        self.fleet("audit")
+    }
+
     /// String with a lifetime: the run of an idempotent submit.
     pub fn idempotency(&self, namespace: &str, key: &str) -> String {
         format!("{}idem:{namespace}:{key}", self.prefix)
@@ -212,6 +238,8 @@ plain_keys! {
     counters = "counters";
     /// Set: queues that have a job stream or a ready set.
     queues = "queues";
+    /// Set: the gates at which steps are parked.
+    gates = "gates";
 }
 
 /// The listing that runs in a state are found in.
@@ -266,6 +294,11 @@ impl PartitionKeys {
     /// Sorted set: ready steps of a queue.
     pub fn ready(&self, queue: &Name) -> String {
         format!("{}ready:{queue}", self.stem)
+    }
+
+    /// Sorted set: steps that are parked at a gate, in the form of the ready set.
+    pub fn parked(&self, gate: &Gate) -> String {
+        format!("{}gate:{gate}", self.stem)
     }
 
     /// Stream with the group [`GROUP`]: dispatched jobs of a queue.

@@ -7,6 +7,7 @@ pub mod beat;
 pub mod codec;
 pub mod duration;
 pub mod failure;
+pub mod gate;
 pub mod id;
 pub mod keys;
 pub mod limits;

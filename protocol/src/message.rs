@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     codec::VERSION,
     failure::Failure,
+    gate::Gate,
     id::{CommandId, JobId, RunId, StreamId, WorkerId},
     name::Name,
     value::{Input, Payload},
@@ -41,9 +42,9 @@ pub struct Job {
     /// W3C trace context of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The target whose circuit breaker the job stands behind, if it is not that of its handler.
+    /// The circuit breaker that the job stands behind, if it is not that of its handler. It comes back with the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
+    pub gate: Option<Gate>,
     /// It is one of the few that try whether a dependency is back: a worker does it although the circuit breaker is open.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub canary: bool,
@@ -188,6 +189,9 @@ pub struct JobResult {
     pub run_ms: u64,
     /// What became of it.
     pub outcome: Outcome,
+    /// The circuit breaker that it speaks about, if it is not that of the step's handler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
 }
 
 /// What became of a job.

@@ -69,7 +69,7 @@ fn job() -> Job {
         timeout_ms: 300_000,
         input: Input::Whole(inline()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
-        target: None,
+        gate: None,
         canary: false,
         undo: false,
     }
@@ -86,7 +86,7 @@ fn failure() -> Failure {
 }
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
-    let result = |outcome| JobResult { of: at(), run_ms: 12, outcome };
+    let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),
         result(Outcome::Completed(Some(inline()))),

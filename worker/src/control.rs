@@ -76,6 +76,7 @@ async fn hear(kit: &Kit, mut events: Events) {
 fn obey(kit: &Kit, message: Control) {
     match message {
         Control::Cancel(jobs) => beat::cancel(kit, &jobs),
+        Control::Gates(blocking) => kit.gates.set(blocking),
         Control::Drain => kit.drain.cancel(),
         Control::Jobs(queue) => {
             if kit.queues.contains(&queue) {

@@ -20,7 +20,7 @@ use stepfleet_protocol::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{handler::Call, metrics::Metrics, table::Table};
+use crate::{gates::Gates, handler::Call, metrics::Metrics, table::Table};
 
 /// Shared by the tasks of one worker.
 pub(crate) struct Kit {
@@ -48,6 +48,8 @@ pub(crate) struct Kit {
     pub(crate) flush: CancellationToken,
     /// Changes when a job may be there: the doorbell of Cluster.
     pub(crate) doorbell: watch::Sender<u64>,
+    /// Gates that hold jobs back.
+    pub(crate) gates: Gates,
     /// A beat is wanted at once.
     pub(crate) beat_now: Notify,
 }

@@ -35,6 +35,7 @@ mod builder;
 mod control;
 mod duties;
 mod failure;
+mod gates;
 mod handler;
 mod health;
 mod kit;

@@ -38,6 +38,10 @@ pub(crate) async fn run(
     input: Input,
     slot: OwnedSemaphorePermit,
 ) {
+    if kit.gates.blocks(attempt.message(), &attempt.of().queue) {
+        report(&kit, &attempt, Duration::ZERO, Outcome::Returned(Returned::Gated)).await;
+        return drop(slot);
+    }
     let begun = attempt.begin();
     kit.metrics.slots_used.inc();
     let called = supervised(&kit, &attempt, handler, input).await;
@@ -56,7 +60,8 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
     }
     kit.metrics.ended(&outcome);
     let (outcome, value) = by_reference(attempt, outcome);
-    let result = JobResult { of: attempt.of().clone(), run_ms: ran.as_millis() as u64, outcome };
+    let gate = attempt.message().gate.clone();
+    let result = JobResult { of: attempt.of().clone(), run_ms: ran.as_millis() as u64, outcome, gate };
     let report = Report::Result { partition: attempt.partition(), result, value };
     if kit.reports.send(report).await.is_err() {
         // The worker was given up with this result unwritten: its coordinator will see it die.

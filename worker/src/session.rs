@@ -17,7 +17,9 @@ use crate::{
     attempt::Cause,
     backoff, beat,
     builder::{Plan, RunError},
-    control, duties, health,
+    control, duties,
+    gates::{self, Gates},
+    health,
     kit::{Kit, Pulse, Report},
     limits::{DRAIN_GRACE, LEAVE_TIMEOUT, REPORTS_MAX},
     metrics::Metrics,
@@ -53,6 +55,7 @@ pub(crate) async fn run(plan: Plan, shutdown: impl Future<Output = ()>) -> Resul
         tokio::spawn(duties::follow_partitions(Arc::clone(&kit))),
         tokio::spawn(duties::report_started(Arc::clone(&kit))),
         tokio::spawn(control::run(Arc::clone(&kit))),
+        tokio::spawn(gates::run(Arc::clone(&kit))),
     ];
     if let Some(listener) = listener {
         duties.push(tokio::spawn(health::serve(Arc::clone(&kit), listener)));
@@ -121,6 +124,7 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
         drain: CancellationToken::new(),
         flush: CancellationToken::new(),
         doorbell: watch::Sender::new(0),
+        gates: Gates::default(),
         beat_now: Notify::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! The admin verbs: each asks the public API and shows the answer. None knows Redis, but for `doctor`.
 
+pub(crate) mod breakers;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
 pub(crate) mod doctor;
@@ -35,6 +36,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::Workflows(verb) => workflows::run(verb, out, ask).await,
         Command::DeadLetters(verb) => dead_letters::run(verb, &ask()?).await,
         Command::Workers(verb) => workers::run(verb, &ask()?).await,
+        Command::Breakers(verb) => breakers::run(verb, &ask()?).await,
         Command::Queues(verb) => queues::run(verb, &ask()?).await,
         Command::Partitions(verb) => partitions::run(verb, &ask()?).await,
         Command::Quarantine(verb) => quarantine::run(verb, &ask()?).await,

@@ -1,11 +1,11 @@
 //! `queues`: how much waits, for how long, and who takes it.
 
-use clap::Subcommand;
-use stepfleet_coordinator::http::view::QueueView;
+use clap::{Args, Subcommand};
+use stepfleet_coordinator::http::view::{CommandRequest, QueueTaken, QueueView};
 
 use super::{Paging, Session, workers};
 use crate::failure::{Exit, Failure};
-use crate::out::Out;
+use crate::out::{Ink, Out};
 use crate::table::{Rows, Word};
 use crate::time::span;
 
@@ -18,6 +18,27 @@ Examples:
   stepfleet queues list
   stepfleet queues list --output json | jq '.items[] | {name, depth, oldest_age_ms}'")]
     List(Paging),
+    /// Pause a queue: nothing of it is given to workers; attempts that run are finished.
+    #[command(after_help = "\
+Examples:
+  stepfleet queues pause payments --reason 'the bank asked us to wait'")]
+    Pause(PauseArgs),
+    /// Let a paused queue go on.
+    #[command(after_help = "\
+Examples:
+  stepfleet queues resume payments --reason 'the bank is ready'")]
+    Resume(PauseArgs),
+}
+
+/// `queues pause` and `queues resume`
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// The queue.
+    #[arg(value_name = "QUEUE")]
+    queue: String,
+    /// Why, for the audit.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 }
 
 /// Runs a verb of `queues`.
@@ -25,7 +46,11 @@ Examples:
 /// # Errors
 /// Whatever kept it from its answer.
 pub(crate) async fn run(verb: Queues, session: &Session<'_>) -> Result<Exit, Failure> {
-    let Queues::List(paging) = verb;
+    let paging = match verb {
+        Queues::List(paging) => paging,
+        Queues::Pause(args) => return switch(args, "pause", session).await,
+        Queues::Resume(args) => return switch(args, "resume", session).await,
+    };
     let call = || session.api.get(&["queues"]);
     let Some(page) = session.list::<QueueView>(call, &paging).await? else { return Ok(Exit::Done) };
     if page.items.is_empty() {
@@ -37,6 +62,20 @@ pub(crate) async fn run(verb: Queues, session: &Session<'_>) -> Result<Exit, Fai
     Ok(Exit::Done)
 }
 
+async fn switch(args: PauseArgs, verb: &str, session: &Session<'_>) -> Result<Exit, Failure> {
+    let body = CommandRequest { reason: args.reason };
+    let answer = session.api.post(&["queues", &args.queue, verb]).json(&body).send().await?;
+    if session.out.is_json() {
+        session.out.line(answer.text.trim_end())?;
+        return Ok(Exit::Done);
+    }
+    let taken: QueueTaken = answer.read()?;
+    let (now, before) =
+        (if taken.paused { "paused" } else { "not paused" }, if taken.changed { "" } else { " already" });
+    session.out.line(&format!("queue {} is {now}{before}", taken.queue))?;
+    Ok(Exit::Done)
+}
+
 /// The queues as a table.
 ///
 /// # Errors
@@ -44,7 +83,10 @@ pub(crate) async fn run(verb: Queues, session: &Session<'_>) -> Result<Exit, Fai
 pub(super) fn table(queues: &[QueueView], out: &Out) -> Result<(), Failure> {
     let mut rows = Rows::new(out, &["QUEUE", "WAITING", "OLDEST", "WITH WORKERS", "WORKERS", "SLOTS", "LEVEL"]);
     for queue in queues {
-        let (word, ink) = workers::level(queue.level);
+        let (word, ink) = match queue.paused {
+            Some(_) => ("paused", Ink::Warn),
+            None => workers::level(queue.level),
+        };
         rows.row(vec![
             queue.name.as_str().into(),
             queue.depth.to_string().into(),

@@ -11,7 +11,9 @@ use axum::{
 use serde::Deserialize;
 use stepfleet_protocol::{
     beat::{Beat, Phase},
+    gate::Gate,
     id::WorkerId,
+    name::Name,
 };
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -19,6 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::{ApiError, ApiResult},
+    gates,
     operate::metrics_of,
     take::{self, Params},
     view::{
@@ -27,7 +30,7 @@ use super::{
 };
 use crate::{
     store::{
-        client::Client,
+        client::{Client, ClientError},
         read::{fleet::Registered, queues::Queue},
     },
     time::rfc3339,
@@ -156,8 +159,12 @@ async fn queues(State(app): State<AppState>) -> ApiResult<Json<Page<QueueView>>>
 /// Every queue with its workers.
 pub(super) async fn queue_views(client: &Client) -> ApiResult<Vec<QueueView>> {
     let (workers, queues) = tokio::try_join!(client.workers(), client.queues())?;
-    let now_ms = client.server_time_ms().await?;
-    Ok(queues.iter().map(|(name, queue)| queue_view(name.as_str(), queue, &workers, now_ms)).collect())
+    let (now_ms, gates) = (client.server_time_ms().await?, client.gates().await.map_err(ClientError::from)?);
+    let with_pause = |(name, queue): (&Name, &Queue)| QueueView {
+        paused: gates::pause_of(gates.get(&Gate::queue(name))),
+        ..queue_view(name.as_str(), queue, &workers, now_ms)
+    };
+    Ok(queues.iter().map(with_pause).collect())
 }
 
 fn queue_view(name: &str, queue: &Queue, workers: &[Registered], now_ms: u64) -> QueueView {
@@ -181,6 +188,7 @@ fn queue_view(name: &str, queue: &Queue, workers: &[Registered], now_ms: u64) ->
         workers: count as u32,
         slots: readers.iter().map(|b| b.slots).sum(),
         level,
+        paused: None,
     }
 }
 

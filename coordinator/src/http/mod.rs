@@ -26,6 +26,10 @@
 //! | `GET /api/v1/workers/{id}` | [`view::WorkerView`] |
 //! | `POST /api/v1/workers/{id}/drain` | 202 [`view::Draining`] |
 //! | `GET /api/v1/queues` | page of [`view::QueueView`] |
+//! | `POST /api/v1/queues/{name}/pause`, `/resume` | [`view::CommandRequest`] (optional) -> [`view::QueueTaken`] |
+//! | `GET /api/v1/breakers?limit=&cursor=`, `GET /api/v1/breakers/{name}` | page of, one [`view::BreakerView`] |
+//! | `POST /api/v1/breakers/{name}/open` | [`view::OpenRequest`] (optional) -> [`view::BreakerView`] |
+//! | `POST /api/v1/breakers/{name}/close`, `/reset` | [`view::CommandRequest`] (optional) -> [`view::BreakerView`] |
 //! | `GET /api/v1/partitions`, `POST` [`view::AddPartitions`] | page of [`view::PartitionView`] |
 //! | `GET /api/v1/quarantine?cursor=`, `GET` and `DELETE /api/v1/quarantine/{id}` | page of, one [`view::QuarantineView`]; [`view::Discarded`] |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
@@ -37,6 +41,7 @@
 mod commands;
 mod error;
 mod fleet;
+mod gates;
 mod guard;
 mod letters;
 mod operate;
@@ -106,6 +111,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(workflows::router())
         .merge(letters::router())
         .merge(fleet::router())
+        .merge(gates::router())
         .merge(partitions::router())
         .merge(operate::router())
         .split_for_parts()

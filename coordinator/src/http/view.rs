@@ -4,6 +4,7 @@
 //! spans of time end in `_ms`. A page has `items` and, if there is more, an opaque `next` for `?cursor=`.
 
 mod fleet;
+mod gates;
 mod letters;
 mod partitions;
 mod problem;
@@ -17,6 +18,7 @@ use utoipa::ToSchema;
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
+pub use gates::{BreakerNumbers, BreakerView, OpenRequest, PauseView, QueueTaken};
 pub use letters::{AttemptView, LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use problem::{FieldProblem, Problem};

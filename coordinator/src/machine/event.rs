@@ -56,6 +56,11 @@ pub enum Event {
         /// The step's number.
         index: u32,
     },
+    /// The job that was just dispatched goes to the step's fallback, because its circuit breaker is open.
+    FellBack {
+        /// The step's number.
+        index: u32,
+    },
     /// A dispatched job was not made: its batch had no room for its input. It is released again later.
     Deferred {
         /// The step's number.

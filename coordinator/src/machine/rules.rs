@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use stepfleet_protocol::{
     failure::Category,
+    gate::{About, Gate},
     name::Name,
     policy::{BreakerPolicy, Classification, Policies, Preset},
     workflow::{BACKOFF_BASE, BACKOFF_CAP, BACKOFF_FACTOR, Backoff, CategoryRetry, Jitter, MAX_ATTEMPTS, Retry},
@@ -208,6 +209,16 @@ impl Rules {
             }),
             escalate_after: number(|c| c.escalate_after, |r| r.escalate_after, 0),
             notify: all.iter().find_map(|l| l.get(|c| c.notify, |r| r.notify)).unwrap_or(nothing(Level::BuiltIn)),
+        }
+    }
+
+    /// The circuit breaker of this name.
+    pub fn breaker_of(&self, gate: &Gate) -> Breaker {
+        match gate.about() {
+            About::Handler(name) => {
+                Name::new(name).map_or_else(|_| self.breaker_of_target(name), |n| self.breaker_of_handler(&n))
+            }
+            About::Target(text) | About::Queue(text) => self.breaker_of_target(text),
         }
     }
 

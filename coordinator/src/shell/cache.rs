@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt;
 use redis::Value;
-use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, name::Name, workflow::Workflow};
+use stepfleet_protocol::{codec, gate::Gate, id::RunId, limits::CHUNK_STEPS, name::Name, workflow::Workflow};
 
 use crate::{
     machine::{
@@ -45,6 +45,8 @@ pub struct Compiled {
     pub plan: Arc<Plan>,
     /// How the input of each step is made.
     pub inputs: Vec<StepInput>,
+    /// The dependency that each step speaks to.
+    pub targets: Vec<Target>,
     /// The number of each step, by name.
     numbers: HashMap<Name, u32>,
 }
@@ -62,6 +64,29 @@ pub enum StepInput {
     Template(Box<Template>),
 }
 
+/// The dependency that a step speaks to, and so its circuit breaker.
+#[derive(Debug)]
+pub enum Target {
+    /// That of its handler.
+    Handler,
+    /// It is named.
+    Static(Gate),
+    /// Its name is rendered.
+    Template(Box<Template>),
+}
+
+impl Target {
+    fn new(text: Option<&str>) -> Self {
+        let Some(text) = text else { return Self::Handler };
+        let template = Template::parse(&text.into()).expect("the door refuses expressions that cannot be compiled");
+        if !template.is_static() {
+            return Self::Template(Box::new(template));
+        }
+        let plain = template.render(&super::inputs::empty_scope());
+        Self::Static(Gate::target(plain.as_ref().ok().and_then(|v| v.as_str()).unwrap_or(text)))
+    }
+}
+
 impl Compiled {
     /// Compiles a workflow that the door has checked.
     pub fn new(hash: &str, workflow: &Workflow) -> Self {
@@ -77,8 +102,9 @@ impl Compiled {
             Err(_) => unreachable!("the door refuses expressions that cannot be compiled"),
         };
         let inputs = workflow.steps.values().map(|s| s.with.as_ref().map_or(StepInput::None, input)).collect();
+        let targets = workflow.steps.values().map(|s| Target::new(s.breaker.as_deref())).collect();
         let numbers = (0..).zip(workflow.steps.keys()).map(|(number, name)| (name.clone(), number)).collect();
-        Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs, numbers }
+        Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs, targets, numbers }
     }
 
     /// The number of the step with this name.

@@ -3,6 +3,8 @@
 //! Whatever one batch decides is staged and becomes one commit. Ready steps go straight to the stream while there is room;
 //! what needs a value first (an input to render, the input of a dead letter) is left for the shell to resolve.
 
+mod gate;
+mod ready;
 mod seal;
 mod staged;
 
@@ -13,6 +15,7 @@ use std::{
 };
 
 use stepfleet_protocol::{
+    gate::Gate,
     id::{Reign, RunId},
     message::{Answer, Command, NewRun, Resolution, Verb, command_value},
     name::Name,
@@ -26,7 +29,8 @@ pub use self::{
 };
 use super::{
     cache::Cache,
-    intake::{Item, Place, What},
+    gates::{Book, Verdict},
+    intake::{Item, Origin, Place, What},
     schedule::Schedule,
 };
 use crate::{
@@ -75,6 +79,14 @@ pub struct Core {
     pub freed: Option<Name>,
     /// The present item.
     pub at: Place,
+    /// What is kept in mind of gates.
+    pub gates: Book,
+    /// The step that is being released may pass because it tries.
+    pub canary: Option<(Gate, String)>,
+    /// Another handler does the step that is being released.
+    pub falls_back: bool,
+    /// What becomes ready now is parked at this gate.
+    pub parking: Option<Gate>,
     /// What holds in the present batch.
     pub rules: Rules,
     /// The batch has no room for more jobs: what becomes ready waits in the ready set.
@@ -136,13 +148,26 @@ impl Core {
                     self.ack(unreadable.queue.clone(), entry);
                 }
             }
-            What::Event(event) => {
-                if self.cache.runs.contains_key(&id) {
-                    self.event(id, event);
-                } else {
-                    self.orphan(event);
-                }
+            What::Result { gate, event } => {
+                self.count_result(id, gate.as_ref(), &event);
+                self.happened(id, event);
             }
+            What::Event(Event::Release { index }) if self.cache.runs.contains_key(&id) => match self.at.0 {
+                Origin::Parked => self.unpark(id, index),
+                _ => self.release(id, index, false),
+            },
+            What::Event(event) => self.happened(id, event),
+        }
+    }
+
+    fn happened(&mut self, id: RunId, event: Event) {
+        if let Event::Lost { of, .. } = &event {
+            self.gates.ended(of.job, Verdict::None);
+        }
+        if self.cache.runs.contains_key(&id) {
+            self.event(id, event);
+        } else {
+            self.orphan(event);
         }
     }
 
@@ -218,10 +243,11 @@ impl Core {
             Effect::Ready { index } => self.ready(id, index),
             Effect::Unready { index } => self.unready(id, index),
             Effect::Dispatch { index, job, attempt, max_attempts } => {
-                let queue = self.cache.runs[&id].plan.steps[index as usize].queue.clone();
+                let (of, canary, falls_back) = (self.at, self.canary.take(), self.falls_back);
+                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, canary, falls_back };
+                let queue = dispatch.queue(&self.cache.runs[&id]);
                 self.schedule.queue(&queue).outstanding += 1;
-                let of = self.at;
-                self.staged.dispatches.push(Dispatch { of, run: id, index, job, attempt, max_attempts });
+                self.staged.dispatches.push(dispatch);
             }
             Effect::Ack { queue, entry } => self.ack(queue, entry),
             Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
@@ -255,6 +281,8 @@ impl Core {
             }
             // Of one job the last word counts: a commit adds before it removes.
             Effect::Stop(job) => {
+                // Whether its dependency is back, nobody will know.
+                self.gates.ended(job, Verdict::None);
                 commit.stopped.retain(|j| *j != job);
                 commit.stops.push(job);
             }
@@ -275,57 +303,6 @@ impl Core {
             // An older one of this id may be in mind.
             Payload::Ref(_) => drop(self.cache.values.remove(&id)),
         }
-    }
-
-    fn ready(&mut self, id: RunId, index: u32) {
-        let run = &self.cache.runs[&id];
-        let step = &run.plan.steps[index as usize];
-        let (queue, priority) = (step.queue.clone(), step.priority);
-        if !self.full && (self.schedule.passes(&queue) || self.inherits(&queue, priority)) {
-            self.event(id, Event::Release { index });
-            return;
-        }
-        let q = self.schedule.queue(&queue);
-        q.ready += 1;
-        q.urgent = q.urgent.max(priority);
-        let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
-        self.staged.commit.ready_added.entry(queue).or_default().push(member);
-    }
-
-    /// A step may take the place of the job whose result made it ready, ahead of waiting steps that are not more urgent: a
-    /// run that has a slot keeps it, and a chain does not go through the ready set step by step. One place, one heir, so
-    /// that a wide graph cannot take the queue over.
-    fn inherits(&mut self, queue: &Name, priority: u8) -> bool {
-        let heir = self.freed.as_ref() == Some(queue) && self.schedule.queue(queue).urgent <= priority;
-        if heir {
-            self.freed = None;
-        }
-        heir
-    }
-
-    fn unready(&mut self, id: RunId, index: u32) {
-        let queue = self.cache.runs[&id].plan.steps[index as usize].queue.clone();
-        let member = record::pack_ready(id, index);
-        let q = self.schedule.queue(&queue);
-        q.ready = q.ready.saturating_sub(1);
-        if let Some(added) = self.staged.commit.ready_added.get_mut(&queue) {
-            added.retain(|(_, m)| *m != member);
-        }
-        self.staged.commit.ready_removed.entry(queue).or_default().push(member);
-    }
-
-    /// Takes a dispatch back: its step waits in the ready set for a later batch.
-    pub fn defer(&mut self, dispatch: &Dispatch) {
-        self.full = true;
-        self.recall(dispatch);
-        self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
-    }
-
-    /// The job of a dispatch does not come to the stream.
-    pub fn recall(&mut self, dispatch: &Dispatch) {
-        let queue = self.cache.runs[&dispatch.run].plan.steps[dispatch.index as usize].queue.clone();
-        let q = self.schedule.queue(&queue);
-        q.outstanding = q.outstanding.saturating_sub(1);
     }
 
     /// Runs that an item needs, beside its own.

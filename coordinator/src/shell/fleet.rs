@@ -11,12 +11,14 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    gates::{self, pump},
     lease::{self, Leases},
     metrics::Metrics,
     observer::Observer,
     owner::{Memory, Owner, OwnerError},
     retention::Retention,
 };
+use crate::machine::rules::Rules;
 use crate::store::{
     link::{Dial, LinkError},
     partition::{Partition, TurnError},
@@ -55,7 +57,13 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
+    let (_rules, rules) = watch::channel(Rules::default());
+    let partitions = watch::Sender::new(0);
+    let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), rules, metrics.clone());
+    let pumping = tokio::spawn(pump.run(partitions.subscribe(), shutdown.clone()));
     let mut fleet = Fleet::new(dial, config, metrics, owned, slots);
+    fleet.gates = Some(Box::new(gates));
+    fleet.told = partitions;
     while !shutdown.is_cancelled() {
         fleet.look().await;
         tokio::select! {
@@ -68,6 +76,7 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     fleet.leave().await;
     // The observer has nothing to give away.
     observing.abort();
+    pumping.abort();
 }
 
 /// How an owner task ended.
@@ -87,6 +96,10 @@ struct Fleet<D: Dial> {
     left_alone: HashMap<PartitionId, Instant>,
     owned: Owned,
     slots: watch::Sender<Slots>,
+    /// Makes an owner's way to the circuit breakers.
+    gates: Option<Box<dyn Fn() -> gates::Link + Send + Sync>>,
+    /// How many partitions there are.
+    told: watch::Sender<u16>,
     /// As last read; 0 before.
     partitions: u16,
     /// As last read.
@@ -110,6 +123,8 @@ impl<D: Dial> Fleet<D> {
             left_alone,
             owned,
             slots,
+            gates: None,
+            told: watch::Sender::new(0),
             partitions: 0,
             coordinators: 1,
             unreachable: false,
@@ -153,6 +168,7 @@ impl<D: Dial> Fleet<D> {
         let partitions = self.leases.partitions(self.config.partitions).await;
         let coordinators = self.leases.beat().await;
         self.partitions = *partitions.as_ref().unwrap_or(&self.partitions);
+        self.told.send_replace(self.partitions);
         self.coordinators = *coordinators.as_ref().unwrap_or(&self.coordinators);
         partitions.and(coordinators).map(drop)
     }
@@ -164,6 +180,7 @@ impl<D: Dial> Fleet<D> {
             config: self.config.clone(),
             metrics: self.metrics.clone(),
             slots: self.slots.subscribe(),
+            gates: self.gates.as_ref().map(|link| link()),
             partition,
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
@@ -222,6 +239,7 @@ struct Task<D: Dial> {
     config: Config,
     metrics: Metrics,
     slots: watch::Receiver<Slots>,
+    gates: Option<gates::Link>,
     partition: PartitionId,
     stop: CancellationToken,
     leases: Leases<D>,
@@ -277,6 +295,9 @@ impl<D: Dial> Task<D> {
             Err(error) => return (Some(error), false, memory),
         };
         owner.configure(self.dial.is_cluster(), self.config.retention);
+        if let Some(link) = &self.gates {
+            owner.attach(link.clone());
+        }
         // Every owner begins without; what this task has seen before is no news to the receiver.
         owner.set_slots(self.slots.borrow_and_update().clone());
         let mut before = owner.done;

@@ -1,6 +1,8 @@
 //! Making the inputs of jobs: values are loaded, templates rendered in a bounded pool, and what cannot be made is an event
 //! of the same batch. A panic here is blamed on the item that led to the job.
 
+mod letters;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,6 +16,7 @@ use serde_json::Value as Json;
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
+    gate::Gate,
     id::RunId,
     limits::INLINE_BYTES_MAX,
     message::Job,
@@ -22,7 +25,7 @@ use stepfleet_protocol::{
 use tokio::sync::Semaphore;
 
 use super::{
-    cache::{Compiled, StepInput},
+    cache::{Compiled, StepInput, Target},
     core::{Blame, Core, Dispatch, Poison, patch_id},
     intake::Place,
     owner::OwnerError,
@@ -32,10 +35,8 @@ use crate::{
     store::{
         link::Link,
         partition::{Partition, TurnError},
-        record::{DeadLetter, VERSION},
-        reply,
     },
-    workflow::template::{RunScope, Scope, Source},
+    workflow::template::{RunScope, Scope, Source, Template},
 };
 
 /// Renderings at once in this process.
@@ -85,16 +86,17 @@ pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> 
             let values = load_values(core, partition, &part).await?;
             for dispatch in part {
                 core.at = dispatch.of;
-                let done = AssertUnwindSafe(render_one(core, &dispatch, &values)).catch_unwind().await;
-                done.map_err(|_| poison(dispatch.of))?;
+                let of = dispatch.of;
+                let done = AssertUnwindSafe(render_one(core, dispatch, &values)).catch_unwind().await;
+                done.map_err(|_| poison(of))?;
             }
         }
         let mut letters = std::mem::take(&mut core.staged.letters);
         while !letters.is_empty() {
             let part: Vec<(Place, Letter)> = letters.drain(..letters.len().min(LETTERS_PER_READ)).collect();
-            let inputs = load_inputs(partition, part.iter().map(|(_, letter)| letter)).await?;
+            let inputs = letters::load_inputs(partition, part.iter().map(|(_, letter)| letter)).await?;
             for ((of, letter), input) in part.into_iter().zip(inputs) {
-                let done = catch_unwind(AssertUnwindSafe(|| stage_letter(core, of.1, letter, input)));
+                let done = catch_unwind(AssertUnwindSafe(|| letters::stage_letter(core, of.1, letter, input)));
                 done.map_err(|_| poison(of))?;
             }
         }
@@ -110,7 +112,7 @@ pub fn resolve_at_hand(core: &mut Core) -> Result<bool, OwnerError> {
     let mut left = Vec::new();
     for dispatch in std::mem::take(&mut core.staged.dispatches) {
         match catch_unwind(AssertUnwindSafe(|| at_hand(core, &dispatch))) {
-            Ok(Some(input)) => stage_job(core, &dispatch, input),
+            Ok(Some(input)) => stage_job(core, dispatch, None, input),
             Ok(None) => left.push(dispatch),
             Err(_) => return Err(poison(dispatch.of)),
         }
@@ -123,13 +125,54 @@ fn poison(item: Place) -> OwnerError {
     OwnerError::Poison(Poison { item, by: Blame::Input })
 }
 
-async fn render_one(core: &mut Core, dispatch: &Dispatch, values: &HashMap<String, Bytes>) {
-    match render(core, dispatch, values).await {
-        Ok(input) => stage_job(core, dispatch, input),
+async fn render_one(core: &mut Core, mut dispatch: Dispatch, values: &HashMap<String, Bytes>) {
+    let made = match render(core, &dispatch, values).await {
+        Ok(input) => target_of(core, &dispatch, values).await.map(|gate| (input, gate)),
+        Err(failure) => Err(failure),
+    };
+    match made {
+        Ok((input, None)) => stage_job(core, dispatch, None, input),
+        Ok((input, Some(gate))) => {
+            if core.admit(&mut dispatch, &gate) {
+                stage_job(core, dispatch, Some(gate), input);
+            }
+        }
         Err(failure) => {
-            core.recall(dispatch);
+            core.recall(&dispatch);
             core.event(dispatch.run, Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure });
         }
+    }
+}
+
+/// The gate of the dependency that a step names by an expression; none if the text comes out empty, or is no text.
+async fn target_of(
+    core: &mut Core,
+    dispatch: &Dispatch,
+    loaded: &HashMap<String, Bytes>,
+) -> Result<Option<Gate>, Failure> {
+    let run = &core.cache.runs[&dispatch.run];
+    let compiled = core.cache.plans[&run.plan.hash].clone();
+    let Target::Template(template) = &compiled.targets[dispatch.index as usize] else { return Ok(None) };
+    let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
+    let text = match in_pool(template.clone(), scope).await? {
+        Json::String(text) => text,
+        Json::Number(number) => number.to_string(),
+        Json::Null | Json::Bool(_) | Json::Array(_) | Json::Object(_) => String::new(),
+    };
+    Ok((!text.trim().is_empty()).then(|| Gate::target(&text)))
+}
+
+/// Renders on one of the few threads that do nothing else.
+async fn in_pool(template: Box<Template>, scope: Scope) -> Result<Json, Failure> {
+    let permit = POOL.acquire().await.expect("the pool is never closed");
+    let rendered = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        template.render(&scope)
+    });
+    match rendered.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(unrenderable(e.to_string())),
+        Err(_) => Err(unrenderable("the rendering panicked".into())),
     }
 }
 
@@ -139,11 +182,16 @@ fn wanted(core: &Core, dispatches: &[Dispatch]) -> BTreeSet<String> {
     for dispatch in dispatches {
         let run = &core.cache.runs[&dispatch.run];
         let compiled = &core.cache.plans[&run.plan.hash];
-        if let StepInput::Template(template) = &compiled.inputs[dispatch.index as usize]
-            && !run.step(dispatch.index).patched
-        {
-            ids.extend(template.sources().iter().filter_map(|s| place_of(run, compiled, s)));
-        }
+        let input = match &compiled.inputs[dispatch.index as usize] {
+            StepInput::Template(template) if !run.step(dispatch.index).patched => Some(template),
+            _ => None,
+        };
+        let target = match &compiled.targets[dispatch.index as usize] {
+            Target::Template(template) => Some(template),
+            Target::Handler | Target::Static(_) => None,
+        };
+        let sources = input.into_iter().chain(target).flat_map(|template| template.sources());
+        ids.extend(sources.filter_map(|s| place_of(run, compiled, s)));
     }
     ids.retain(|id| !core.cache.values.contains_key(id));
     ids
@@ -176,8 +224,17 @@ async fn load_values<L: Link>(
     Ok(values)
 }
 
-/// The input of a dispatch, unless it has to be rendered.
+/// The input of a dispatch, unless something about it has to be rendered.
 fn at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
+    let run = &core.cache.runs[&dispatch.run];
+    match core.cache.plans[&run.plan.hash].targets[dispatch.index as usize] {
+        Target::Template(_) => None,
+        Target::Handler | Target::Static(_) => made_at_hand(core, dispatch),
+    }
+}
+
+/// The input of a dispatch, unless it has to be rendered itself.
+fn made_at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
     let run = &core.cache.runs[&dispatch.run];
     let compiled = core.cache.plans[&run.plan.hash].clone();
     #[cfg(test)]
@@ -199,25 +256,16 @@ fn at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
 async fn render(core: &mut Core, dispatch: &Dispatch, loaded: &HashMap<String, Bytes>) -> Result<Input, Failure> {
     let run = &core.cache.runs[&dispatch.run];
     let compiled = core.cache.plans[&run.plan.hash].clone();
+    if run.step(dispatch.index).patched {
+        return Ok(by_reference(core, patch_id(run.id, dispatch.index)));
+    }
     let StepInput::Template(template) = &compiled.inputs[dispatch.index as usize] else {
-        return Ok(at_hand(core, dispatch).unwrap_or_default());
+        return Ok(made_at_hand(core, dispatch).unwrap_or_default());
     };
     let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
-    let template = template.clone();
-    let permit = POOL.acquire().await.expect("the pool is never closed");
-    let rendered = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
-        template.render(&scope)
-    });
-    match rendered.await {
-        Ok(Ok(value)) => {
-            let bytes = codec::pack(&value);
-            core.staged.made_bytes += bytes.len();
-            Ok(pass(core, dispatch, bytes.into()))
-        }
-        Ok(Err(e)) => Err(unrenderable(e.to_string())),
-        Err(_) => Err(unrenderable("the rendering panicked".into())),
-    }
+    let bytes = codec::pack(&in_pool(template.clone(), scope).await?);
+    core.staged.made_bytes += bytes.len();
+    Ok(pass(core, dispatch, bytes.into()))
 }
 
 fn unrenderable(message: String) -> Failure {
@@ -279,9 +327,15 @@ fn by_reference(core: &Core, id: String) -> Input {
     }
 }
 
-fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
+/// Puts the job on its way. `gate` is that of the dependency which the step names by an expression.
+fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Input) {
     let run = &core.cache.runs[&dispatch.run];
     let step = &run.plan.steps[dispatch.index as usize];
+    let fallback = step.fallback.as_ref().filter(|_| dispatch.falls_back);
+    let named = || match &core.cache.plans[&run.plan.hash].targets[dispatch.index as usize] {
+        Target::Static(gate) => Some(gate.clone()),
+        Target::Handler | Target::Template(_) => gate,
+    };
     let job = Job {
         v: codec::VERSION,
         id: dispatch.job,
@@ -292,61 +346,18 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
         generation: run.step(dispatch.index).generation,
         attempt: dispatch.attempt,
         max_attempts: dispatch.max_attempts,
-        handler: step.handler.clone(),
+        handler: fallback.map_or(&step.handler, |f| &f.handler).clone(),
         timeout_ms: step.timeout_ms,
         input,
         traceparent: run.traceparent.as_deref().map(Into::into),
-        target: None,
-        canary: false,
+        gate: fallback.map(|f| Gate::handler(&f.handler)).or_else(named),
+        canary: dispatch.canary.is_some(),
         undo: false,
     };
-    core.staged.commit.jobs.push((step.queue.clone(), codec::encode(&job)));
-}
-
-/// The inputs that the jobs of these letters were done with: their stream entries still hold them.
-async fn load_inputs<L: Link>(
-    partition: &mut Partition<L>,
-    letters: impl Iterator<Item = &Letter>,
-) -> Result<Vec<Option<Input>>, TurnError> {
-    let mut pipe = redis::pipe();
-    let mut asked = Vec::new();
-    for letter in letters {
-        asked.push(letter.of.is_some());
-        if let Some(of) = &letter.of {
-            let (key, entry) = (partition.keys.jobs(&of.queue), of.entry.to_string());
-            pipe.cmd("XRANGE").arg(key).arg(&entry).arg(&entry);
-        }
+    core.staged.commit.jobs.push((dispatch.queue(run), codec::encode(&job)));
+    if let Some((gate, token)) = dispatch.canary {
+        core.gates.tries(dispatch.job, gate, token);
     }
-    let mut replies = if pipe.is_empty() { Vec::new() } else { partition.load(&pipe).await? }.into_iter();
-    let input = |asked: bool| {
-        let found = if asked { replies.next().map(reply::entries) } else { None }.unwrap_or_default();
-        let (field, bytes) = found.first()?.1.first()?;
-        codec::decode::<Job>(field, bytes).ok().map(|job| job.input)
-    };
-    Ok(asked.into_iter().map(input).collect())
-}
-
-fn stage_letter(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>) {
-    let run = &core.cache.runs[&id];
-    let step = &run.plan.steps[letter.index as usize];
-    let dead = DeadLetter {
-        v: VERSION,
-        run: id,
-        workflow: run.plan.workflow.clone(),
-        version: run.version,
-        step: step.name.clone(),
-        index: letter.index,
-        generation: run.step(letter.index).generation,
-        handler: step.handler.clone(),
-        queue: step.queue.clone(),
-        cause: letter.cause,
-        category: letter.category,
-        attempts: letter.attempts,
-        input,
-        at_ms: core.now_ms,
-    };
-    *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
-    core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
 }
 
 /// Handlers over whose inputs this panics, for the tests of what follows from a bug.

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use stepfleet_protocol::{
     codec::{self, DecodeError},
+    gate::Gate,
     id::{CommandId, PartitionId, RunId, StreamId},
     limits::ENTRY_PARTS_MAX,
     message::{Body, Command, LogEntry, NewRun, Unreadable},
@@ -23,6 +24,8 @@ pub enum Origin {
     Timer,
     /// The ready set.
     Ready,
+    /// A gate at which steps are parked.
+    Parked,
     /// The list of work items.
     Todo,
 }
@@ -66,6 +69,13 @@ pub enum What {
     },
     /// A command about a run.
     Command(Command),
+    /// What became of a job, and the circuit breaker that it speaks about if it is not that of the step's handler.
+    Result {
+        /// The gate.
+        gate: Option<Gate>,
+        /// The result.
+        event: Event,
+    },
     /// Anything else that happens to a run.
     Event(Event),
     /// Entries of a job stream that are no jobs. It is about no run.
@@ -83,7 +93,7 @@ impl Item {
         match &self.what {
             What::New { command, .. } => Some(*command),
             What::Command(command) => Some(command.id),
-            What::Event(_) | What::Unreadable(_) => None,
+            What::Result { .. } | What::Event(_) | What::Unreadable(_) => None,
         }
     }
 
@@ -96,7 +106,7 @@ impl Item {
         let may_be = match &self.what {
             What::New { again, new, .. } => *again || self.at_ms.abs_diff(new.run.created_ms()) > LATE_MS,
             What::Command(_) => true,
-            What::Event(_) | What::Unreadable(_) => false,
+            What::Result { .. } | What::Event(_) | What::Unreadable(_) => false,
         };
         self.command().filter(|_| may_be)
     }
@@ -105,7 +115,7 @@ impl Item {
     pub fn looks_back(&self) -> bool {
         match &self.what {
             What::New { .. } => self.sent_before().is_some(),
-            What::Command(_) | What::Event(_) => true,
+            What::Command(_) | What::Result { .. } | What::Event(_) => true,
             What::Unreadable(_) => false,
         }
     }
@@ -171,7 +181,9 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
         Body::Results(results) => {
             for r in results.results {
                 let worker = results.worker.clone();
-                push(r.of.run, What::Event(Event::Result { of: r.of, worker, run_ms: r.run_ms, outcome: r.outcome }));
+                let (run, gate) = (r.of.run, r.gate);
+                let event = Event::Result { of: r.of, worker, run_ms: r.run_ms, outcome: r.outcome };
+                push(run, What::Result { gate, event });
             }
         }
         Body::Started(started) => {

@@ -1,6 +1,6 @@
 //! What a coordinator counts. Fleet-wide gauges are not here: they are read from Redis when asked for.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::retention::Expired;
 
@@ -37,6 +37,10 @@ pub struct Metrics {
     pub expired: ExpiredCounters,
     /// Items of a batch.
     pub batch_items: Histogram,
+    /// Gates that hold something back, by how they stand, as this coordinator last read them.
+    pub gates: IntGaugeVec,
+    /// Changes of circuit breakers that this coordinator brought about, by the new state.
+    pub breaker_moves: IntCounterVec,
 }
 
 /// Counters of what retention deletes.
@@ -84,6 +88,12 @@ impl Metrics {
         let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
         let batch_items = Histogram::with_opts(opts).expect("a legal metric");
         registry.register(Box::new(batch_items.clone())).expect("registered once");
+        let gates = Opts::new("stepfleet_gates", "Circuit breakers and paused queues that hold something back");
+        let gates = IntGaugeVec::new(gates, &["stand"]).expect("a legal metric");
+        registry.register(Box::new(gates.clone())).expect("registered once");
+        let moves = Opts::new("stepfleet_breaker_moves_total", "Changes of circuit breakers, by the new state");
+        let breaker_moves = IntCounterVec::new(moves, &["state"]).expect("a legal metric");
+        registry.register(Box::new(breaker_moves.clone())).expect("registered once");
         Self {
             commits: counter("owner_commits_total", "Commits of this coordinator"),
             ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
@@ -104,6 +114,8 @@ impl Metrics {
             },
             owned,
             batch_items,
+            gates,
+            breaker_moves,
             registry,
         }
     }

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod core;
 pub mod fleet;
+pub mod gates;
 pub mod inputs;
 pub mod intake;
 pub mod lease;

@@ -28,7 +28,7 @@ use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
 use super::{
     core::{Core, Poison},
-    inputs,
+    gates, inputs,
     intake::{Item, Malformed, Newer, Place, What},
     retention::{self, Expired, Retention},
     upkeep::{self, Chore, Upkeep},
@@ -46,6 +46,8 @@ pub const BATCH_ITEMS_MAX: usize = 400;
 const BATCH_ITEMS_MIN: usize = 128;
 /// Work items that one batch continues, of up to 100 steps each.
 const WORK_PER_BATCH: usize = 4;
+/// Longest blocking read while a gate holds something back.
+const GATES_EVERY: Duration = Duration::from_millis(50);
 /// Log entries of one read, at most.
 const READ_ENTRIES_MAX: usize = 512;
 /// Entries of the first read, and of one after a quiet time, when nobody knows how large they are: a worker writes up to
@@ -123,6 +125,7 @@ pub struct Owner<L> {
     known_ms: u64,
     /// Items that the pending commit passes by: they are no danger any more.
     avoided: Vec<Place>,
+    gates: Option<gates::Link>,
     retention: Retention,
     next_retention_ms: u64,
     /// The server's time at the last turn.
@@ -135,6 +138,18 @@ impl<L: Link> Owner<L> {
     /// Tells how many slots workers have for each queue, in this partition's share.
     pub fn set_slots(&mut self, slots: BTreeMap<Name, u64>) {
         self.core.schedule.slots = slots;
+    }
+
+    /// Lets it know how gates stand, and tell what results say about dependencies.
+    pub fn attach(&mut self, link: gates::Link) {
+        self.core.gates.see(link.view.borrow().clone());
+        self.gates = Some(link);
+    }
+
+    fn look_at_gates(&mut self) {
+        let Some(link) = &mut self.gates else { return };
+        link.exchange(&mut self.core.gates, self.server_ms);
+        self.core.schedule.paused = self.core.gates.view().paused();
     }
 
     /// What the next owner has to know.
@@ -162,7 +177,9 @@ impl<L: Link> Owner<L> {
     pub async fn turn(&mut self, leaving: bool) -> Result<(), OwnerError> {
         let Sealed { commit, alone } = self.pending.take().unwrap_or_default();
         self.memory.last_alone = alone;
-        let (chores, extra) = self.upkeep.due(&mut self.core.schedule, self.server_ms, self.partition.head.offset);
+        self.look_at_gates();
+        let Core { schedule, gates, .. } = &mut self.core;
+        let (chores, extra) = self.upkeep.due(schedule, gates, self.server_ms, self.partition.head.offset);
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
@@ -231,11 +248,13 @@ impl<L: Link> Owner<L> {
         if self.retention_is_due() {
             return None;
         }
-        if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_))) {
+        if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_) | Chore::Unpark(_))) {
             return None;
         }
         let wait = schedule.timers.next_look().saturating_sub(self.server_ms);
-        let wait = Duration::from_millis(wait).min(BLOCK_MAX);
+        // What is parked may pass as soon as the gate opens.
+        let longest = if self.core.gates.is_idle() { BLOCK_MAX } else { GATES_EVERY };
+        let wait = Duration::from_millis(wait).min(longest);
         (!wait.is_zero()).then_some(wait)
     }
 
@@ -285,9 +304,11 @@ impl<L: Link> Owner<L> {
         if moved || !commit.is_empty() { self.send_next(commit, alone).await } else { Ok(()) }
     }
 
-    /// Has the next turn send a commit, whose queues must be there before their first jobs.
+    /// Has the next turn send a commit, whose queues must be there before their first jobs, and before the first step of a
+    /// paused one: the next owner would not find it.
     async fn send_next(&mut self, mut commit: Commit, alone: Vec<Place>) -> Result<(), OwnerError> {
-        for queue in commit.jobs.iter().map(|(q, _)| q.clone()).collect::<BTreeSet<_>>() {
+        let queues = commit.jobs.iter().map(|(queue, _)| queue).chain(commit.ready_added.keys());
+        for queue in queues.cloned().collect::<BTreeSet<_>>() {
             if !self.core.schedule.queue(&queue).exists {
                 self.make_queue(&queue).await?;
             }

@@ -112,6 +112,8 @@ pub struct Schedule {
     pub queues: BTreeMap<Name, Queue>,
     /// The work items, in their order in the list.
     pub todo: VecDeque<Work>,
+    /// Queues that somebody paused: nothing of them goes to the stream.
+    pub paused: BTreeSet<Name>,
     /// Live slots of workers by queue, as the observer sees them, divided by the number of partitions.
     pub slots: BTreeMap<Name, u64>,
 }
@@ -132,15 +134,20 @@ impl Schedule {
 
     /// Whether a step that becomes ready now may go to the stream at once: nothing waits before it, and there is room.
     pub fn passes(&mut self, name: &Name) -> bool {
-        let window = self.window(name);
+        let (window, paused) = (self.window(name), self.is_paused(name));
         let queue = self.queue(name);
-        queue.ready == 0 && queue.outstanding < window
+        queue.ready == 0 && queue.outstanding < window && !paused
+    }
+
+    /// Whether somebody paused the queue.
+    pub fn is_paused(&self, name: &Name) -> bool {
+        !self.paused.is_empty() && self.paused.contains(name)
     }
 
     /// Queues with waiting steps and room on the stream, with how many steps may go.
     pub fn releasable(&self) -> Vec<(Name, u64)> {
         let room = |name: &Name, q: &Queue| self.window(name).saturating_sub(q.outstanding);
-        let waiting = self.queues.iter().filter(|(_, q)| q.ready > 0 && !q.looked_at);
+        let waiting = self.queues.iter().filter(|(name, q)| q.ready > 0 && !q.looked_at && !self.is_paused(name));
         // A quarter of the window at once, so that one command moves many steps.
         waiting
             .map(|(name, q)| (name.clone(), room(name, q)))

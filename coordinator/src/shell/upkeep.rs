@@ -4,9 +4,10 @@
 //! Trimming needs no fence: it touches only what a commit that this connection has seen applied has left behind.
 
 use redis::{Cmd, Value, cmd};
-use stepfleet_protocol::{id::StreamId, keys::GROUP, keys::PartitionKeys, name::Name};
+use stepfleet_protocol::{gate::Gate, id::StreamId, keys::GROUP, keys::PartitionKeys, name::Name};
 
 use super::{
+    gates::Book,
     retention::Retention,
     schedule::{HORIZON_MS, Queue, Schedule, TIMERS_PER_READ},
 };
@@ -32,6 +33,10 @@ pub enum Chore {
     TrimEvents,
     /// Ready steps of a queue, to be released.
     Release(Name),
+    /// Steps that are parked at a gate, to be released.
+    Unpark(Gate),
+    /// How many steps are parked at a gate.
+    Parked(Gate),
     /// How much is on a queue's stream.
     Groups(Name),
     /// The lowest pending entry of a queue's stream.
@@ -49,8 +54,13 @@ impl Chore {
     /// Whether its reply says nothing about what a batch changes that is being decided meanwhile.
     pub fn tells_no_mirror(&self) -> bool {
         match self {
-            Self::Lease | Self::Trim | Self::TrimEvents | Self::Release(_) => true,
-            Self::Retake | Self::Groups(_) | Self::Pending(_) | Self::Ready(_) | Self::Timers { .. } => false,
+            Self::Lease | Self::Trim | Self::TrimEvents | Self::Release(_) | Self::Unpark(_) => true,
+            Self::Retake
+            | Self::Groups(_)
+            | Self::Pending(_)
+            | Self::Ready(_)
+            | Self::Parked(_)
+            | Self::Timers { .. } => false,
         }
     }
 }
@@ -91,7 +101,13 @@ impl Upkeep {
     }
 
     /// Commands that are due, each with what to do with its reply.
-    pub fn due(&mut self, schedule: &mut Schedule, now_ms: u64, offset: StreamId) -> (Vec<Chore>, Vec<Cmd>) {
+    pub fn due(
+        &mut self,
+        schedule: &mut Schedule,
+        gates: &mut Book,
+        now_ms: u64,
+        offset: StreamId,
+    ) -> (Vec<Chore>, Vec<Cmd>) {
         let (mut chores, mut cmds) = (Vec::new(), Vec::new());
         let mut push = |chore, cmd: Cmd| {
             chores.push(chore);
@@ -114,6 +130,11 @@ impl Upkeep {
             take.arg(self.keys.ready(&queue)).arg(0).arg(room.min(super::owner::BATCH_ITEMS_MAX as u64) - 1);
             push(Chore::Release(queue), take);
         }
+        for (gate, count) in gates.passable(now_ms) {
+            let mut take = cmd("ZRANGE");
+            take.arg(self.keys.parked(&gate)).arg(0).arg(count - 1);
+            push(Chore::Unpark(gate), take);
+        }
         if schedule.timers.wants_more(now_ms) {
             let to_ms = now_ms + HORIZON_MS;
             push(Chore::Timers { to_ms }, self.timers(to_ms));
@@ -121,6 +142,11 @@ impl Upkeep {
         if is_due(self.next_look_ms, EVERY_MS, now_ms) {
             self.next_look_ms = now_ms + EVERY_MS;
             self.look(schedule, now_ms, offset, &mut push);
+            for (gate, _) in gates.parked() {
+                let mut count = cmd("ZCARD");
+                count.arg(self.keys.parked(gate));
+                push(Chore::Parked(gate.clone()), count);
+            }
         }
         (chores, cmds)
     }
@@ -217,7 +243,12 @@ impl Upkeep {
                     }
                 }
             }
-            Chore::Trim | Chore::Retake | Chore::Release(_) | Chore::Timers { .. } => {}
+            Chore::Trim
+            | Chore::Retake
+            | Chore::Release(_)
+            | Chore::Unpark(_)
+            | Chore::Parked(_)
+            | Chore::Timers { .. } => {}
         }
     }
 }

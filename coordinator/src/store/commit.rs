@@ -4,12 +4,14 @@
 //! that cannot fail on keys that only we write are used: an error inside EXEC would be a torn commit.
 
 mod announce;
+mod schedule;
 
 use std::collections::BTreeMap;
 
 use redis::{Cmd, Pipeline};
 use stepfleet_protocol::{
     codec::{Wire, pack},
+    gate::Gate,
     id::{CommandId, JobId, RunId, StreamId},
     keys::{GROUP, PartitionKeys},
     message::Reply,
@@ -52,6 +54,14 @@ pub struct Commit {
     pub ready_added: BTreeMap<Name, Vec<(u64, Vec<u8>)>>,
     /// Members of ready sets to take away.
     pub ready_removed: BTreeMap<Name, Vec<Vec<u8>>>,
+    /// Steps that are parked at gates, with their scores.
+    pub parked_added: BTreeMap<Gate, Vec<(u64, Vec<u8>)>>,
+    /// Steps that leave gates.
+    pub parked_removed: BTreeMap<Gate, Vec<Vec<u8>>>,
+    /// Gates at which the first step is parked.
+    pub gates_added: Vec<Gate>,
+    /// Gates at which nobody is parked any more.
+    pub gates_removed: Vec<Gate>,
     /// Runs that come into a listing: state, time, run.
     pub listed: BTreeMap<State, Vec<(u64, RunId)>>,
     /// Runs that leave a listing.
@@ -113,6 +123,9 @@ impl Commit {
             && self.timers_cleared.is_empty()
             && self.ready_added.is_empty()
             && self.ready_removed.is_empty()
+            && self.parked_added.is_empty()
+            && self.parked_removed.is_empty()
+            && self.gates_removed.is_empty()
             && self.replies.is_empty()
             && self.work_taken == 0
             && self.values_dropped.is_empty()
@@ -213,50 +226,6 @@ impl Commit {
             let set = out.keys.cancels();
             let ids: Vec<String> = self.stopped.iter().map(JobId::to_string).collect();
             out.cmd("SREM").arg(set).arg(ids);
-        }
-    }
-
-    fn write_schedule(&self, out: &mut Commands) {
-        let timers = out.keys.timers();
-        for part in self.timers_set.chunks(500) {
-            let cmd = out.cmd("ZADD").arg(&timers);
-            for (due, member) in part {
-                cmd.arg(*due).arg(&member[..]);
-            }
-        }
-        for part in self.timers_cleared.chunks(500) {
-            let cmd = out.cmd("ZREM").arg(&timers);
-            for member in part {
-                cmd.arg(&member[..]);
-            }
-        }
-        for (queue, members) in &self.ready_removed {
-            let key = out.keys.ready(queue);
-            for part in members.chunks(500) {
-                let cmd = out.cmd("ZREM").arg(&key);
-                for member in part {
-                    cmd.arg(&member[..]);
-                }
-            }
-        }
-        for (queue, members) in &self.ready_added {
-            let key = out.keys.ready(queue);
-            for part in members.chunks(500) {
-                let cmd = out.cmd("ZADD").arg(&key);
-                for (score, member) in part {
-                    cmd.arg(*score).arg(&member[..]);
-                }
-            }
-        }
-        let todo = out.keys.todo();
-        if self.work_taken > 0 {
-            out.cmd("LTRIM").arg(&todo).arg(self.work_taken).arg(-1);
-        }
-        for part in self.work_added.chunks(500) {
-            let cmd = out.cmd("RPUSH").arg(&todo);
-            for item in part {
-                cmd.arg(&item[..]);
-            }
         }
     }
 

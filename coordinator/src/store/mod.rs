@@ -6,6 +6,7 @@
 mod ask;
 pub mod client;
 pub mod commit;
+pub mod gates;
 pub mod history;
 pub mod link;
 pub mod memory;

@@ -4,6 +4,7 @@
 //! pages may be missed or seen twice.
 
 pub mod fleet;
+mod gates;
 pub mod history;
 pub mod letters;
 pub mod listing;

@@ -280,7 +280,7 @@ fn result(n: u32, output: Bytes) -> Body {
     let run = RunId::new(PartitionId(0), 1, u64::from(n));
     let of = JobRef { job, run, index: 0, queue: queue.clone(), entry: StreamId { ms: 1, seq: u64::from(n) } };
     let outcome = Outcome::Completed(Some(Payload::Inline(output)));
-    let results = vec![JobResult { of, run_ms: 1, outcome }];
+    let results = vec![JobResult { of, run_ms: 1, outcome, gate: None }];
     Body::Results(Results { worker: WorkerId::new(&queue, 1), results })
 }
 

@@ -12,7 +12,9 @@ mod wire;
 mod world;
 
 mod bounds;
+mod breaker;
 mod fence;
+mod gates;
 mod leases;
 mod liveness;
 mod losses;

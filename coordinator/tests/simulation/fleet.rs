@@ -151,7 +151,8 @@ impl<D: Dial> Worker<D> {
     }
 
     pub(crate) async fn answer(&mut self, results: Vec<(JobRef, Outcome)>) -> Result<(), LinkError> {
-        let results = results.into_iter().map(|(of, outcome)| JobResult { of, run_ms: 1, outcome }).collect();
+        let results =
+            results.into_iter().map(|(of, outcome)| JobResult { of, run_ms: 1, outcome, gate: None }).collect();
         self.client.append(Body::Results(Results { worker: self.id.clone(), results })).await.map(drop)
     }
 }

@@ -3,11 +3,13 @@
 
 mod checks;
 mod fleet;
+mod gates;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use checks::{check, check_nothing_is_left};
 use fleet::*;
+use gates::Gates;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use stepfleet_coordinator::{
     shell::owner::{Memory, Owner, OwnerError},
@@ -97,6 +99,8 @@ struct Story {
     effects: BTreeMap<(RunId, u32), u32>,
     /// What every job that a worker ever saw was for.
     jobs: BTreeMap<JobId, (RunId, u32, u32, u32)>,
+    /// Gates that open and close, as an owner sees them, and the words of owners that nobody minds.
+    gates: Gates,
     /// Jobs that take long: until which turn, whose they are, what becomes of them.
     held: Vec<(u32, usize, JobRef, Outcome)>,
 }
@@ -126,6 +130,7 @@ impl Story {
             snapshot: None,
             effects: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            gates: Gates::default(),
             held: Vec::new(),
             server,
             dial,
@@ -146,6 +151,9 @@ impl Story {
             self.rival = self.owner.take().or(self.rival.take());
             self.reigns += 1;
             self.owner = own(&self.dial, seed << 20 | self.reigns, self.memory.clone()).await.ok();
+            if let Some(owner) = &mut self.owner {
+                owner.attach(self.gates.link());
+            }
         }
         if let Some(old) = &mut self.rival
             && self.rng.random_bool(0.3)
@@ -177,6 +185,9 @@ impl Story {
             if !(is_wide && verb == Verb::Cancel) {
                 while self.client.command(run, verb.clone()).await.is_err() {}
             }
+        }
+        if self.rng.random_bool(0.05) {
+            self.gates.stir(&mut self.rng, turn);
         }
         if self.rng.random_bool(0.01) {
             self.server.set_full(true);
@@ -293,6 +304,7 @@ fn outcome(rng: &mut StdRng, calm: bool) -> Outcome {
         2 => Outcome::Failed(Failure::new(Category::Permanent, "never")),
         3 => Outcome::Failed(Failure::new(Category::Timeout, "too slow")),
         4 => Outcome::Returned(Returned::Drain),
+        5 => Outcome::Returned(Returned::Gated),
         _ => Outcome::Completed(None),
     }
 }
@@ -305,11 +317,18 @@ fn wide(n: usize) -> Workflow {
 
 /// Runs one seed: submits runs while faults happen, until everything has ended; then checks.
 async fn one_seed(seed: u64) {
-    let plans = [chain(1), chain(4), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
+    let target: Workflow = serde_json::from_value(serde_json::json!({ "workflow": "pays", "steps": {
+        "a": { "handler": "noop", "breaker": "${{ 'ba' + 'nk' }}" },
+        "b": { "handler": "noop", "needs": ["a"], "breaker": "bank" },
+        "c": { "handler": "noop", "needs": ["b"], "fallback": { "handler": "other" } },
+    }}))
+    .expect("a legal workflow");
+    let plans = [target, chain(1), chain(4), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
     let mut story = Story::new(seed);
     for turn in 0..TURNS {
         let calm = turn >= CALM;
         if turn == CALM {
+            story.gates.open();
             story.server.set_faults(Faults { latency_max: Duration::from_millis(1), ..Faults::default() });
         }
         let small = story.runs.len() - usize::from(turn > SNAPSHOT - 3);
@@ -336,6 +355,7 @@ async fn one_seed(seed: u64) {
         }
     }
     story.server.set_faults(Faults::default());
+    story.gates.open();
     for (run, plan) in story.runs.clone() {
         let stored = story.stored(run).await.unwrap_or_else(|| panic!("seed {seed}: run {run} is lost"));
         check(seed, &stored, plan.steps.len());

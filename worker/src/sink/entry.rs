@@ -173,7 +173,7 @@ mod tests {
 
     fn result(n: u32, bytes: usize) -> Report {
         let outcome = Outcome::Completed(Some(Payload::Inline(vec![1; bytes].into())));
-        let result = JobResult { of: reference(n), run_ms: 0, outcome };
+        let result = JobResult { of: reference(n), run_ms: 0, outcome, gate: None };
         Report::Result { partition: PartitionId(1), result, value: None }
     }
 

@@ -179,7 +179,7 @@ fn job_of(head: Head, newer: bool) -> Job {
         timeout_ms: 0,
         input: Input::None,
         traceparent: None,
-        target: None,
+        gate: None,
         canary: false,
         undo: false,
     }

@@ -93,6 +93,7 @@ impl Deciding<'_> {
             Event::Command(command) => self.command(command),
             Event::Timer(timer) => self.timer(timer),
             Event::Release { index } => self.release(index),
+            Event::FellBack { index } => self.fell_back(index),
             Event::Deferred { index, job } => self.deferred(index, job),
             Event::Unrenderable { index, job, failure } => self.unrenderable(index, job, failure),
             Event::Continue(work) => self.work(work),
@@ -143,6 +144,14 @@ impl Deciding<'_> {
         step.in_flight = true;
         let attempt = step.attempts + 1;
         self.effect(Effect::Dispatch { index, job, attempt, max_attempts });
+    }
+
+    /// The history says who did the step.
+    fn fell_back(&mut self, index: u32) {
+        let step = self.run.step(index);
+        if step.state == State::Queued && step.in_flight {
+            self.remark(index, Why::FellBack, None);
+        }
     }
 
     /// The number of the last try of the present budget, for failures of a category if one is given.

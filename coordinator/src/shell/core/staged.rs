@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stepfleet_protocol::{
+    gate::Gate,
     id::{CommandId, JobId, RunId},
     message::Answer,
+    name::Name,
     state::State,
 };
 
 use super::super::intake::Place;
 use crate::{
-    machine::decision::{Letter, Transition},
+    machine::{
+        decision::{Letter, Transition},
+        run::Run,
+    },
     store::commit::Commit,
 };
 
@@ -29,6 +34,19 @@ pub struct Dispatch {
     pub attempt: u32,
     /// How many tries there will be.
     pub max_attempts: u32,
+    /// It tries whether the dependency behind this gate is back, with this token.
+    pub canary: Option<(Gate, String)>,
+    /// The step's fallback does it.
+    pub falls_back: bool,
+}
+
+impl Dispatch {
+    /// The queue that its job goes to.
+    pub fn queue(&self, run: &Run) -> Name {
+        let step = &run.plan.steps[self.index as usize];
+        let other = step.fallback.as_ref().filter(|_| self.falls_back).and_then(|f| f.queue.as_ref());
+        other.unwrap_or(&step.queue).clone()
+    }
 }
 
 /// What a batch did to a run.

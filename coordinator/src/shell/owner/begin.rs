@@ -5,12 +5,13 @@
 use std::collections::VecDeque;
 
 use redis::Value;
-use stepfleet_protocol::{keys::GROUP, name::Name};
+use stepfleet_protocol::{gate::Gate, keys::GROUP, name::Name};
 
 use super::{
     super::{
         cache::Cache,
         core::{Core, Staged},
+        gates::Book,
         intake::{self, Origin},
         retention::Retention,
         schedule::{HORIZON_MS, Schedule},
@@ -54,6 +55,10 @@ impl<L: Link> Owner<L> {
             freed: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
+            gates: Book::default(),
+            canary: None,
+            falls_back: false,
+            parking: None,
             rules: Rules::default(),
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);
@@ -70,6 +75,7 @@ impl<L: Link> Owner<L> {
             pending: None,
             looked_at: Vec::new(),
             known_ms: 0,
+            gates: None,
             retention: Retention::default(),
             next_retention_ms: 0,
             server_ms: turn.now_ms,
@@ -79,6 +85,7 @@ impl<L: Link> Owner<L> {
         for name in names {
             owner.make_queue(&name).await?;
         }
+        owner.load_gates().await?;
         owner.load_timers().await?;
         Ok(owner)
     }
@@ -108,6 +115,28 @@ impl<L: Link> Owner<L> {
             queue.ready = replies.get(3).and_then(reply::number).unwrap_or(0) as u64;
             let first = replies.get(4).and_then(reply::array).and_then(|pair| pair.get(1)).and_then(score);
             queue.urgent = first.map_or(0, record::priority_of);
+        }
+        Ok(())
+    }
+
+    /// Looks how many steps are parked at which gates.
+    async fn load_gates(&mut self) -> Result<(), OwnerError> {
+        const PER_TRIP: usize = 500;
+        let keys = self.partition.keys.clone();
+        let mut pipe = redis::pipe();
+        pipe.cmd("SMEMBERS").arg(keys.gates());
+        let replies = self.partition.load(&pipe).await?;
+        let names = replies.first().and_then(reply::array).unwrap_or_default();
+        let gates: Vec<Gate> = names.iter().filter_map(reply::text).filter_map(|t| Gate::parse(&t).ok()).collect();
+        for part in gates.chunks(PER_TRIP) {
+            let mut pipe = redis::pipe();
+            for gate in part {
+                pipe.cmd("ZCARD").arg(keys.parked(gate));
+            }
+            for (gate, count) in part.iter().zip(self.partition.load(&pipe).await?) {
+                // Of one that is empty the next look says so, and its name goes.
+                self.core.gates.set_parked(gate, reply::number(&count).unwrap_or(0).max(1) as u64);
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use redis::Value;
-use stepfleet_protocol::{id::StreamId, name::Name};
+use stepfleet_protocol::{gate::Gate, id::StreamId, name::Name};
 
 use super::{
     super::{
@@ -25,10 +25,19 @@ use crate::{
     },
 };
 
-/// The most urgent of the ready steps of a queue, as they were at the last commit.
+/// Where steps were looked at that may be released.
+#[derive(Debug)]
+pub(super) enum From {
+    /// The ready set of a queue.
+    Queue(Name),
+    /// A gate.
+    Gate(Gate),
+}
+
+/// The first of the steps that wait somewhere, as they were at the last commit.
 #[derive(Debug)]
 pub(super) struct Look {
-    queue: Name,
+    from: From,
     found: Value,
     /// Nothing was decided since, so that an empty answer is the truth.
     exact: bool,
@@ -135,7 +144,17 @@ impl<L: Link> Owner<L> {
             match chore {
                 Chore::Release(queue) => {
                     self.core.schedule.queue(&queue).looked_at = true;
-                    self.looked_at.push(Look { queue, found: readable(value)?, exact: alone });
+                    self.looked_at.push(Look { from: From::Queue(queue), found: readable(value)?, exact: alone });
+                }
+                Chore::Unpark(gate) => {
+                    self.looked_at.push(Look { from: From::Gate(gate), found: readable(value)?, exact: alone });
+                }
+                Chore::Parked(gate) => {
+                    let count = reply::number(&readable(value)?).unwrap_or(0) as u64;
+                    self.core.gates.set_parked(&gate, count);
+                    if count == 0 {
+                        self.core.staged.commit.gates_removed.push(gate);
+                    }
                 }
                 Chore::Timers { to_ms } => self.keep_timers(&readable(value)?, to_ms),
                 other => self.upkeep.finish(other, &value, &mut self.core.schedule, turn.now_ms),
@@ -188,25 +207,34 @@ impl<L: Link> Owner<L> {
         Ok(items)
     }
 
-    /// Up to `left` of the ready steps that were looked at.
+    /// Up to `left` of the waiting steps that were looked at.
     fn released(&mut self, look: Look, left: &mut usize) -> Vec<Item> {
-        let Look { queue, found, exact } = look;
+        let Look { from, found, exact } = look;
         let found = reply::array(&found).unwrap_or_default().iter().filter_map(reply::bytes);
         let mut members: Vec<Vec<u8>> = found.map(<[u8]>::to_vec).collect();
-        let q = self.core.schedule.queue(&queue);
-        q.looked_at = false;
-        if members.is_empty() && exact {
-            q.ready = 0;
-        }
+        let none = members.is_empty();
         members.truncate(*left);
         *left -= members.len();
-        q.ready = q.ready.saturating_sub(members.len() as u64);
-        let at_ms = self.core.now_ms;
-        let item =
-            |(run, index)| Item { origin: Origin::Ready, at_ms, run, what: What::Event(Event::Release { index }) };
+        let (at_ms, count) = (self.core.now_ms, members.len() as u64);
+        let origin = if let From::Queue(_) = from { Origin::Ready } else { Origin::Parked };
+        let item = |(run, index)| Item { origin, at_ms, run, what: What::Event(Event::Release { index }) };
         let items = members.iter().filter_map(|m| record::unpack_ready(m)).map(item).collect();
-        if !members.is_empty() {
-            self.core.staged.commit.ready_removed.entry(queue).or_default().extend(members);
+        let commit = &mut self.core.staged.commit;
+        match from {
+            From::Queue(queue) => {
+                let q = self.core.schedule.queue(&queue);
+                q.looked_at = false;
+                q.ready = if none && exact { 0 } else { q.ready.saturating_sub(count) };
+                if count > 0 {
+                    commit.ready_removed.entry(queue).or_default().extend(members);
+                }
+            }
+            From::Gate(gate) => {
+                self.core.gates.unpark(&gate, count);
+                if count > 0 {
+                    commit.parked_removed.entry(gate).or_default().extend(members);
+                }
+            }
         }
         items
     }

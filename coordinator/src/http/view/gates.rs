@@ -1,0 +1,97 @@
+//! Circuit breakers and paused queues.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A circuit breaker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BreakerView {
+    /// Its name: `handler:<name>` or `target:<text>`.
+    pub name: String,
+    /// `closed`, `open`, `half_open` or `recovering`.
+    pub state: String,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// When it is tried again; none if somebody has to close it, or it is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Why it stands as it does.
+    #[serde(default)]
+    pub reason: String,
+    /// Who did it: a person, or `breaker`.
+    #[serde(default)]
+    pub actor: String,
+    /// Steps that are parked behind it.
+    pub parked: u64,
+    /// Successful calls in the window.
+    pub ok: u64,
+    /// Failed calls in the window; one of category `system` counts double.
+    pub failed: u64,
+    /// Failures in a row.
+    pub row: u64,
+    /// How often it opened without having recovered in between.
+    pub trips: u64,
+    /// Jobs that try now.
+    pub trying: u64,
+    /// When it opens, and how it closes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<BreakerNumbers>,
+}
+
+/// When a circuit breaker opens, and how it closes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BreakerNumbers {
+    /// Whether it opens by itself.
+    pub enabled: bool,
+    /// Failures in a row that open it.
+    pub failures: u32,
+    /// The share of failures in the window that opens it.
+    pub ratio: f64,
+    /// Calls in the window below which it never opens.
+    pub minimum_calls: u32,
+    /// The sliding window, in milliseconds.
+    pub window_ms: u64,
+    /// How long it stays open the first time, in milliseconds.
+    pub break_ms: u64,
+    /// The longest time it stays open, in milliseconds.
+    pub break_cap_ms: u64,
+    /// Jobs that are let through to try.
+    pub canaries: u32,
+}
+
+/// Opens a circuit breaker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenRequest {
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// For how long, such as `10m`; until somebody closes it if it is left out.
+    #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+}
+
+/// A paused queue.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PauseView {
+    /// Since when.
+    pub since: String,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// Who did it.
+    #[serde(default)]
+    pub actor: String,
+}
+
+/// What became of a pause or resume.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct QueueTaken {
+    /// The queue.
+    pub queue: String,
+    /// Whether it is paused now.
+    pub paused: bool,
+    /// Whether that is new.
+    pub changed: bool,
+}

@@ -1,0 +1,165 @@
+//! Between ready and released: whether a step may pass its gate, and where it waits if it may not.
+
+use stepfleet_protocol::{
+    gate::{Gate, Stand},
+    id::RunId,
+    message::{Outcome, Returned},
+    state::State,
+};
+
+use super::{
+    super::{
+        cache::Target,
+        gates::{Pass, Verdict},
+    },
+    Core, Dispatch,
+};
+use crate::{
+    machine::{event::Event, run::Run},
+    store::record,
+};
+
+impl Core {
+    /// The gate that a step stands before, as far as that is known before its input is made.
+    fn gate_of(&self, run: &Run, index: u32) -> Option<Gate> {
+        let compiled = self.cache.plans.get(&run.plan.hash)?;
+        match compiled.targets.get(index as usize)? {
+            Target::Handler => Some(Gate::handler(&run.plan.steps[index as usize].handler)),
+            Target::Static(gate) => Some(gate.clone()),
+            Target::Template(_) => None,
+        }
+    }
+
+    /// Releases a ready step, unless its gate holds it back: then it waits there, or another handler stands in.
+    pub(super) fn release(&mut self, id: RunId, index: u32, was_parked: bool) {
+        let run = &self.cache.runs[&id];
+        let gate = if self.gates.is_idle() || !may_run(run, index) { None } else { self.gate_of(run, index) };
+        let Some(gate) = gate else {
+            self.event(id, Event::Release { index });
+            return;
+        };
+        match self.gates.pass(&gate, was_parked) {
+            Pass::Free => drop(self.event(id, Event::Release { index })),
+            Pass::Canary(token) => {
+                self.canary = Some((gate, token));
+                self.event(id, Event::Release { index });
+                if let Some((gate, token)) = self.canary.take() {
+                    self.gates.give_back(gate, token);
+                }
+            }
+            Pass::Blocked if self.has_fallback(id, index) => {
+                self.falls_back = true;
+                self.event(id, Event::Release { index });
+                self.falls_back = false;
+                self.event(id, Event::FellBack { index });
+            }
+            Pass::Blocked => self.park(id, index, &gate),
+        }
+    }
+
+    /// Whether the step may be done by another handler instead.
+    pub fn has_fallback(&self, id: RunId, index: u32) -> bool {
+        self.cache.runs[&id].plan.steps[index as usize].fallback.is_some()
+    }
+
+    /// Puts a ready step aside until its gate opens.
+    pub(super) fn park(&mut self, id: RunId, index: u32, gate: &Gate) {
+        let priority = self.cache.runs[&id].plan.steps[index as usize].priority;
+        let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
+        if self.gates.park(gate) {
+            self.staged.commit.gates_added.push(gate.clone());
+        }
+        self.staged.commit.parked_added.entry(gate.clone()).or_default().push(member);
+    }
+
+    /// A step comes back from its gate, or from the ready set.
+    pub(super) fn unpark(&mut self, id: RunId, index: u32) {
+        // One that is held or stopped is told so by its release.
+        if may_run(&self.cache.runs[&id], index) {
+            self.place(id, index, true);
+        } else {
+            self.event(id, Event::Release { index });
+        }
+    }
+
+    /// Whether the step would have to wait at its gate if it were released now.
+    pub(super) fn is_held_back(&self, id: RunId, index: u32, was_parked: bool) -> Option<Gate> {
+        if self.gates.is_idle() || self.has_fallback(id, index) {
+            return None;
+        }
+        let gate = self.gate_of(&self.cache.runs[&id], index)?;
+        let stand = self.gates.view().gates.get(&gate)?.stand;
+        let held = match stand {
+            Stand::Open | Stand::Paused => true,
+            Stand::HalfOpen => !self.gates.has_tokens(&gate),
+            Stand::Recovering => !was_parked && self.gates.has_parked(&gate),
+        };
+        held.then_some(gate)
+    }
+
+    /// The step is taken from its gate, if it is parked at one that is known without its input. Others are ignored when
+    /// they come back.
+    pub(super) fn leave_gate(&mut self, id: RunId, index: u32) {
+        if self.gates.is_idle() {
+            return;
+        }
+        let Some(gate) = self.gate_of(&self.cache.runs[&id], index).filter(|g| self.gates.has_parked(g)) else {
+            return;
+        };
+        let member = record::pack_ready(id, index);
+        if let Some(added) = self.staged.commit.parked_added.get_mut(&gate) {
+            added.retain(|(_, m)| *m != member);
+        }
+        self.staged.commit.parked_removed.entry(gate).or_default().push(member);
+    }
+
+    /// What a dispatch needs to know once the gate of its step can be told from its values. False if it must wait: then it
+    /// is parked.
+    pub fn admit(&mut self, dispatch: &mut Dispatch, gate: &Gate) -> bool {
+        match self.gates.pass(gate, true) {
+            Pass::Free => true,
+            Pass::Canary(token) => {
+                dispatch.canary = Some((gate.clone(), token));
+                true
+            }
+            Pass::Blocked if self.has_fallback(dispatch.run, dispatch.index) => {
+                self.recall(dispatch);
+                dispatch.falls_back = true;
+                let queue = dispatch.queue(&self.cache.runs[&dispatch.run]);
+                self.schedule.queue(&queue).outstanding += 1;
+                self.event(dispatch.run, Event::FellBack { index: dispatch.index });
+                true
+            }
+            Pass::Blocked => {
+                self.recall(dispatch);
+                self.parking = Some(gate.clone());
+                self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
+                self.parking = None;
+                false
+            }
+        }
+    }
+
+    /// Counts what a result says about a dependency, if its step waits for it.
+    pub(super) fn count_result(&mut self, id: RunId, gate: Option<&Gate>, event: &Event) {
+        let Event::Result { of, outcome, .. } = event else { return };
+        let Some(run) = self.cache.runs.get(&id) else { return };
+        let awaited = run.steps().get(of.index as usize).is_some_and(|s| s.in_flight && s.job == Some(of.job));
+        if *outcome == Outcome::Returned(Returned::Gated) {
+            self.gates.handed_back();
+        }
+        if awaited {
+            let handler = &run.plan.steps[of.index as usize].handler;
+            self.gates.count(of.job, gate, handler, outcome, &self.rules);
+        } else {
+            self.gates.ended(of.job, Verdict::None);
+        }
+    }
+}
+
+/// Whether a release of the step would dispatch it.
+fn may_run(run: &Run, index: u32) -> bool {
+    let step = run.step(index);
+    let held = run.ending.is_some() || run.state.is_finished() || run.state == State::Suspended;
+    step.state == State::Queued && !step.in_flight && !held
+}

@@ -1,0 +1,285 @@
+//! What one owner keeps in mind of gates: who is parked, who may try, what was counted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use stepfleet_protocol::{
+    gate::{Gate, Stand},
+    id::JobId,
+    message::Outcome,
+    name::Name,
+};
+
+use super::{Inbox, Say, Tally, Verdict, View};
+use crate::machine::rules::Rules;
+
+/// Time between two tellings of what was counted, while nothing fails.
+const TELL_EVERY_MS: u64 = 1_000;
+/// Time after which tokens are wished for again.
+const WISH_EVERY_MS: u64 = 500;
+/// Time between two words that a job that tries is still at it. A token holds for 30 s.
+const HOLD_EVERY_MS: u64 = 10_000;
+/// How much longer each wave of a recovery is than the one before it, once a second.
+const WAVE_MS: u64 = 1_000;
+/// Steps that one look at a gate takes.
+const UNPARK_MAX: u64 = 400;
+
+/// Whether a step may pass a gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pass {
+    /// It may.
+    Free,
+    /// It may, to try.
+    Canary(String),
+    /// It may not.
+    Blocked,
+}
+
+/// Steps of this partition that are parked at a gate.
+#[derive(Debug, Default, Clone, Copy)]
+struct Parked {
+    count: u64,
+    /// Some of them were looked at, and are about to be released.
+    looked_at: bool,
+    /// Released in the present recovery, which began at this time.
+    released: u64,
+    since_ms: u64,
+}
+
+/// What one owner keeps in mind of gates.
+#[derive(Debug, Default)]
+pub struct Book {
+    view: Arc<View>,
+    parked: BTreeMap<Gate, Parked>,
+    /// Tokens that no job has yet.
+    tokens: BTreeMap<Gate, Vec<String>>,
+    /// When tokens were last wished for.
+    wished_ms: BTreeMap<Gate, u64>,
+    /// Jobs that try.
+    canaries: HashMap<JobId, (Gate, String)>,
+    held_ms: u64,
+    tallies: BTreeMap<Gate, Tally>,
+    told_ms: u64,
+    urgent: bool,
+    ended: Vec<(Gate, String, Verdict)>,
+    look: bool,
+    /// The gates of handlers, if their circuit breakers open by themselves, by the rules of this version.
+    of_handlers: HashMap<Name, Option<Gate>>,
+    rules: u64,
+}
+
+impl Book {
+    /// Takes a new view. Tokens of gates that nobody has to try any more are void.
+    pub fn see(&mut self, view: Arc<View>) {
+        self.tokens.retain(|gate, _| view.gates.get(gate).is_some_and(|g| g.stand == Stand::HalfOpen));
+        self.view = view;
+    }
+
+    /// The present view.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Whether nothing is held back and nobody is parked: the hot path pays for nothing more.
+    pub fn is_idle(&self) -> bool {
+        self.view.gates.is_empty() && self.parked.is_empty()
+    }
+
+    /// Whether a step may pass now. While a dependency recovers, what is parked goes first.
+    pub fn pass(&mut self, gate: &Gate, was_parked: bool) -> Pass {
+        let Some(state) = self.view.gates.get(gate) else { return Pass::Free };
+        match state.stand {
+            Stand::Open | Stand::Paused => Pass::Blocked,
+            Stand::Recovering if was_parked || !self.parked.contains_key(gate) => Pass::Free,
+            Stand::Recovering => Pass::Blocked,
+            Stand::HalfOpen => self.tokens.get_mut(gate).and_then(Vec::pop).map_or(Pass::Blocked, Pass::Canary),
+        }
+    }
+
+    /// Whether somebody may try.
+    pub fn has_tokens(&self, gate: &Gate) -> bool {
+        self.tokens.get(gate).is_some_and(|tokens| !tokens.is_empty())
+    }
+
+    /// A token that was not used.
+    pub fn give_back(&mut self, gate: Gate, token: String) {
+        self.tokens.entry(gate).or_default().push(token);
+    }
+
+    /// A job tries.
+    pub fn tries(&mut self, job: JobId, gate: Gate, token: String) {
+        self.canaries.insert(job, (gate, token));
+    }
+
+    /// Counts a result that its step waited for.
+    pub fn count(&mut self, job: JobId, gate: Option<&Gate>, handler: &Name, outcome: &Outcome, rules: &Rules) {
+        self.ended(job, Verdict::of(outcome));
+        let gate = match gate {
+            Some(gate) => Some(gate.clone()),
+            None => self.gate_of(handler, rules),
+        };
+        let Some(gate) = gate else { return };
+        let mut one = Tally::default();
+        if one.count(outcome) {
+            self.tallies.entry(gate).or_default().add(&one);
+            self.urgent |= one.failed > 0;
+        }
+    }
+
+    /// The gate of a handler, if its results are to be counted.
+    fn gate_of(&mut self, handler: &Name, rules: &Rules) -> Option<Gate> {
+        if self.rules != rules.version {
+            self.rules = rules.version;
+            self.of_handlers.clear();
+        }
+        if let Some(known) = self.of_handlers.get(handler) {
+            return known.clone();
+        }
+        let gate = rules.breaker_of_handler(handler).enabled.then(|| Gate::handler(handler));
+        self.of_handlers.insert(handler.clone(), gate.clone());
+        gate
+    }
+
+    /// What became of a job, if it tries.
+    pub fn ended(&mut self, job: JobId, verdict: Verdict) {
+        if !self.canaries.is_empty()
+            && let Some((gate, token)) = self.canaries.remove(&job)
+        {
+            self.ended.push((gate, token, verdict));
+            self.urgent = true;
+        }
+    }
+
+    /// A worker handed a job back for a gate.
+    pub fn handed_back(&mut self) {
+        self.look = true;
+    }
+
+    /// So many steps are parked at the gate, as it was read.
+    pub fn set_parked(&mut self, gate: &Gate, count: u64) {
+        if count == 0 {
+            self.parked.remove(gate);
+        } else {
+            self.parked.entry(gate.clone()).or_default().count = count;
+        }
+    }
+
+    /// A step is parked. True if it is the first at its gate.
+    pub fn park(&mut self, gate: &Gate) -> bool {
+        let first = !self.parked.contains_key(gate);
+        self.parked.entry(gate.clone()).or_default().count += 1;
+        first
+    }
+
+    /// Steps came back from the gate.
+    pub fn unpark(&mut self, gate: &Gate, count: u64) {
+        if let Some(parked) = self.parked.get_mut(gate) {
+            parked.looked_at = false;
+            parked.count = parked.count.saturating_sub(count);
+            parked.released += count;
+        }
+    }
+
+    /// Gates at which somebody is parked.
+    pub fn parked(&self) -> impl Iterator<Item = (&Gate, u64)> {
+        self.parked.iter().map(|(gate, parked)| (gate, parked.count))
+    }
+
+    /// Whether steps are parked at this gate.
+    pub fn has_parked(&self, gate: &Gate) -> bool {
+        self.parked.contains_key(gate)
+    }
+
+    /// Gates whose parked steps may go now, with how many; each is looked at once until [`Self::unpark`].
+    pub fn passable(&mut self, now_ms: u64) -> Vec<(Gate, u64)> {
+        let mut out = Vec::new();
+        for (gate, parked) in &mut self.parked {
+            if parked.looked_at {
+                continue;
+            }
+            let count = match self.view.gates.get(gate) {
+                None => UNPARK_MAX,
+                Some(state) => match state.stand {
+                    Stand::Open | Stand::Paused => 0,
+                    Stand::HalfOpen => self.tokens.get(gate).map_or(0, |t| t.len() as u64),
+                    Stand::Recovering => {
+                        if parked.since_ms != state.since_ms {
+                            (parked.since_ms, parked.released) = (state.since_ms, 0);
+                        }
+                        let wave = (now_ms.saturating_sub(state.since_ms) / WAVE_MS).min(20);
+                        let first = u64::from(state.canaries.max(1)).div_ceil(self.view.partitions.max(1));
+                        (first << wave).saturating_sub(parked.released)
+                    }
+                },
+            };
+            if count > 0 {
+                parked.looked_at = true;
+                out.push((gate.clone(), count.min(UNPARK_MAX)));
+            }
+        }
+        out
+    }
+
+    /// Whether tokens may have come.
+    pub(super) fn expects_tokens(&self) -> bool {
+        !self.wished_ms.is_empty()
+    }
+
+    pub(super) fn take_tokens(&mut self, granted: BTreeMap<Gate, Vec<String>>) {
+        for (gate, tokens) in granted {
+            self.wished_ms.remove(&gate);
+            if self.view.gates.get(&gate).is_some_and(|g| g.stand == Stand::HalfOpen) {
+                self.tokens.entry(gate).or_default().extend(tokens);
+            } else {
+                // The view is older than the grant, or newer: another owner, or another try, may have it.
+                self.ended.extend(tokens.into_iter().map(|token| (gate.clone(), token, Verdict::None)));
+            }
+        }
+    }
+
+    /// What the pump has to know now.
+    pub(super) fn to_say(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
+        let mut out = Vec::new();
+        let due = crate::shell::upkeep::is_due(self.told_ms, TELL_EVERY_MS, now_ms);
+        if !self.tallies.is_empty() && (self.urgent || due) {
+            out.extend(std::mem::take(&mut self.tallies).into_iter().map(|(gate, tally)| Say::Counted(gate, tally)));
+            self.told_ms = now_ms + TELL_EVERY_MS;
+        }
+        self.urgent = false;
+        out.extend(self.ended.drain(..).map(|(gate, token, verdict)| Say::Canary(gate, token, verdict)));
+        // Whoever has nobody to let through leaves it to others.
+        for (gate, tokens) in &mut self.tokens {
+            if !self.parked.contains_key(gate) {
+                out.extend(tokens.drain(..).map(|token| Say::Canary(gate.clone(), token, Verdict::None)));
+            }
+        }
+        self.tokens.retain(|_, tokens| !tokens.is_empty());
+        let held = !self.canaries.is_empty() || !self.tokens.is_empty();
+        if held && crate::shell::upkeep::is_due(self.held_ms, HOLD_EVERY_MS, now_ms) {
+            self.held_ms = now_ms + HOLD_EVERY_MS;
+            let free = self.tokens.iter().flat_map(|(gate, all)| all.iter().map(move |token| (gate, token)));
+            let used = self.canaries.values().map(|(gate, token)| (gate, token));
+            out.extend(free.chain(used).map(|(g, t)| Say::Canary(g.clone(), t.clone(), Verdict::Held)));
+        }
+        for (gate, parked) in &self.parked {
+            let state = self.view.gates.get(gate).filter(|g| g.stand == Stand::HalfOpen);
+            let wished =
+                self.wished_ms.get(gate).is_some_and(|at| !crate::shell::upkeep::is_due(*at, WISH_EVERY_MS, now_ms));
+            if let Some(state) = state
+                && !wished
+                && self.tokens.get(gate).is_none_or(Vec::is_empty)
+            {
+                self.wished_ms.insert(gate.clone(), now_ms + WISH_EVERY_MS);
+                let count = u64::from(state.canaries).min(parked.count.max(1));
+                out.push(Say::Wants(gate.clone(), u32::try_from(count).unwrap_or(u32::MAX), inbox.clone()));
+            }
+        }
+        self.wished_ms.retain(|gate, _| self.view.gates.get(gate).is_some_and(|g| g.stand == Stand::HalfOpen));
+        if std::mem::take(&mut self.look) {
+            out.push(Say::Look);
+        }
+        out
+    }
+}

@@ -1,0 +1,91 @@
+//! Gates between a ready step and the stream: circuit breakers that the whole fleet shares, and paused queues.
+//!
+//! An owner looks at a view of the gates that its process keeps fresh ([`pump`]), parks what may not pass, and counts what
+//! results say about dependencies ([`book`]). It never waits for a gate: a view that is a moment old only means that a few
+//! more jobs are dispatched, which workers hand back uncounted.
+
+mod book;
+pub mod pump;
+mod tally;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use stepfleet_protocol::{
+    gate::{About, Gate, GateState, Stand},
+    name::Name,
+};
+use tokio::sync::{mpsc, watch};
+
+pub use book::{Book, Pass};
+pub use tally::{Tally, Verdict};
+
+/// How the gates stand that are not simply open to everybody, as last read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// The gates.
+    pub gates: BTreeMap<Gate, GateState>,
+    /// How many partitions share a wave; at least 1.
+    pub partitions: u64,
+}
+
+impl View {
+    /// The paused queues.
+    pub fn paused(&self) -> BTreeSet<Name> {
+        let paused = self.gates.iter().filter(|(_, state)| state.stand == Stand::Paused);
+        paused
+            .filter_map(|(gate, _)| if let About::Queue(name) = gate.about() { Name::new(name).ok() } else { None })
+            .collect()
+    }
+
+    /// Gates that hold jobs back, for workers.
+    pub fn blocking(&self) -> Vec<Gate> {
+        self.gates.iter().filter(|(_, state)| state.blocks()).map(|(gate, _)| gate.clone()).collect()
+    }
+}
+
+/// What an owner tells the pump.
+#[derive(Debug)]
+pub enum Say {
+    /// What results said about a dependency.
+    Counted(Gate, Tally),
+    /// What became of a job that tried.
+    Canary(Gate, String, Verdict),
+    /// The owner would let so many jobs try. What is granted comes to its inbox.
+    Wants(Gate, u32, Inbox),
+    /// A worker knows of a gate that the view does not.
+    Look,
+}
+
+/// Tokens for jobs that may try, by gate.
+pub type Inbox = Arc<Mutex<BTreeMap<Gate, Vec<String>>>>;
+
+/// An owner's end: the view, and the way to the pump.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The gates.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The way to the pump.
+    pub say: mpsc::UnboundedSender<Say>,
+    /// Tokens that were granted to this owner.
+    pub inbox: Inbox,
+}
+
+impl Link {
+    /// Brings the book up to date, and tells what it has counted.
+    pub fn exchange(&mut self, book: &mut Book, now_ms: u64) {
+        if self.view.has_changed().unwrap_or(false) {
+            book.see(self.view.borrow_and_update().clone());
+        }
+        if book.expects_tokens() {
+            let granted = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+            book.take_tokens(granted);
+        }
+        for said in book.to_say(now_ms, &self.inbox) {
+            // Without a pump nobody has to know.
+            let _ = self.say.send(said);
+        }
+    }
+}

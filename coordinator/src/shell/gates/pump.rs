@@ -1,0 +1,216 @@
+//! What keeps the gates of a process in step with the fleet: tells the circuit breakers what owners have counted, gets tokens
+//! for jobs that may try, and reads how the gates stand.
+//!
+//! One task a process, over pooled connections. While Redis does not answer the view stays as it was.
+
+use std::{collections::BTreeMap, sync::Arc, sync::PoisonError, time::Duration};
+
+use redis::{Cmd, Value};
+use stepfleet_protocol::{
+    beat::Control,
+    codec::pack,
+    gate::{Gate, Stand},
+    id::PartitionId,
+    keys::{Keys, slot, slot_of},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Inbox, Link, Say, Tally, Verdict, View};
+use crate::{
+    machine::rules::{Breaker, Rules},
+    shell::metrics::Metrics,
+    store::{
+        gates::{breaker, read_gates},
+        link::{Dial, Link as _, LinkError},
+        reply,
+    },
+};
+
+/// Time between two looks at the gates.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Longest trip.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a token holds, in milliseconds, unless its owner says that the job is still at it.
+const TOKEN_MS: u64 = 30_000;
+/// Gates that are told in one message; beyond it workers look themselves.
+const TOLD_MAX: usize = 500;
+
+/// Makes the owners' end and the pump of a process.
+pub fn new<D: Dial>(
+    dial: D,
+    keys: Keys,
+    rules: watch::Receiver<Rules>,
+    metrics: Metrics,
+) -> (impl Fn() -> Link, Pump<D>) {
+    let (say, heard) = mpsc::unbounded_channel();
+    let (view, receiver) = watch::channel(Arc::new(View::default()));
+    let links = move || Link { view: receiver.clone(), say: say.clone(), inbox: Inbox::default() };
+    let pump = Pump { dial, keys, rules, metrics, heard, view, random: rand::random(), minted: 0, link: None };
+    (links, pump)
+}
+
+/// See the module.
+pub struct Pump<D: Dial> {
+    dial: D,
+    keys: Keys,
+    rules: watch::Receiver<Rules>,
+    metrics: Metrics,
+    heard: mpsc::UnboundedReceiver<Say>,
+    view: watch::Sender<Arc<View>>,
+    /// Makes tokens that no other process makes.
+    random: u64,
+    minted: u64,
+    link: Option<D::Link>,
+}
+
+/// What was heard and is not told yet.
+#[derive(Default)]
+struct Heard {
+    tallies: BTreeMap<Gate, Tally>,
+    canaries: BTreeMap<Gate, Vec<(String, Verdict)>>,
+    wants: Vec<(Gate, u32, Inbox)>,
+}
+
+impl Heard {
+    fn take(&mut self, said: Say) {
+        match said {
+            Say::Counted(gate, tally) => self.tallies.entry(gate).or_default().add(&tally),
+            Say::Canary(gate, token, verdict) => self.canaries.entry(gate).or_default().push((token, verdict)),
+            Say::Wants(gate, count, inbox) => self.wants.push((gate, count, inbox)),
+            Say::Look => {}
+        }
+    }
+}
+
+impl<D: Dial> Pump<D> {
+    /// Runs until `shutdown`.
+    pub async fn run(mut self, partitions: watch::Receiver<u16>, shutdown: CancellationToken) {
+        let mut heard = Heard::default();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                said = self.heard.recv() => match said {
+                    Some(said) => heard.take(said),
+                    None => return,
+                },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            while let Ok(said) = self.heard.try_recv() {
+                heard.take(said);
+            }
+            let partitions = u64::from(*partitions.borrow()).max(1);
+            if let Err(error) = self.turn(&mut heard, partitions).await {
+                tracing::debug!(%error, "circuit breakers cannot be told");
+                self.link = None;
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
+                self.dial.refresh().await;
+            }
+        }
+    }
+
+    /// Tells what was heard, and looks how the gates stand.
+    async fn turn(&mut self, heard: &mut Heard, partitions: u64) -> Result<(), LinkError> {
+        self.tell(heard).await?;
+        let mut look = redis::cmd("HGETALL");
+        look.arg(self.keys.fleet_gates());
+        let found = self.one(look).await?;
+        if let Some(text) = reply::error(&found) {
+            return Err(LinkError::Lost(text));
+        }
+        let view = View { gates: read_gates(found), partitions };
+        self.follow(view).await;
+        Ok(())
+    }
+
+    async fn tell(&mut self, heard: &mut Heard) -> Result<(), LinkError> {
+        // What only time changes: an open breaker whose time is over, a recovery that is complete.
+        let due: Vec<Gate> =
+            self.view.borrow().gates.iter().filter(|(_, g)| g.until_ms > 0).map(|(g, _)| g.clone()).collect();
+        for gate in due {
+            heard.tallies.entry(gate).or_default();
+        }
+        for gate in heard.canaries.keys() {
+            heard.tallies.entry(gate.clone()).or_default();
+        }
+        while let Some((gate, tally)) = heard.tallies.first_key_value() {
+            let (gate, tally) = (gate.clone(), *tally);
+            let mut report = breaker(&self.keys, &gate, &self.policy(&gate), "report");
+            report.arg(tally.ok).arg(tally.failed).arg(tally.first).arg(tally.most).arg(tally.last);
+            for (token, verdict) in heard.canaries.get(&gate).into_iter().flatten() {
+                report.arg(token).arg(verdict.as_str());
+            }
+            let told = self.one(report).await?;
+            if let Some(text) = reply::error(&told) {
+                // A full server refuses; what was counted is worth less than what comes next.
+                tracing::debug!(%gate, text, "a circuit breaker was not told");
+            }
+            heard.tallies.remove(&gate);
+            heard.canaries.remove(&gate);
+            let fields = reply::array(&told).unwrap_or_default();
+            if fields.get(1).and_then(reply::number) == Some(1) {
+                let state = fields.first().and_then(reply::text).unwrap_or_default();
+                tracing::warn!(%gate, %state, "circuit breaker");
+                self.metrics.breaker_moves.with_label_values(&[&state]).inc();
+            }
+        }
+        for (gate, count, inbox) in std::mem::take(&mut heard.wants) {
+            let mut take = breaker(&self.keys, &gate, &self.policy(&gate), "take");
+            take.arg(TOKEN_MS);
+            for _ in 0..count {
+                self.minted += 1;
+                take.arg(format!("{:016x}.{}", self.random, self.minted));
+            }
+            let granted = self.one(take).await?;
+            let tokens = reply::array(&granted).unwrap_or_default().iter().filter_map(reply::text);
+            let tokens: Vec<String> = tokens.map(Into::into).collect();
+            if !tokens.is_empty() {
+                inbox.lock().unwrap_or_else(PoisonError::into_inner).entry(gate).or_default().extend(tokens);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives owners the view if it is new, and tells workers.
+    async fn follow(&mut self, view: View) {
+        if **self.view.borrow() == view {
+            return;
+        }
+        let blocking = view.blocking();
+        let told = self.view.borrow().blocking() != blocking;
+        for stand in [Stand::Open, Stand::HalfOpen, Stand::Recovering, Stand::Paused] {
+            let count = view.gates.values().filter(|g| g.stand == stand).count();
+            self.metrics.gates.with_label_values(&[stand.as_str()]).set(count as i64);
+        }
+        self.view.send_replace(Arc::new(view));
+        if told && blocking.len() <= TOLD_MAX {
+            let partition = PartitionId(0);
+            let mut publish = redis::pipe();
+            publish.cmd("SPUBLISH").arg(self.keys.partition(partition).control()).arg(pack(&Control::Gates(blocking)));
+            // Workers look by themselves too.
+            if let Ok(mut link) = self.dial.dial(slot(partition), PATIENCE).await {
+                let _ = link.trip(&publish).await;
+            }
+        }
+    }
+
+    fn policy(&self, gate: &Gate) -> Breaker {
+        self.rules.borrow().breaker_of(gate)
+    }
+
+    async fn one(&mut self, command: Cmd) -> Result<Value, LinkError> {
+        let mut link = match self.link.take() {
+            Some(link) => link,
+            None => self.dial.dial(slot_of(self.keys.fleet_gates().as_bytes()), PATIENCE).await?,
+        };
+        let mut pipe = redis::pipe();
+        pipe.add_command(command);
+        let replies = link.trip(&pipe).await?;
+        self.link = Some(link);
+        Ok(replies.into_iter().next().unwrap_or(Value::Nil))
+    }
+}

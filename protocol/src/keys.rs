@@ -160,6 +160,26 @@ impl Keys {
     pub fn queues(&self) -> String {
         format!("{}queues", self.prefix)
     }
+
+    /// What belongs to the whole fleet shares a slot, so that one script can change a thing and write down who did it.
+    fn fleet(&self, name: impl Display) -> String {
+        format!("{}{{fleet}}:{name}", self.prefix)
+    }
+
+    /// Stream: what operators and circuit breakers did to the fleet.
+    pub fn fleet_audit(&self) -> String {
+        self.fleet("audit")
+    }
+
+    /// Hash: the fleet's policies, with their version.
+    pub fn fleet_policies(&self) -> String {
+        self.fleet("policies")
+    }
+
+    /// Hash: one version of the fleet's policies.
+    pub fn fleet_policies_of(&self, version: u64) -> String {
+        self.fleet(format_args!("policies:{version}"))
+    }
 }
 
 /// Keys of one partition.
@@ -330,6 +350,14 @@ mod tests {
         let (own, probe) = (keys.worker("w@0123456789ab"), keys.worker_probe("w@0123456789ab"));
         assert_eq!(slot_of(own.as_bytes()), slot_of(probe.as_bytes()));
         assert!(probe.starts_with("any:"), "{probe}");
+    }
+
+    #[test]
+    fn policies_their_versions_and_the_audit_share_a_slot() {
+        let keys = Keys::new("any:");
+        let slots = [keys.fleet_policies(), keys.fleet_policies_of(7), keys.fleet_audit()].map(|k| slot_of(k.as_bytes()));
+        assert_eq!(slots, [slot_of(b"fleet"); 3]);
+        assert_eq!(keys.fleet_policies_of(7), "any:{fleet}:policies:7");
     }
 
     #[test]

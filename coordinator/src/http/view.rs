@@ -6,6 +6,7 @@
 mod fleet;
 mod letters;
 mod partitions;
+mod policies;
 mod problem;
 mod runs;
 mod values;
@@ -19,6 +20,7 @@ pub use fleet::{
 };
 pub use letters::{AttemptView, LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
+pub use policies::{CategoryView, EffectivePolicies, PoliciesApplied, PoliciesView, Setting};
 pub use problem::{FieldProblem, Problem};
 pub use runs::{
     BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, RunSummary, RunView, StepCounts, StepView,

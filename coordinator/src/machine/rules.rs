@@ -25,7 +25,17 @@ pub struct Rules {
 
 /// Where a setting was written.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, schemars::JsonSchema, utoipa::ToSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
@@ -141,11 +151,11 @@ impl Rules {
     fn levels<'a>(
         &'a self,
         (step, workflow): (Option<&'a Retry>, Option<&'a Retry>),
-        handler: &Name,
+        handler: Option<&Name>,
         category: Option<Category>,
     ) -> impl Iterator<Item = Said<'a>> {
         let category = category.filter(|_| self.classifies());
-        let of_handler = self.policies.handlers.get(handler).and_then(|h| h.retry.as_ref());
+        let of_handler = handler.and_then(|h| self.policies.handlers.get(h)).and_then(|h| h.retry.as_ref());
         let written = [
             (Level::Step, step),
             (Level::Workflow, workflow),
@@ -162,17 +172,23 @@ impl Rules {
     pub fn max_attempts(&self, plan: &Plan, step: &PlanStep, category: Option<Category>) -> u32 {
         let written = (step.retry.as_deref(), plan.retry.as_ref());
         let said =
-            self.levels(written, &step.handler, category).find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
+            self.levels(written, Some(&step.handler), category).find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
         said.map_or_else(|| BuiltIn::of(self.preset(), None).max_attempts, |said| said.value)
     }
 
     /// Everything that holds for failures of a category of a step.
     pub fn effective(&self, plan: &Plan, step: &PlanStep, category: Category) -> Effective {
-        self.resolve((step.retry.as_deref(), plan.retry.as_ref()), &step.handler, category)
+        self.resolve((step.retry.as_deref(), plan.retry.as_ref()), Some(&step.handler), category)
     }
 
-    /// Everything that holds for failures of a category: `written` is what the step and its workflow say.
-    pub fn resolve(&self, written: (Option<&Retry>, Option<&Retry>), handler: &Name, category: Category) -> Effective {
+    /// Everything that holds for failures of a category: `written` is what the step and its workflow say. Without a handler it
+    /// is what holds for handlers that nobody speaks of.
+    pub fn resolve(
+        &self,
+        written: (Option<&Retry>, Option<&Retry>),
+        handler: Option<&Name>,
+        category: Category,
+    ) -> Effective {
         let built_in = BuiltIn::of(self.preset(), Some(category).filter(|_| self.classifies()));
         let all: Vec<Said<'_>> = self.levels(written, handler, Some(category)).collect();
         let first = |value| From { value, level: Level::BuiltIn, for_category: false };
@@ -225,6 +241,11 @@ impl Rules {
         self.breaker(self.policies.targets.get(target), None)
     }
 
+    /// The circuit breaker of handlers and targets that nobody speaks of.
+    pub fn breaker_of_others(&self) -> Breaker {
+        self.breaker(None, None)
+    }
+
     fn breaker(&self, own: Option<&BreakerPolicy>, stock: Option<BreakerPolicy>) -> Breaker {
         let nothing = BreakerPolicy::default();
         let said = own.unwrap_or(&nothing).over(&stock.unwrap_or_default());
@@ -251,7 +272,9 @@ impl Rules {
 const STOCK: [&str; 4] = ["exec", "http", "sleep", "fail"];
 
 /// When a circuit breaker opens, and how it closes: every number filled in. See [`BreakerPolicy`].
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, schemars::JsonSchema, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema, utoipa::ToSchema,
+)]
 pub struct Breaker {
     /// Whether it opens by itself.
     pub enabled: bool,

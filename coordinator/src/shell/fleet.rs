@@ -15,6 +15,7 @@ use super::{
     metrics::Metrics,
     observer::Observer,
     owner::{Memory, Owner, OwnerError},
+    policies::{self, Known, Watcher},
     retention::Retention,
 };
 use crate::store::{
@@ -55,7 +56,12 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
-    let mut fleet = Fleet::new(dial, config, metrics, owned, slots);
+    let mut watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
+    let known = watcher.subscribe();
+    // Owners that begin now decide with them from their first batch on.
+    watcher.tell().await;
+    let watching = tokio::spawn(watcher.run(shutdown.clone()));
+    let mut fleet = Fleet::new(dial, config, metrics, owned, (slots, known));
     while !shutdown.is_cancelled() {
         fleet.look().await;
         tokio::select! {
@@ -66,8 +72,9 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
         }
     }
     fleet.leave().await;
-    // The observer has nothing to give away.
+    // Neither has anything to give away.
     observing.abort();
+    watching.abort();
 }
 
 /// How an owner task ended.
@@ -87,6 +94,7 @@ struct Fleet<D: Dial> {
     left_alone: HashMap<PartitionId, Instant>,
     owned: Owned,
     slots: watch::Sender<Slots>,
+    known: watch::Receiver<Known>,
     /// As last read; 0 before.
     partitions: u16,
     /// As last read.
@@ -95,7 +103,13 @@ struct Fleet<D: Dial> {
 }
 
 impl<D: Dial> Fleet<D> {
-    fn new(dial: D, config: Config, metrics: Metrics, owned: Owned, slots: watch::Sender<Slots>) -> Self {
+    fn new(
+        dial: D,
+        config: Config,
+        metrics: Metrics,
+        owned: Owned,
+        (slots, known): (watch::Sender<Slots>, watch::Receiver<Known>),
+    ) -> Self {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -110,6 +124,7 @@ impl<D: Dial> Fleet<D> {
             left_alone,
             owned,
             slots,
+            known,
             partitions: 0,
             coordinators: 1,
             unreachable: false,
@@ -164,6 +179,7 @@ impl<D: Dial> Fleet<D> {
             config: self.config.clone(),
             metrics: self.metrics.clone(),
             slots: self.slots.subscribe(),
+            known: self.known.clone(),
             partition,
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
@@ -222,6 +238,7 @@ struct Task<D: Dial> {
     config: Config,
     metrics: Metrics,
     slots: watch::Receiver<Slots>,
+    known: watch::Receiver<Known>,
     partition: PartitionId,
     stop: CancellationToken,
     leases: Leases<D>,
@@ -272,6 +289,10 @@ impl<D: Dial> Task<D> {
             Ok(partition) => partition,
             Err(error) => return (Some(error.into()), false, memory),
         };
+        let Some(rules) = policies::not_older(&mut self.known, partition.head.rules).await else {
+            let why = LinkError::Lost("the fleet's policies cannot be read".into());
+            return (Some(TurnError::from(why).into()), false, memory);
+        };
         let mut owner = match Owner::begin(partition, &self.config.name, memory.clone()).await {
             Ok(owner) => owner,
             Err(error) => return (Some(error), false, memory),
@@ -279,10 +300,14 @@ impl<D: Dial> Task<D> {
         owner.configure(self.dial.is_cluster(), self.config.retention);
         // Every owner begins without; what this task has seen before is no news to the receiver.
         owner.set_slots(self.slots.borrow_and_update().clone());
+        owner.set_rules(rules);
         let mut before = owner.done;
         while !self.stop.is_cancelled() || !owner.is_settled() {
             if self.slots.has_changed().unwrap_or(false) {
                 owner.set_slots(self.slots.borrow_and_update().clone());
+            }
+            if self.known.has_changed().unwrap_or(false) {
+                owner.set_rules(self.known.borrow_and_update().rules.clone());
             }
             if let Err(error) = owner.turn(self.stop.is_cancelled()).await {
                 return (Some(error), owner.done.commits > 0, owner.memory());

@@ -99,6 +99,9 @@ pub(crate) enum Command {
     /// Queues: how much waits, and for how long.
     #[command(subcommand)]
     Queues(verbs::queues::Queues),
+    /// What holds when something fails: retries, waits, circuit breakers.
+    #[command(subcommand, visible_alias = "policy")]
+    Policies(verbs::policies::Policies),
     /// Partitions: who owns them, how far they are.
     #[command(subcommand)]
     Partitions(verbs::partitions::Partitions),

@@ -26,6 +26,7 @@ mod flows;
 mod load;
 mod names;
 mod poison;
+mod policies;
 mod redis_death;
 mod retention;
 mod scaling;

@@ -293,3 +293,39 @@ pub struct Breaker {
     /// Jobs that are let through to try.
     pub canaries: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(policies: Policies) -> Rules {
+        Rules::new(1, policies)
+    }
+
+    #[test]
+    fn both_presets_can_be_had() {
+        let numbers = |preset| {
+            let rules = with(Policies { preset: Some(preset), ..Policies::default() });
+            let (by, breaker) = (rules.resolve((None, None), None, Category::Transient), rules.breaker_of_others());
+            let retry = (by.max_attempts.value, by.base_ms.value, by.cap_ms.value);
+            (retry, breaker.failures, breaker.minimum_calls, breaker.break_ms)
+        };
+        assert_eq!(numbers(Preset::Default), ((3, 1_000, 60_000), 5, 10, 60_000));
+        assert_eq!(numbers(Preset::Production), ((5, 2_000, 120_000), 10, 10, 300_000));
+    }
+
+    #[test]
+    fn every_number_says_where_it_was_written() {
+        let fleet = Retry { max_attempts: Some(4), notify: Some(true), ..Retry::default() };
+        let rules = with(Policies { retry: Some(fleet), ..Policies::default() });
+        let special = CategoryRetry { escalate_after: Some(2), ..CategoryRetry::default() };
+        let step = Retry { categories: [(Category::System, special)].into(), ..Retry::default() };
+        let workflow = Retry { max_attempts: Some(9), ..Retry::default() };
+        let by = rules.resolve((Some(&step), Some(&workflow)), None, Category::System);
+        let from = |level, for_category| (level, for_category);
+        assert_eq!((by.max_attempts.value, by.max_attempts.level), (9, Level::Workflow));
+        assert_eq!(from(by.escalate_after.level, by.escalate_after.for_category), (Level::Step, true));
+        assert_eq!(from(by.notify.level, by.notify.for_category), (Level::Fleet, false));
+        assert_eq!((by.base_ms.value, by.base_ms.level), (5_000, Level::BuiltIn));
+    }
+}

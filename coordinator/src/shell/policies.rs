@@ -134,3 +134,46 @@ pub async fn not_older(known: &mut watch::Receiver<Known>, seen: u64) -> Option<
     }
     Some(found.rules.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use stepfleet_protocol::policy::Policies;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn known(version: u64, looks: u64) -> Known {
+        Known { rules: Rules::new(version, Policies::default()), looks }
+    }
+
+    async fn begins_with(seen: u64, later: Vec<Known>) -> (Option<u64>, Duration) {
+        let (sender, mut receiver) = watch::channel(known(5, 1));
+        let begun = Instant::now();
+        let looking = async {
+            for next in later {
+                tokio::time::sleep(LOOK_EVERY).await;
+                sender.send_replace(next);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            found = not_older(&mut receiver, seen) => (found.map(|rules| rules.version), begun.elapsed()),
+            () = looking => unreachable!("it looks for ever"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_waits_for_the_policies_that_its_partition_has_seen() {
+        assert_eq!(begins_with(4, vec![]).await, (Some(5), Duration::ZERO));
+        assert_eq!(begins_with(5, vec![]).await, (Some(5), Duration::ZERO));
+        assert_eq!(begins_with(6, vec![known(6, 2)]).await, (Some(6), LOOK_EVERY));
+        assert_eq!(begins_with(6, vec![known(5, 2), known(7, 3)]).await, (Some(7), LOOK_EVERY * 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn policies_that_the_server_has_lost_are_not_waited_for_but_a_server_that_is_silent_is() {
+        let lost = begins_with(6, vec![known(5, 2), known(5, 3)]).await;
+        assert_eq!(lost, (Some(5), LOOK_EVERY * 2), "two whole looks have not found them");
+        assert_eq!(begins_with(6, vec![]).await, (None, WAIT));
+    }
+}

@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn policies_their_versions_and_the_audit_share_a_slot() {
         let keys = Keys::new("any:");
-        let slots = [keys.fleet_policies(), keys.fleet_policies_of(7), keys.fleet_audit()].map(|k| slot_of(k.as_bytes()));
+        let slots =
+            [keys.fleet_policies(), keys.fleet_policies_of(7), keys.fleet_audit()].map(|k| slot_of(k.as_bytes()));
         assert_eq!(slots, [slot_of(b"fleet"); 3]);
         assert_eq!(keys.fleet_policies_of(7), "any:{fleet}:policies:7");
     }

@@ -80,7 +80,8 @@ async fn policies_that_are_applied_while_a_coordinator_runs_hold_for_the_next_fa
     assert!(noted("retry_planned", "try 2 of 2 in 10 ms"), "{history:#?}");
     assert!(noted("escalated", "the step gave up: permanent: refused"), "{history:#?}");
 
-    let shown: Value = serde_json::from_str(&fleet.verb(&["policies", "show", "--handler", "fail"]).await.unwrap()).unwrap();
+    let shown: Value =
+        serde_json::from_str(&fleet.verb(&["policies", "show", "--handler", "fail"]).await.unwrap()).unwrap();
     let permanent = shown["categories"].as_array().unwrap().iter().find(|c| c["category"] == "permanent").unwrap();
     assert_eq!(permanent["retry"], json!({ "value": true, "level": "fleet", "for_category": true }));
     assert_eq!(permanent["max_attempts"], json!({ "value": 2, "level": "fleet", "for_category": false }));

@@ -258,7 +258,8 @@ async fn show(args: &ShowArgs, session: &Session<'_>) -> Result<Exit, Failure> {
         0 => "none; what is built in holds".to_owned(),
         version => version.to_string(),
     };
-    let who = if found.classified { "the policy of its category, unless the handler says" } else { "the handler alone" };
+    let who =
+        if found.classified { "the policy of its category, unless the handler says" } else { "the handler alone" };
     pairs(
         out,
         &[

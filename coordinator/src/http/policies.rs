@@ -216,7 +216,9 @@ async fn effective(
     };
     let step = match (&workflow, &p.step) {
         (_, None) => None,
-        (None, Some(_)) => return Err(ApiError::bad("bad_parameter", "a step needs its workflow: give `workflow` too")),
+        (None, Some(_)) => {
+            return Err(ApiError::bad("bad_parameter", "a step needs its workflow: give `workflow` too"));
+        }
         (Some(workflow), Some(name)) => {
             let found = workflow.steps.get(&take::name(name)?);
             let missing = || format!("workflow `{}` has no step `{name}`", workflow.workflow);

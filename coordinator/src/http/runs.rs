@@ -222,9 +222,9 @@ pub(super) async fn run_view(client: &Client, run: &Found) -> ApiResult<RunView>
             if is_last && run.workflow.is_some() {
                 steps.extend(client.steps(run, error.index, 1).await?);
             }
-            let fate = steps.get(&error.index).map(|step| show::fate(&error, step, is_last));
+            let past = steps.get(&error.index).map(|step| show::past(&error, step, is_last));
             let step = show::step_name(run.workflow.as_deref(), error.index);
-            errors.push(show::attempt(client, partition, step, (&error, fate)).await?);
+            errors.push(show::attempt(client, partition, step, (&error, past)).await?);
         }
     }
     let mut notes = Vec::new();

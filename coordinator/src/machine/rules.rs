@@ -171,8 +171,9 @@ impl Rules {
     /// Tries in all; of failures of no particular category if none is given.
     pub fn max_attempts(&self, plan: &Plan, step: &PlanStep, category: Option<Category>) -> u32 {
         let written = (step.retry.as_deref(), plan.retry.as_ref());
-        let said =
-            self.levels(written, Some(&step.handler), category).find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
+        let said = self
+            .levels(written, Some(&step.handler), category)
+            .find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
         said.map_or_else(|| BuiltIn::of(self.preset(), None).max_attempts, |said| said.value)
     }
 

@@ -41,8 +41,8 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// Of a failure of `category` in try `attempt`, after which the step gave up or not.
-    pub const fn of(category: Category, attempt: u32, gave_up: bool) -> Self {
+    /// Of the failure number `tries` of a budget, after which the step gave up or not.
+    pub const fn of(category: Category, tries: u32, gave_up: bool) -> Self {
         use Severity::{Critical, High, Low, Medium};
         let [first, later, last] = match category {
             Category::Transient | Category::Timeout => [Low, Medium, High],
@@ -54,7 +54,7 @@ impl Severity {
         };
         if gave_up {
             last
-        } else if attempt > 1 {
+        } else if tries > 1 {
             later
         } else {
             first
@@ -141,8 +141,9 @@ pub enum Fate {
     Stopped,
 }
 
-/// The verdict on an attempt that was decided long ago, without the wait, which nobody kept.
-pub fn recall(failure: &Failure, attempt: u32, fate: Fate) -> Verdict {
+/// The verdict on an attempt that was decided long ago, the failure number `tries` of its budget; without the wait, which nobody
+/// kept.
+pub fn recall(failure: &Failure, tries: u32, fate: Fate) -> Verdict {
     let mends = !matches!(failure.category, Category::Data | Category::Permanent);
     let is_retryable = fate == Fate::TriedAgain || failure.retryable.unwrap_or(mends);
     let (action, final_state) = match fate {
@@ -158,7 +159,7 @@ pub fn recall(failure: &Failure, attempt: u32, fate: Fate) -> Verdict {
         next_retry_at_ms: None,
         is_retryable,
         is_final_attempt: action == Action::Exhausted,
-        severity: Severity::of(failure.category, attempt, fate == Fate::GaveUp),
+        severity: Severity::of(failure.category, tries, fate == Fate::GaveUp),
         summary: summary(failure, is_retryable, true),
     }
 }

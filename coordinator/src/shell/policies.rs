@@ -101,10 +101,15 @@ impl<D: Dial> Watcher<D> {
         let rules = if version == before {
             None
         } else {
-            let found = policies::read(&self.links.one(&key, policies::present(&self.keys)).await?)?.unwrap_or_default();
+            let found =
+                policies::read(&self.links.one(&key, policies::present(&self.keys)).await?)?.unwrap_or_default();
             if found.version < before {
                 // A failover has lost the last change, and nobody has it any more.
-                tracing::error!(before, now = found.version, "ALERT: the fleet's policies have gone back; apply them again");
+                tracing::error!(
+                    before,
+                    now = found.version,
+                    "ALERT: the fleet's policies have gone back; apply them again"
+                );
             } else {
                 tracing::info!(version = found.version, actor = found.actor, "new policies");
             }

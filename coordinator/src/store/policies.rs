@@ -102,7 +102,8 @@ fn of(key: &str) -> Cmd {
 /// What is stored cannot be read.
 pub fn read(found: &Value) -> Result<Option<Stored>, ClientError> {
     let broken = ClientError::Broken("the fleet's policies");
-    let Some([version, doc, at, actor, reason]) = reply::array(found).and_then(|f| <&[Value; 5]>::try_from(f).ok()) else {
+    let Some([version, doc, at, actor, reason]) = reply::array(found).and_then(|f| <&[Value; 5]>::try_from(f).ok())
+    else {
         return Err(broken);
     };
     if matches!(version, Value::Nil) {

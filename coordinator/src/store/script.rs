@@ -42,7 +42,17 @@ pub(super) fn apply_policies_twin(db: &mut Db, keys: &[Vec<u8>], argv: &[Vec<u8>
     let version = (found + 1).to_string();
     for key in [&keys[0], &keys[2]] {
         let fields: [&[u8]; 12] = [
-            b"HSET", key, b"version", version.as_bytes(), b"doc", &argv[1], b"at", &argv[2], b"actor", &argv[3], b"reason",
+            b"HSET",
+            key,
+            b"version",
+            version.as_bytes(),
+            b"doc",
+            &argv[1],
+            b"at",
+            &argv[2],
+            b"actor",
+            &argv[3],
+            b"reason",
             &argv[4],
         ];
         db.call(&fields);

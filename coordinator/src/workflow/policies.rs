@@ -183,7 +183,6 @@ fn breaker(r: &mut Reader, node: &Node, here: &Path<'_>) -> Option<BreakerPolicy
 #[cfg(test)]
 mod tests {
     use super::super::{check_policies, check_policies_value, policies_schema};
-    use super::*;
 
     #[test]
     fn the_published_schema_of_policies_is_the_one_of_the_types() {
@@ -222,7 +221,8 @@ mod tests {
         let text = "preset: big\nretry:\n  max_attempts: 0\n  categories: { netwrok: {} }\nbreaker: { window: 2h, ratio: 2 }\n\
                     handlers:\n  pay: { retires: {} }\n";
         let report = check_policies(text).expect_err("problems");
-        let told: Vec<String> = report.problems.iter().map(|p| format!("{}: {}", p.line.unwrap_or(0), p.path)).collect();
+        let told: Vec<String> =
+            report.problems.iter().map(|p| format!("{}: {}", p.line.unwrap_or(0), p.path)).collect();
         assert_eq!(
             told,
             [

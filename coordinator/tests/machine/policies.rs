@@ -15,8 +15,8 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
-    limits::RETRY_AFTER_MS_MAX,
-    message::{Outcome, Verb},
+    limits::{LOSSES_MAX, RETRY_AFTER_MS_MAX},
+    message::{JobRef, Outcome, Verb},
     state::State,
     workflow::Workflow,
 };
@@ -46,8 +46,8 @@ impl Written {
     }
 }
 
-/// The only step fails once, from where it stands: its retry falls due, it is released, and its job fails.
-fn fail(world: &mut World, failure: Failure) -> Decision {
+/// The job of the only step, from where it stands: its retry falls due, and it is released.
+fn job(world: &mut World) -> JobRef {
     if let Some((&timer, &due)) = world.timers.iter().find(|(timer, _)| matches!(timer, Timer::Retry { .. })) {
         world.now_ms = world.now_ms.max(due);
         world.apply(Event::Timer(timer));
@@ -56,7 +56,12 @@ fn fail(world: &mut World, failure: Failure) -> Decision {
         world.apply(Event::Release { index: 0 });
     }
     let (job, index) = world.jobs.first_key_value().map(|(job, index)| (*job, *index)).expect("a job");
-    let of = world.job_ref(job, index);
+    world.job_ref(job, index)
+}
+
+/// The job of the only step fails.
+fn fail(world: &mut World, failure: Failure) -> Decision {
+    let of = job(world);
     world.apply(Event::Result { of, worker: World::worker(), run_ms: 5, outcome: Outcome::Failed(failure) })
 }
 
@@ -106,7 +111,8 @@ fn each_category_is_tried_as_often_as_the_first_level_says_that_says_something()
             }
         }
         // Inside a level the category goes first; across levels the level does.
-        let both = json!({ "max_attempts": 2, "categories": { category.as_str(): { "max_attempts": 4, "retry": true } } });
+        let both =
+            json!({ "max_attempts": 2, "categories": { category.as_str(): { "max_attempts": 4, "retry": true } } });
         let inside = Written { handler: both.clone(), ..Written::default() };
         assert_eq!(until_given_up(&mut inside.world(), category), (4, Cause::Exhausted), "{category}: inside a level");
         let across = Written { step: json!({ "max_attempts": 5 }), handler: both, ..Written::default() };
@@ -193,7 +199,8 @@ fn a_run_that_is_being_stopped_escalates_nothing() {
     assert_eq!((escalations(&decision), world.run.step(0).state), (vec![], State::Cancelled));
 }
 
-fn retry() -> impl Strategy<Value = Value> {
+/// Anything that one level may say about retries.
+pub(super) fn retry() -> impl Strategy<Value = Value> {
     let tries = || prop::option::of(1u32..7);
     let backoff = || {
         let jitter = prop_oneof![Just("full"), Just("equal"), Just("none")];
@@ -202,32 +209,34 @@ fn retry() -> impl Strategy<Value = Value> {
         })
     };
     let of_category = (tries(), prop::option::of(any::<bool>()), prop::option::of(backoff()));
-    let category = of_category.prop_map(|(tries, retry, backoff)| {
-        json!({ "max_attempts": tries, "retry": retry, "backoff": backoff })
-    });
+    let category = of_category
+        .prop_map(|(tries, retry, backoff)| json!({ "max_attempts": tries, "retry": retry, "backoff": backoff }));
     let categories = prop::collection::btree_map(0usize..7, category, 0..7).prop_map(|of| {
         of.into_iter().map(|(at, value)| (Category::ALL[at].to_string(), value)).collect::<BTreeMap<_, _>>()
     });
     prop_oneof![
         1 => Just(Value::Null),
-        3 => (tries(), prop::option::of(backoff()), categories).prop_map(|(tries, backoff, categories)| {
-            json!({ "max_attempts": tries, "backoff": backoff, "categories": categories })
-        }),
+        3 => (tries(), tries(), any::<bool>(), prop::option::of(backoff()), categories).prop_map(
+            |(tries, escalate_after, notify, backoff, categories)| {
+                json!({ "max_attempts": tries, "backoff": backoff, "categories": categories,
+                    "escalate_after": escalate_after, "notify": notify })
+            }
+        ),
     ]
 }
 
-/// A failure: category, the handler's verdict, the server's wait.
+/// A failure: category (beyond the last one a loss), the handler's verdict, the server's wait.
 type Blow = (u8, Option<bool>, Option<u64>);
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn no_schedule_of_failures_burns_more_tries_than_its_category_allows_and_waits_stay_in_bounds(
+    fn no_schedule_of_failures_and_crashes_burns_more_tries_than_allowed_and_waits_stay_in_bounds(
         (step, workflow, handler, fleet) in (retry(), retry(), retry(), retry()),
         blows in prop::collection::vec(
-            (0u8..7, prop::option::weighted(0.3, any::<bool>()), prop::option::weighted(0.3, 0u64..200_000_000)),
-            1..20,
+            (0u8..9, prop::option::weighted(0.3, any::<bool>()), prop::option::weighted(0.3, 0u64..200_000_000)),
+            1..25,
         ),
     ) {
         let blows: Vec<Blow> = blows;
@@ -235,11 +244,20 @@ proptest! {
         let plan = world.run.plan.clone();
         let highest = Category::ALL.map(|c| world.rules.effective(&plan, &plan.steps[0], c).max_attempts.value);
         let highest = highest.into_iter().max().expect("some category");
-        for (tries, (category, retryable, retry_after_ms)) in (1u32..).zip(blows) {
-            let category = Category::ALL[usize::from(category)];
+        let (mut tries, mut losses) = (0, 0);
+        for (category, retryable, retry_after_ms) in blows {
+            let Some(category) = Category::from_u8(category) else {
+                losses += 1;
+                let of = job(&mut world);
+                world.apply(Event::Lost { of, worker: World::worker(), counted: true });
+                prop_assert_eq!(world.run.step(0).attempts, tries, "a loss is no try");
+                prop_assert_eq!(world.run.step(0).state == State::Failed, losses == LOSSES_MAX);
+                if losses == LOSSES_MAX { break } else { continue }
+            };
+            tries += 1;
             let by = world.rules.effective(&plan, &plan.steps[0], category);
             fail(&mut world, Failure { retryable, retry_after_ms, ..Failure::new(category, "no luck") });
-            prop_assert!(tries <= highest);
+            prop_assert!(tries <= highest && world.run.step(0).attempts == tries);
             let again = retryable.unwrap_or(by.retry.value) && tries < by.max_attempts.value;
             prop_assert_eq!(world.run.step(0).state != State::Failed, again, "try {} of {:?}", tries, by);
             if !again {

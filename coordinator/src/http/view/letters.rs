@@ -80,6 +80,9 @@ pub struct LetterView {
     /// Category of the last failure.
     #[schema(value_type = String)]
     pub category: Category,
+    /// How bad that is, as the category says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Severity>,
     /// When.
     pub at: String,
     /// Message of the last failure.

@@ -99,3 +99,19 @@ async fn a_head_names_the_policies_that_its_partition_was_last_decided_with<D: D
     w.turns(&mut owner, 3).await;
     assert_eq!(w.number(&["HGET", &head, "rules"]).await, 7);
 }
+
+#[test]
+fn stored_policies_stay_readable_and_unknown_keys_are_tolerated() {
+    let stored = |doc: Vec<u8>| {
+        let texts = [b"7".to_vec(), doc, b"1000".to_vec(), b"ann".to_vec(), Vec::new()];
+        policies::read(&Value::Array(texts.map(Value::BulkString).into()))
+    };
+    // {"retry": {"max_attempts": 4}}
+    let golden = b"\x81\xa5retry\x81\xacmax_attempts\x04".to_vec();
+    assert_eq!(codec::pack(&tries(4)), golden);
+    let found = stored(golden).expect("readable").expect("there is one");
+    assert_eq!((found.version, found.policies, found.reason), (7, tries(4), None));
+    let later = serde_json::json!({ "retry": { "max_attempts": 4, "luck": 1 }, "added_later": { "a": [1] } });
+    assert_eq!(stored(codec::pack(&later)).expect("readable").expect("there is one").policies, tries(4));
+    assert!(stored(b"\xc1".to_vec()).is_err(), "what cannot be read is not taken for no policies");
+}

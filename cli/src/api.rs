@@ -103,6 +103,11 @@ impl Api {
         self.call(Method::POST, path)
     }
 
+    /// `PUT` to a path.
+    pub(crate) fn put(&self, path: &[&str]) -> Call<'_> {
+        self.call(Method::PUT, path)
+    }
+
     /// `DELETE` of a path.
     pub(crate) fn delete(&self, path: &[&str]) -> Call<'_> {
         self.call(Method::DELETE, path)

@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Look at circuit breakers, and switch them by hand.
     #[command(subcommand)]
     Breakers(verbs::breakers::Breakers),
+    /// What holds when something fails: retries, waits, circuit breakers.
+    #[command(subcommand, visible_alias = "policy")]
+    Policies(verbs::policies::Policies),
     /// Partitions: who owns them, how far they are.
     #[command(subcommand)]
     Partitions(verbs::partitions::Partitions),

@@ -44,6 +44,26 @@ fn definitions_are_checked_with_every_problem_at_its_place() {
 }
 
 #[test]
+fn policies_are_checked_before_anything_is_sent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = file(&folder, "good.yaml", "retry: { max_attempts: 5 }\n");
+    let bad = file(&folder, "bad.yaml", "retry:\n  max_attempts: 5\n  max_atempts: 5\n");
+    let (good, bad) = (good.to_str().expect("UTF-8"), bad.to_str().expect("UTF-8"));
+    let shown = run(&["policies", "check", "-f", good]);
+    assert_eq!((shown.code, shown.out.trim_end()), (0, format!("{good}: ok").as_str()), "{shown:?}");
+    let shown = run(&["policies", "check", "-f", bad]);
+    assert_eq!(shown.code, 1, "{shown:?}");
+    assert!(shown.out.starts_with(&format!("{bad}:3:3: ")), "{shown:?}");
+    let shown = run(&["policies", "apply", "-f", bad]);
+    assert_eq!(shown.code, 1, "not 5, as nobody was asked: {shown:?}");
+    assert!(shown.err.contains("nothing was applied") && shown.err.contains(&format!("{bad}:3:")), "{shown:?}");
+    assert_eq!(run(&["policies", "apply", "-f", good]).code, 5);
+    assert_eq!(run(&["policies", "apply"]).code, 2);
+    let schema: serde_json::Value = serde_json::from_str(&run(&["policies", "schema"]).out).expect("JSON");
+    assert_eq!(schema["title"], "Stepfleet policies");
+}
+
+#[test]
 fn the_example_with_the_numbers_for_production_checks() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/catalogue.yaml");
     let shown = run(&["workflows", "check", example]);

@@ -196,3 +196,50 @@ fn a_critical_fleet_is_a_no() {
     assert_eq!(shown.code, 1);
     assert!(shown.out.contains("nobody reads queue `cpu`") && shown.out.contains("1m 1s"), "{shown:?}");
 }
+
+#[test]
+fn what_is_different_is_shown_when_policies_are_applied_and_when_they_would_be() {
+    let applied = |dry_run: bool| {
+        let diff = ["+ retry.notify: true", "~ retry.max_attempts: 3 -> 5"];
+        json!({ "version": 7, "changed": true, "dry_run": dry_run, "diff": diff }).to_string()
+    };
+    let document = json!({ "version": 6, "policies": { "retry": { "max_attempts": 5 } } }).to_string();
+    let peer = Peer::start(vec![
+        ("PUT /api/v1/policies?dry_run=true", Reply::new(200, applied(true))),
+        ("PUT /api/v1/policies", Reply::new(200, applied(false))),
+        ("GET /api/v1/policies?version=6", Reply::new(200, document)),
+    ]);
+    let dry = run(&peer, &["policies", "apply", "--version", "6", "--dry-run"]);
+    let done = run(&peer, &["policies", "apply", "--version", "6", "--reason", "slow", "--expected-version", "6"]);
+    for shown in [&dry, &done] {
+        assert_eq!(shown.code, 0, "{shown:?}");
+        assert_eq!(shown.out, "+ retry.notify: true\n~ retry.max_attempts: 3 -> 5\n");
+    }
+    assert!(dry.err.contains("nothing was written") && done.err.contains("version 7 holds"), "{dry:?} {done:?}");
+    let asked = peer.asked();
+    assert_eq!(asked[3], "PUT /api/v1/policies?expected_version=6&reason=slow", "{asked:?}");
+}
+
+#[test]
+fn what_holds_is_shown_with_where_it_was_written() {
+    let plain = json!({ "value": 3, "level": "built_in", "for_category": false });
+    let category = |name: &str, base: u64, level: &str| {
+        json!({ "category": name, "retry": { "value": true, "level": "built_in", "for_category": true },
+            "max_attempts": plain, "base_ms": { "value": base, "level": level, "for_category": level == "handler" },
+            "factor": plain, "cap_ms": plain, "jitter": plain, "escalate_after": plain, "notify": plain })
+    };
+    let breaker = json!({ "enabled": true, "failures": 5, "ratio": 0.5, "minimum_calls": 10, "window_ms": 60_000,
+        "break_ms": 60_000, "break_cap_ms": 600_000, "canaries": 3 });
+    let body = json!({ "version": 4, "handler": "pay", "classified": true, "breaker_of": "handler pay", "breaker": breaker,
+        "categories": [category("transient", 1_000, "fleet"), category("system", 5_000, "handler")] });
+    let peer = Peer::start(vec![("GET /api/v1/policies/effective?handler=pay", Reply::new(200, body.to_string()))]);
+    let shown = run(&peer, &["policies", "show", "--handler", "pay"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    let rows: Vec<Vec<&str>> = shown.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    let has = |words: &[&str]| rows.iter().any(|row| row == words);
+    assert!(has(&["backoff.base", "1.0s", "fleet", "transient"]), "{}", shown.out);
+    assert!(has(&["backoff.base", "5.0s", "handler,", "for", "the", "category", "system"]), "{}", shown.out);
+    assert!(has(&["max_attempts", "3", "built", "in", "all"]), "{}", shown.out);
+    assert!(shown.out.contains("0.5 of at least 10 calls"), "{}", shown.out);
+    assert_eq!(run(&peer, &["policies", "show", "--step", "fetch"]).code, 2, "a step needs its workflow");
+}

@@ -186,6 +186,16 @@ impl Keys {
     pub fn queues(&self) -> String {
         format!("{}queues", self.prefix)
     }
+
+    /// Hash: the fleet's policies, with their version.
+    pub fn fleet_policies(&self) -> String {
+        self.fleet("policies")
+    }
+
+    /// Hash: one version of the fleet's policies.
+    pub fn fleet_policies_of(&self, version: u64) -> String {
+        self.fleet(format_args!("policies:{version}"))
+    }
 }
 
 /// Keys of one partition.
@@ -363,6 +373,15 @@ mod tests {
         let (own, probe) = (keys.worker("w@0123456789ab"), keys.worker_probe("w@0123456789ab"));
         assert_eq!(slot_of(own.as_bytes()), slot_of(probe.as_bytes()));
         assert!(probe.starts_with("any:"), "{probe}");
+    }
+
+    #[test]
+    fn policies_their_versions_and_the_audit_share_a_slot() {
+        let keys = Keys::new("any:");
+        let slots =
+            [keys.fleet_policies(), keys.fleet_policies_of(7), keys.fleet_audit()].map(|k| slot_of(k.as_bytes()));
+        assert_eq!(slots, [slot_of(b"fleet"); 3]);
+        assert_eq!(keys.fleet_policies_of(7), "any:{fleet}:policies:7");
     }
 
     #[test]

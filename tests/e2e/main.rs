@@ -19,6 +19,7 @@ macro_rules! on_one_server {
     };
 }
 
+mod breakers;
 mod commands;
 mod coordinator_death;
 mod failures;
@@ -26,6 +27,7 @@ mod flows;
 mod load;
 mod names;
 mod poison;
+mod policies;
 mod redis_death;
 mod retention;
 mod scaling;

@@ -15,7 +15,7 @@ use stepfleet_tests::{
     sentinel, wait,
 };
 
-use crate::{commands, failures, flows, load, worker_death};
+use crate::{commands, failures, flows, load, policies, worker_death};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Partitions on a Cluster, as in production.
@@ -73,6 +73,8 @@ async fn on_a_cluster_the_ordinary_flows_are_the_same() {
         commands::a_cancel_stops_the_handler_at_once(&fleet),
         commands::a_suspended_run_starts_nothing_until_it_is_resumed(&fleet),
     );
+    // It changes what holds for everybody.
+    policies::policies_that_are_applied_while_a_coordinator_runs_hold_for_the_next_failure(&fleet).await;
     fleet.stop().await.unwrap();
 }
 

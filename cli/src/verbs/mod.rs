@@ -6,6 +6,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod doctor;
 pub(crate) mod import;
 pub(crate) mod partitions;
+pub(crate) mod policies;
 pub(crate) mod quarantine;
 pub(crate) mod queues;
 pub(crate) mod runs;
@@ -38,6 +39,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::Workers(verb) => workers::run(verb, &ask()?).await,
         Command::Breakers(verb) => breakers::run(verb, &ask()?).await,
         Command::Queues(verb) => queues::run(verb, &ask()?).await,
+        Command::Policies(verb) => policies::run(verb, out, ask).await,
         Command::Partitions(verb) => partitions::run(verb, &ask()?).await,
         Command::Quarantine(verb) => quarantine::run(verb, &ask()?).await,
         Command::Doctor(args) => doctor::run(args, &ask()?).await,

@@ -192,8 +192,9 @@ async fn set_paused(
 }
 
 /// The policies of the fleet.
-async fn rules(_app: &AppState) -> ApiResult<Rules> {
-    Ok(Rules::default())
+async fn rules(app: &AppState) -> ApiResult<Rules> {
+    let stored = app.client.policies().await?;
+    Ok(Rules::new(stored.version, stored.policies))
 }
 
 fn policy(rules: &Rules, gate: &Gate) -> Breaker {

@@ -32,6 +32,9 @@
 //! | `POST /api/v1/breakers/{name}/close`, `/reset` | [`view::CommandRequest`] (optional) -> [`view::BreakerView`] |
 //! | `GET /api/v1/partitions`, `POST` [`view::AddPartitions`] | page of [`view::PartitionView`] |
 //! | `GET /api/v1/quarantine?cursor=`, `GET` and `DELETE /api/v1/quarantine/{id}` | page of, one [`view::QuarantineView`]; [`view::Discarded`] |
+//! | `GET`, `PUT /api/v1/policies` | [`view::PoliciesView`]; YAML or JSON text -> [`view::PoliciesApplied`], 409, 422 |
+//! | `GET /api/v1/policies/effective?workflow=&step=&handler=&target=` | [`view::EffectivePolicies`] |
+//! | `GET /api/v1/policies/history`, `/schema` | page of [`view::PoliciesView`]; the JSON Schema |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
@@ -46,6 +49,7 @@ mod guard;
 mod letters;
 mod operate;
 mod partitions;
+mod policies;
 mod runs;
 mod show;
 mod submit;
@@ -113,6 +117,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(fleet::router())
         .merge(gates::router())
         .merge(partitions::router())
+        .merge(policies::router())
         .merge(operate::router())
         .split_for_parts()
 }

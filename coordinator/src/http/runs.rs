@@ -1,5 +1,7 @@
 //! Runs: listings, single runs, steps, history, values.
 
+use std::collections::HashMap;
+
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -214,9 +216,15 @@ pub(super) async fn run_view(client: &Client, run: &Found) -> ApiResult<RunView>
     let (step_list, steps_next, times_whole) = step_views(client, run, 0, STEPS_SHOWN).await?;
     let mut errors = Vec::new();
     if run.record.failed > 0 || run.record.has_errors {
+        let mut steps: HashMap<u32, Step> = HashMap::new();
         for error in client.errors(run.id, ERRORS_SHOWN).await? {
+            let is_last = !steps.contains_key(&error.index);
+            if is_last && run.workflow.is_some() {
+                steps.extend(client.steps(run, error.index, 1).await?);
+            }
+            let past = steps.get(&error.index).map(|step| show::past(&error, step, is_last));
             let step = show::step_name(run.workflow.as_deref(), error.index);
-            errors.push(show::attempt(client, partition, step, &error).await?);
+            errors.push(show::attempt(client, partition, step, (&error, past)).await?);
         }
     }
     let mut notes = Vec::new();

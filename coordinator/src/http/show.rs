@@ -18,6 +18,7 @@ use crate::{
     machine::{
         decision::{Transition, Why},
         run::{AttemptError, Step},
+        verdict::{self, Fate, Severity},
     },
     store::{
         client::Client,
@@ -137,14 +138,28 @@ pub(super) fn transition(workflow: Option<&Workflow>, t: &Transition) -> History
     }
 }
 
+/// What became of a failed attempt, and which failure of its budget it was, as far as is known: `step` is how its step stands
+/// now, `is_last` that no attempt of the step failed later.
+pub(super) fn past(error: &AttemptError, step: &Step, is_last: bool) -> (Fate, u32) {
+    let fate = match step.state {
+        // The last one of an earlier budget.
+        _ if error.attempt == step.spent => Fate::GaveUp,
+        State::Failed if is_last => Fate::GaveUp,
+        State::Cancelled if is_last => Fate::Stopped,
+        _ => Fate::TriedAgain,
+    };
+    (fate, error.attempt.checked_sub(step.spent).filter(|tries| *tries > 0).unwrap_or(error.attempt))
+}
+
 /// A failed attempt; `step` names its step. A referenced detail is fetched if it is small.
 pub(super) async fn attempt(
     client: &Client,
     partition: PartitionId,
     step: String,
-    error: &AttemptError,
+    (error, past): (&AttemptError, Option<(Fate, u32)>),
 ) -> ApiResult<AttemptView> {
     let failure = &error.failure;
+    let verdict = past.map(|(fate, tries)| verdict::recall(failure, tries, fate));
     let detail = match &failure.detail {
         Some(payload) => Some(payload_view(client, partition, payload, SHOWN_BYTES_MAX).await?),
         None => None,
@@ -162,6 +177,9 @@ pub(super) async fn attempt(
         causes: failure.causes.clone(),
         retry_after_ms: failure.retry_after_ms,
         detail,
+        action: verdict.as_ref().map(|v| v.action),
+        severity: verdict.as_ref().map(|v| v.severity),
+        summary: verdict.map(|v| v.summary),
     })
 }
 
@@ -178,6 +196,7 @@ pub(super) fn letter(id: PlacedId, letter: &DeadLetter) -> LetterView {
         queue: letter.queue.to_string(),
         cause: letter.cause,
         category: letter.category,
+        severity: Some(Severity::of(letter.category, letter.attempts.len() as u32, true)),
         at: rfc3339(letter.at_ms),
         message: letter.attempts.last().map(|a| a.failure.message.clone()).unwrap_or_default(),
         attempts_count: letter.attempts.len() as u32,
@@ -189,8 +208,10 @@ pub(super) fn letter(id: PlacedId, letter: &DeadLetter) -> LetterView {
 /// A dead letter with everything that is known.
 pub(super) async fn whole_letter(client: &Client, id: PlacedId, found: &DeadLetter) -> ApiResult<LetterView> {
     let mut view = letter(id, found);
-    for error in &found.attempts {
-        view.attempts.push(attempt(client, id.partition, found.step.to_string(), error).await?);
+    for (at, error) in found.attempts.iter().enumerate() {
+        let fate = if at + 1 == found.attempts.len() { Fate::GaveUp } else { Fate::TriedAgain };
+        let past = Some((fate, at as u32 + 1));
+        view.attempts.push(attempt(client, id.partition, found.step.to_string(), (error, past)).await?);
     }
     view.input = match &found.input {
         Some(Input::Whole(payload)) => Some(payload_view(client, id.partition, payload, 1 << 20).await?),

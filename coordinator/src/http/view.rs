@@ -7,6 +7,7 @@ mod fleet;
 mod gates;
 mod letters;
 mod partitions;
+mod policies;
 mod problem;
 mod runs;
 mod values;
@@ -21,6 +22,7 @@ pub use fleet::{
 pub use gates::{BreakerNumbers, BreakerView, OpenRequest, PauseView, QueueTaken};
 pub use letters::{AttemptView, LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
+pub use policies::{CategoryView, EffectivePolicies, PoliciesApplied, PoliciesView, Setting};
 pub use problem::{FieldProblem, Problem};
 pub use runs::{
     BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, RunSummary, RunView, StepCounts, StepView,

@@ -11,3 +11,4 @@ pub mod plan;
 pub mod retry;
 pub mod rules;
 pub mod run;
+pub mod verdict;

@@ -53,7 +53,7 @@ mod tests {
 
     fn effective(backoff: Backoff, category: Category) -> Effective {
         let retry = Retry { backoff: Some(backoff), ..Default::default() };
-        Rules::default().resolve((Some(&retry), None), &Name::new("h").expect("a legal name"), category)
+        Rules::default().resolve((Some(&retry), None), Some(&Name::new("h").expect("a legal name")), category)
     }
 
     fn exact(base: Option<u64>, factor: Option<f64>, cap: Option<u64>) -> Effective {

@@ -26,7 +26,17 @@ pub struct Rules {
 
 /// Where a setting was written.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, schemars::JsonSchema, utoipa::ToSchema,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
@@ -142,11 +152,11 @@ impl Rules {
     fn levels<'a>(
         &'a self,
         (step, workflow): (Option<&'a Retry>, Option<&'a Retry>),
-        handler: &Name,
+        handler: Option<&Name>,
         category: Option<Category>,
     ) -> impl Iterator<Item = Said<'a>> {
         let category = category.filter(|_| self.classifies());
-        let of_handler = self.policies.handlers.get(handler).and_then(|h| h.retry.as_ref());
+        let of_handler = handler.and_then(|h| self.policies.handlers.get(h)).and_then(|h| h.retry.as_ref());
         let written = [
             (Level::Step, step),
             (Level::Workflow, workflow),
@@ -162,18 +172,25 @@ impl Rules {
     /// Tries in all; of failures of no particular category if none is given.
     pub fn max_attempts(&self, plan: &Plan, step: &PlanStep, category: Option<Category>) -> u32 {
         let written = (step.retry.as_deref(), plan.retry.as_ref());
-        let said =
-            self.levels(written, &step.handler, category).find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
+        let said = self
+            .levels(written, Some(&step.handler), category)
+            .find_map(|l| l.get(|c| c.max_attempts, |r| r.max_attempts));
         said.map_or_else(|| BuiltIn::of(self.preset(), None).max_attempts, |said| said.value)
     }
 
     /// Everything that holds for failures of a category of a step.
     pub fn effective(&self, plan: &Plan, step: &PlanStep, category: Category) -> Effective {
-        self.resolve((step.retry.as_deref(), plan.retry.as_ref()), &step.handler, category)
+        self.resolve((step.retry.as_deref(), plan.retry.as_ref()), Some(&step.handler), category)
     }
 
-    /// Everything that holds for failures of a category: `written` is what the step and its workflow say.
-    pub fn resolve(&self, written: (Option<&Retry>, Option<&Retry>), handler: &Name, category: Category) -> Effective {
+    /// Everything that holds for failures of a category: `written` is what the step and its workflow say. Without a handler it
+    /// is what holds for handlers that nobody speaks of.
+    pub fn resolve(
+        &self,
+        written: (Option<&Retry>, Option<&Retry>),
+        handler: Option<&Name>,
+        category: Category,
+    ) -> Effective {
         let built_in = BuiltIn::of(self.preset(), Some(category).filter(|_| self.classifies()));
         let all: Vec<Said<'_>> = self.levels(written, handler, Some(category)).collect();
         let first = |value| From { value, level: Level::BuiltIn, for_category: false };
@@ -236,6 +253,11 @@ impl Rules {
         self.breaker(self.policies.targets.get(target), None)
     }
 
+    /// The circuit breaker of handlers and targets that nobody speaks of.
+    pub fn breaker_of_others(&self) -> Breaker {
+        self.breaker(None, None)
+    }
+
     fn breaker(&self, own: Option<&BreakerPolicy>, stock: Option<BreakerPolicy>) -> Breaker {
         let nothing = BreakerPolicy::default();
         let said = own.unwrap_or(&nothing).over(&stock.unwrap_or_default());
@@ -262,7 +284,9 @@ impl Rules {
 const STOCK: [&str; 4] = ["exec", "http", "sleep", "fail"];
 
 /// When a circuit breaker opens, and how it closes: every number filled in. See [`BreakerPolicy`].
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, schemars::JsonSchema, utoipa::ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema, utoipa::ToSchema,
+)]
 pub struct Breaker {
     /// Whether it opens by itself.
     pub enabled: bool,
@@ -280,4 +304,40 @@ pub struct Breaker {
     pub break_cap_ms: u64,
     /// Jobs that are let through to try.
     pub canaries: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(policies: Policies) -> Rules {
+        Rules::new(1, policies)
+    }
+
+    #[test]
+    fn both_presets_can_be_had() {
+        let numbers = |preset| {
+            let rules = with(Policies { preset: Some(preset), ..Policies::default() });
+            let (by, breaker) = (rules.resolve((None, None), None, Category::Transient), rules.breaker_of_others());
+            let retry = (by.max_attempts.value, by.base_ms.value, by.cap_ms.value);
+            (retry, breaker.failures, breaker.minimum_calls, breaker.break_ms)
+        };
+        assert_eq!(numbers(Preset::Default), ((3, 1_000, 60_000), 5, 10, 60_000));
+        assert_eq!(numbers(Preset::Production), ((5, 2_000, 120_000), 10, 10, 300_000));
+    }
+
+    #[test]
+    fn every_number_says_where_it_was_written() {
+        let fleet = Retry { max_attempts: Some(4), notify: Some(true), ..Retry::default() };
+        let rules = with(Policies { retry: Some(fleet), ..Policies::default() });
+        let special = CategoryRetry { escalate_after: Some(2), ..CategoryRetry::default() };
+        let step = Retry { categories: [(Category::System, special)].into(), ..Retry::default() };
+        let workflow = Retry { max_attempts: Some(9), ..Retry::default() };
+        let by = rules.resolve((Some(&step), Some(&workflow)), None, Category::System);
+        let from = |level, for_category| (level, for_category);
+        assert_eq!((by.max_attempts.value, by.max_attempts.level), (9, Level::Workflow));
+        assert_eq!(from(by.escalate_after.level, by.escalate_after.for_category), (Level::Step, true));
+        assert_eq!(from(by.notify.level, by.notify.for_category), (Level::Fleet, false));
+        assert_eq!((by.base_ms.value, by.base_ms.level), (5_000, Level::BuiltIn));
+    }
 }

@@ -16,9 +16,9 @@ use super::{
     metrics::Metrics,
     observer::Observer,
     owner::{Memory, Owner, OwnerError},
+    policies::{self, Known, Watcher},
     retention::Retention,
 };
-use crate::machine::rules::Rules;
 use crate::store::{
     link::{Dial, LinkError},
     partition::{Partition, TurnError},
@@ -57,11 +57,15 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
-    let (_rules, rules) = watch::channel(Rules::default());
+    let mut watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
+    let known = watcher.subscribe();
+    // Owners that begin now decide with them from their first batch on.
+    watcher.tell().await;
+    let watching = tokio::spawn(watcher.run(shutdown.clone()));
     let partitions = watch::Sender::new(0);
-    let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), rules, metrics.clone());
+    let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), known.clone(), metrics.clone());
     let pumping = tokio::spawn(pump.run(partitions.subscribe(), shutdown.clone()));
-    let mut fleet = Fleet::new(dial, config, metrics, owned, slots);
+    let mut fleet = Fleet::new(dial, config, metrics, owned, (slots, known));
     fleet.gates = Some(Box::new(gates));
     fleet.told = partitions;
     while !shutdown.is_cancelled() {
@@ -74,9 +78,10 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
         }
     }
     fleet.leave().await;
-    // The observer has nothing to give away.
+    // Neither has anything to give away.
     observing.abort();
     pumping.abort();
+    watching.abort();
 }
 
 /// How an owner task ended.
@@ -100,6 +105,7 @@ struct Fleet<D: Dial> {
     gates: Option<Box<dyn Fn() -> gates::Link + Send + Sync>>,
     /// How many partitions there are.
     told: watch::Sender<u16>,
+    known: watch::Receiver<Known>,
     /// As last read; 0 before.
     partitions: u16,
     /// As last read.
@@ -108,7 +114,13 @@ struct Fleet<D: Dial> {
 }
 
 impl<D: Dial> Fleet<D> {
-    fn new(dial: D, config: Config, metrics: Metrics, owned: Owned, slots: watch::Sender<Slots>) -> Self {
+    fn new(
+        dial: D,
+        config: Config,
+        metrics: Metrics,
+        owned: Owned,
+        (slots, known): (watch::Sender<Slots>, watch::Receiver<Known>),
+    ) -> Self {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -125,6 +137,7 @@ impl<D: Dial> Fleet<D> {
             slots,
             gates: None,
             told: watch::Sender::new(0),
+            known,
             partitions: 0,
             coordinators: 1,
             unreachable: false,
@@ -181,6 +194,7 @@ impl<D: Dial> Fleet<D> {
             metrics: self.metrics.clone(),
             slots: self.slots.subscribe(),
             gates: self.gates.as_ref().map(|link| link()),
+            known: self.known.clone(),
             partition,
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
@@ -240,6 +254,7 @@ struct Task<D: Dial> {
     metrics: Metrics,
     slots: watch::Receiver<Slots>,
     gates: Option<gates::Link>,
+    known: watch::Receiver<Known>,
     partition: PartitionId,
     stop: CancellationToken,
     leases: Leases<D>,
@@ -290,6 +305,10 @@ impl<D: Dial> Task<D> {
             Ok(partition) => partition,
             Err(error) => return (Some(error.into()), false, memory),
         };
+        let Some(rules) = policies::not_older(&mut self.known, partition.head.rules).await else {
+            let why = LinkError::Lost("the fleet's policies cannot be read".into());
+            return (Some(TurnError::from(why).into()), false, memory);
+        };
         let mut owner = match Owner::begin(partition, &self.config.name, memory.clone()).await {
             Ok(owner) => owner,
             Err(error) => return (Some(error), false, memory),
@@ -300,10 +319,14 @@ impl<D: Dial> Task<D> {
         }
         // Every owner begins without; what this task has seen before is no news to the receiver.
         owner.set_slots(self.slots.borrow_and_update().clone());
+        owner.set_rules(rules);
         let mut before = owner.done;
         while !self.stop.is_cancelled() || !owner.is_settled() {
             if self.slots.has_changed().unwrap_or(false) {
                 owner.set_slots(self.slots.borrow_and_update().clone());
+            }
+            if self.known.has_changed().unwrap_or(false) {
+                owner.set_rules(self.known.borrow_and_update().rules.clone());
             }
             if let Err(error) = owner.turn(self.stop.is_cancelled()).await {
                 return (Some(error), owner.done.commits > 0, owner.memory());

@@ -41,6 +41,10 @@ pub struct Metrics {
     pub gates: IntGaugeVec,
     /// Changes of circuit breakers that this coordinator brought about, by the new state.
     pub breaker_moves: IntCounterVec,
+    /// The version of the fleet's policies that owners here decide with.
+    pub policies_version: IntGauge,
+    /// Looks at the fleet's policies that failed.
+    pub policies_unread: IntCounter,
 }
 
 /// Counters of what retention deletes.
@@ -84,6 +88,9 @@ impl Metrics {
         let owned =
             IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
         registry.register(Box::new(owned.clone())).expect("registered once");
+        let help = "Version of the fleet's policies that this coordinator decides with";
+        let policies_version = IntGauge::new("stepfleet_policies_version", help).expect("a legal metric");
+        registry.register(Box::new(policies_version.clone())).expect("registered once");
         let sizes = vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
         let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
         let batch_items = Histogram::with_opts(opts).expect("a legal metric");
@@ -113,6 +120,8 @@ impl Metrics {
                 events: counter("events_expired_total", "Entries of the outbox that were trimmed"),
             },
             owned,
+            policies_version,
+            policies_unread: counter("policies_unread_total", "Looks at the fleet's policies that failed"),
             batch_items,
             gates,
             breaker_moves,

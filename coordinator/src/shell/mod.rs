@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod observer;
 
 pub mod owner;
+pub mod policies;
 pub mod retention;
 pub mod schedule;
 pub mod upkeep;

@@ -33,11 +33,14 @@ use super::{
     retention::{self, Expired, Retention},
     upkeep::{self, Chore, Upkeep},
 };
-use crate::store::{
-    commit::Commit,
-    link::Link,
-    partition::{Ask, BLOCK_MAX, Partition, TurnError},
-    reply::{self, Fields},
+use crate::{
+    machine::rules::Rules,
+    store::{
+        commit::Commit,
+        link::Link,
+        partition::{Ask, BLOCK_MAX, Partition, TurnError},
+        reply::{self, Fields},
+    },
 };
 
 /// Items of one batch: about 2,000 commands, which is below 5 ms of EXEC.
@@ -150,6 +153,11 @@ impl<L: Link> Owner<L> {
         let Some(link) = &mut self.gates else { return };
         link.exchange(&mut self.core.gates, self.server_ms);
         self.core.schedule.paused = self.core.gates.view().paused();
+    }
+
+    /// Gives it the policies that the next batches are decided with; their commits name the version.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.core.rules = rules;
     }
 
     /// What the next owner has to know.
@@ -314,6 +322,8 @@ impl<L: Link> Owner<L> {
             }
         }
         commit.cluster = self.upkeep.cluster;
+        let rules = self.core.rules.version;
+        commit.rules = (rules != self.partition.head.rules).then_some(rules);
         self.pending = Some(Sealed { commit: Some(commit), alone });
         Ok(())
     }

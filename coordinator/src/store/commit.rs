@@ -38,6 +38,8 @@ pub struct Commit {
     pub offset: StreamId,
     /// The latest time that was decided with.
     pub now_ms: u64,
+    /// The version of the policies that was decided with, where it is another one than that of the commit before.
+    pub rules: Option<u64>,
     /// Fields of run hashes: `(run, chunk, fields)`; chunk 0 is the run hash itself.
     pub hashes: Vec<(RunId, u32, HashFields)>,
     /// Chunks of history by run.
@@ -147,6 +149,9 @@ impl Commit {
             .arg(self.offset.to_string())
             .arg("now")
             .arg(self.now_ms);
+        if let Some(version) = self.rules {
+            out.pipe.arg("rules").arg(version);
+        }
         self.write_state(&mut out);
         self.write_jobs(&mut out);
         self.write_schedule(&mut out);

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod pack;
 pub mod partition;
 pub mod plans;
+pub mod policies;
 pub mod read;
 pub mod record;
 mod replies;

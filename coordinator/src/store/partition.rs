@@ -73,6 +73,8 @@ pub struct Head {
     pub offset: StreamId,
     /// The latest time that was decided with.
     pub now_ms: u64,
+    /// The version of the policies that was last decided with.
+    pub rules: u64,
 }
 
 /// What a trip reads behind its commit.
@@ -133,7 +135,7 @@ impl<L: Link> Partition<L> {
         let keys = keys.partition(partition);
         let mut look = redis::pipe();
         look.cmd("WATCH").arg(keys.head());
-        look.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq").arg("offset").arg("now");
+        look.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq").arg("offset").arg("now").arg("rules");
         let replies = link.trip(&look).await?;
         if let Some(text) = replies.iter().find_map(reply::error) {
             return Err(TurnError::of_reply(text));
@@ -144,6 +146,7 @@ impl<L: Link> Partition<L> {
             seq: found.get(1).and_then(reply::number).map_or(0, |n| n as u64),
             offset: found.get(2).and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
             now_ms: found.get(3).and_then(reply::number).map_or(0, |n| n as u64),
+            rules: found.get(4).and_then(reply::number).map_or(0, |n| n as u64),
         };
         let reign = Reign { counter: old.counter + 1, random };
         // A commit of its own: `seq` grows, so that a late commit of the last owner finds neither reign nor seq.
@@ -183,6 +186,7 @@ impl<L: Link> Partition<L> {
             self.head.seq += 1;
             self.head.offset = commit.offset;
             self.head.now_ms = commit.now_ms;
+            self.head.rules = commit.rules.unwrap_or(self.head.rules);
         }
         let (head_key, extras) = (self.keys.head(), ask.extra.len());
         pipe.cmd("WATCH").arg(&head_key);

@@ -3,6 +3,7 @@
 //! [`check`] reads YAML or JSON and reports every problem with its place; [`Template`] is the compiled `with` of a step;
 //! [`schema()`] is the published form of the format. No Redis and no clock (but for the time limit of expressions).
 
+mod difference;
 mod fields;
 mod graph;
 mod policies;
@@ -18,6 +19,7 @@ mod tests;
 
 use stepfleet_protocol::{policy::Policies, workflow::Workflow};
 
+pub use difference::policies_difference;
 pub use report::{PROBLEMS_MAX, Problem, Report};
 pub use schema::{policies_schema, schema, validate_input};
 pub use template::{RenderError, RunScope, Scope, Source, Template, TemplateProblem};

@@ -179,3 +179,63 @@ fn breaker(r: &mut Reader, node: &Node, here: &Path<'_>) -> Option<BreakerPolicy
         canaries,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{check_policies, check_policies_value, policies_schema};
+
+    #[test]
+    fn the_published_schema_of_policies_is_the_one_of_the_types() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policies.schema.json");
+        let text = serde_json::to_string_pretty(&policies_schema()).expect("serializable") + "\n";
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, &text).expect("docs can be written");
+        }
+        let published = std::fs::read_to_string(path).expect("the schema is published");
+        assert_eq!(published, text, "run the test again with UPDATE=1");
+    }
+
+    /// Every YAML block of the page about policies.
+    fn examples() -> Vec<String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policies.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let blocks = page.split("```yaml\n").skip(1);
+        blocks.map(|block| block.split("```").next().expect("it ends").to_owned()).collect()
+    }
+
+    #[test]
+    fn the_examples_of_the_page_are_good_and_the_schema_says_so_too() {
+        let validator = jsonschema::validator_for(&policies_schema()).expect("a schema");
+        let examples = examples();
+        assert!(examples.len() >= 5, "{} examples", examples.len());
+        for text in examples {
+            let policies = check_policies(&text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+            let value = serde_json::to_value(&policies).expect("serializable");
+            assert!(validator.is_valid(&value), "{value}");
+            assert_eq!(check_policies_value(&value), Ok(policies), "its own JSON is the same document");
+        }
+    }
+
+    #[test]
+    fn every_problem_of_policies_is_told_with_its_place() {
+        let text = "preset: big\nretry:\n  max_attempts: 0\n  categories: { netwrok: {} }\nbreaker: { window: 2h, ratio: 2 }\n\
+                    handlers:\n  pay: { retires: {} }\n";
+        let report = check_policies(text).expect_err("problems");
+        let told: Vec<String> =
+            report.problems.iter().map(|p| format!("{}: {}", p.line.unwrap_or(0), p.path)).collect();
+        assert_eq!(
+            told,
+            [
+                "1: preset",
+                "3: retry.max_attempts",
+                "4: retry.categories.netwrok",
+                "5: breaker.window",
+                "5: breaker.ratio",
+                "7: handlers.pay.retires",
+            ],
+            "{report}"
+        );
+        assert!(report.problems[0].allowed.contains("production"), "{report}");
+        assert!(check_policies("{}").is_ok(), "nothing is written: what is built in holds");
+    }
+}

@@ -20,6 +20,7 @@ mod liveness;
 mod losses;
 mod plans;
 mod poison;
+mod policies;
 mod retention;
 mod scripts;
 mod sweeps;

@@ -2,6 +2,7 @@
 
 mod notation;
 mod plans;
+mod policies;
 mod properties;
 mod table;
 mod world;

@@ -7,7 +7,13 @@ use proptest::{
     strategy::ValueTree,
     test_runner::{Config, RngAlgorithm, TestRunner},
 };
-use stepfleet_coordinator::machine::event::{Event, Timer};
+use stepfleet_coordinator::{
+    machine::{
+        event::{Event, Timer},
+        rules::Rules,
+    },
+    workflow::check_policies_value,
+};
 use stepfleet_protocol::{
     failure::{Category, Failure},
     id::{JobId, StreamId},
@@ -188,8 +194,10 @@ impl World {
     }
 }
 
-fn lives(graph: &str, chances: &[Chance]) {
+fn lives(graph: &str, fleet: &serde_json::Value, chances: &[Chance]) {
     let mut world = World::new(plan(graph));
+    let policies = check_policies_value(&serde_json::json!({ "retry": fleet })).expect("legal policies");
+    world.rules = Rules::new(1, policies);
     let submit = world.submit();
     world.apply(submit);
     for chance in chances {
@@ -227,9 +235,10 @@ proptest! {
     fn no_run_hangs_and_no_rule_breaks(
         graph in graph(),
         settings in settings(),
+        fleet in super::policies::retry(),
         chances in prop::collection::vec(any::<Chance>(), 0..300),
     ) {
-        lives(&format!("{graph} | {settings}"), &chances);
+        lives(&format!("{graph} | {settings}"), &fleet, &chances);
     }
 }
 

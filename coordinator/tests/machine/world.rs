@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) history: BTreeMap<u32, Vec<JobId>>,
     /// Every letter that was ever written, with its step.
     pub(crate) letters_ever: BTreeMap<StreamId, u32>,
+    /// What is decided by.
+    pub(crate) rules: Rules,
     mint: Mint,
     seen: HashSet<JobId>,
     awaited: BTreeMap<u32, JobId>,
@@ -79,6 +81,7 @@ impl World {
             moves: BTreeSet::new(),
             history: BTreeMap::new(),
             letters_ever: BTreeMap::new(),
+            rules: Rules::default(),
             mint: Mint::new(Reign { counter: 1, random: 0xfe }, 0),
             seen: HashSet::new(),
             awaited: BTreeMap::new(),
@@ -130,7 +133,7 @@ impl World {
         };
         let continued = if let Event::Continue(work) = &event { work.next } else { 0 };
         let audited = matches!(event, Event::Audit { .. });
-        let decision = decide(&Rules::default(), &mut self.run, event, self.now_ms, &mut self.mint);
+        let decision = decide(&self.rules, &mut self.run, event, self.now_ms, &mut self.mint);
         self.follow(&decision.transitions);
         let mut acked = Vec::new();
         let mut answered = 0;
@@ -188,7 +191,10 @@ impl World {
             assert_eq!(*state, t.from, "{t} does not go on from where the history stands");
             let remark = t.from == t.to
                 && (t.step.is_none()
-                    || matches!(t.why, Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost));
+                    || matches!(
+                        t.why,
+                        Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost | Why::Escalated
+                    ));
             let reborn = t.step.is_some() && t.from == State::Cancelled && t.to == State::Created;
             assert!(remark || reborn || t.from.may_become(t.to), "illegal: {t}");
             assert!(t.at_ms <= self.now_ms, "{t} is in the future");
@@ -247,8 +253,12 @@ impl World {
     fn dispatch(&mut self, index: u32, job: JobId, attempt: u32, max_attempts: u32) {
         assert!(self.seen.insert(job), "{job} is not fresh");
         let step = self.run.step(index);
-        let budget = Rules::default().max_attempts(&self.run.plan, &self.run.plan.steps[index as usize], None);
-        assert_eq!((attempt, max_attempts), (step.attempts + 1, step.spent + budget), "step {index}: its budget");
+        let counted = |attempt: u32| (step.spent + 1..=step.attempts).contains(&attempt);
+        let last = self.run.errors.iter().rev().find(|e| e.index == index && counted(e.attempt));
+        let category = last.map(|e| e.failure.category);
+        let budget = self.rules.max_attempts(&self.run.plan, &self.run.plan.steps[index as usize], category);
+        let promised = (step.spent + budget).max(attempt);
+        assert_eq!((attempt, max_attempts), (step.attempts + 1, promised), "step {index}: its budget");
         let before = self.awaited.insert(index, job);
         assert_eq!(before, None, "step {index} has two jobs in flight");
         assert!(attempt <= max_attempts, "attempt {attempt} of {max_attempts}");

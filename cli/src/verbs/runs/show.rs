@@ -142,10 +142,12 @@ pub(crate) fn worker_name(id: &str) -> &str {
     id.split_once('@').map_or(id, |(name, _)| name)
 }
 
-/// `permanent card_declined: the card was declined`.
+/// `permanent card_declined (high): the card was declined`.
 pub(crate) fn error_text(error: &AttemptView) -> String {
     let code = error.code.as_deref().map(|code| format!(" {code}")).unwrap_or_default();
-    format!("{}{code}: {}", error.category, error.message)
+    let severity = error.severity.and_then(|severity| serde_json::to_value(severity).ok());
+    let severity = severity.as_ref().and_then(|word| word.as_str()).map(|word| format!(" ({word})"));
+    format!("{}{code}{}: {}", error.category, severity.unwrap_or_default(), error.message)
 }
 
 /// What a person may want to do next.

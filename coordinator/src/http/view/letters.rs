@@ -5,7 +5,10 @@ use stepfleet_protocol::{failure::Category, id::RunId, state::State};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Problem, ValueView};
-use crate::machine::decision::Cause;
+use crate::machine::{
+    decision::Cause,
+    verdict::{Action, Severity},
+};
 
 /// One failed attempt of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -40,6 +43,15 @@ pub struct AttemptView {
     /// Anything more that the handler kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<ValueView>,
+    /// What was done about it; none if that is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
+    /// How bad it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Severity>,
+    /// The failure in one sentence, with what it was taken for: `Retryable error (timeout): no answer in 5s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
 }
 
 /// A step that gave up.
@@ -68,6 +80,9 @@ pub struct LetterView {
     /// Category of the last failure.
     #[schema(value_type = String)]
     pub category: Category,
+    /// How bad that is, as the category says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Severity>,
     /// When.
     pub at: String,
     /// Message of the last failure.

@@ -4,6 +4,7 @@
 //! concerns anything (a late result, a timer of an old job) is a decision too, one that only acks and remarks.
 
 mod command;
+mod escalate;
 mod finish;
 mod outcome;
 mod work;
@@ -138,7 +139,7 @@ impl Deciding<'_> {
             return;
         }
         let job = self.mint.next();
-        let max_attempts = self.budget(index, None);
+        let max_attempts = self.budget_now(index);
         let step = self.run.step_mut(index);
         step.job = Some(job);
         step.in_flight = true;
@@ -159,6 +160,17 @@ impl Deciding<'_> {
         let plan = &self.run.plan;
         let tries = self.rules.max_attempts(plan, &plan.steps[index as usize], category);
         self.run.step(index).spent.saturating_add(tries)
+    }
+
+    /// The number of the last try as far as is known: by the category of the last failure of this budget, if there is one.
+    fn budget_now(&self, index: u32) -> u32 {
+        let step = self.run.step(index);
+        if step.attempts == step.spent {
+            return self.budget(index, None);
+        }
+        let last = self.run.errors.iter().rev().find(|e| e.index == index && e.attempt <= step.attempts);
+        // A policy may have become stricter after the next try was promised.
+        self.budget(index, last.map(|e| e.failure.category)).max(step.attempts + 1)
     }
 
     fn timer(&mut self, timer: Timer) {

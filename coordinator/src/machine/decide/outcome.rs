@@ -15,8 +15,8 @@ use super::{
     super::{
         decision::{Cause, Effect, Letter, Why},
         event::{Timer, Work, WorkKind},
-        retry,
         run::AttemptError,
+        verdict::{self, Tried},
     },
     Deciding,
 };
@@ -285,20 +285,27 @@ impl Deciding<'_> {
         let category = failed.failure.category;
         let plan = self.run.plan.clone();
         let effective = self.rules.effective(&plan, &plan.steps[index as usize], category);
-        // A handler that knows better than its category has the last word.
-        if !failed.failure.retryable.unwrap_or(effective.retry.value) {
-            let cause = if category == Category::Data { Cause::Data } else { Cause::Permanent };
-            return self.give_up(failed, cause);
-        }
         let step = self.run.step(index);
-        let budget = step.spent.saturating_add(effective.max_attempts.value);
-        if step.attempts >= budget {
-            return self.give_up(failed, Cause::Exhausted);
+        let (attempts, spent) = (step.attempts, step.spent);
+        let (of, stopping) = ((self.run.id, index), self.run.ending.is_some());
+        let tried = Tried { of, attempts, spent, at_ms: self.now_ms, stopping, failure: &failed.failure };
+        let verdict = verdict::judge(&effective, self.rules.classifies(), &tried);
+        if !verdict.is_retryable || verdict.is_final_attempt {
+            let cause = match category {
+                _ if verdict.is_retryable => Cause::Exhausted,
+                Category::Data => Cause::Data,
+                _ => Cause::Permanent,
+            };
+            self.give_up(failed, cause);
+            if !effective.notify.value {
+                self.escalate_after(index, &effective);
+            }
+            return;
         }
-        let tries = step.attempts - step.spent;
-        let wait_ms = retry::delay_ms(&effective, (self.run.id, index), tries, failed.failure.retry_after_ms);
         self.fail_step(&failed, Why::AttemptFailed);
-        self.try_again(index, wait_ms, budget);
+        self.escalate_after(index, &effective);
+        let budget = spent.saturating_add(effective.max_attempts.value);
+        self.try_again(index, verdict.backoff_applied_ms.unwrap_or(0), budget);
     }
 
     /// processing -> failed, with the error kept.
@@ -347,11 +354,12 @@ impl Deciding<'_> {
         let id = self.mint.letter(self.now_ms);
         self.run.step_mut(index).letter = Some(id);
         self.effect(Effect::Letter(Box::new(Letter { id, index, cause, category, of: failed.of, attempts })));
+        self.escalate_end(index, category);
     }
 }
 
 /// A failure in one line for the history.
-fn short(failure: &Failure) -> String {
+pub(super) fn short(failure: &Failure) -> String {
     const NOTE_BYTES: usize = 200;
     let text = match &failure.code {
         Some(code) => format!("{}/{code}: {}", failure.category, failure.message),

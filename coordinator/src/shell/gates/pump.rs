@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inbox, Link, Say, Tally, Verdict, View};
 use crate::{
-    machine::rules::{Breaker, Rules},
-    shell::metrics::Metrics,
+    machine::rules::Breaker,
+    shell::{metrics::Metrics, policies::Known},
     store::{
         gates::{breaker, read_gates},
         link::{Dial, Link as _, LinkError},
@@ -40,7 +40,7 @@ const TOLD_MAX: usize = 500;
 pub fn new<D: Dial>(
     dial: D,
     keys: Keys,
-    rules: watch::Receiver<Rules>,
+    rules: watch::Receiver<Known>,
     metrics: Metrics,
 ) -> (impl Fn() -> Link, Pump<D>) {
     let (say, heard) = mpsc::unbounded_channel();
@@ -54,7 +54,7 @@ pub fn new<D: Dial>(
 pub struct Pump<D: Dial> {
     dial: D,
     keys: Keys,
-    rules: watch::Receiver<Rules>,
+    rules: watch::Receiver<Known>,
     metrics: Metrics,
     heard: mpsc::UnboundedReceiver<Say>,
     view: watch::Sender<Arc<View>>,
@@ -199,7 +199,7 @@ impl<D: Dial> Pump<D> {
     }
 
     fn policy(&self, gate: &Gate) -> Breaker {
-        self.rules.borrow().breaker_of(gate)
+        self.rules.borrow().rules.breaker_of(gate)
     }
 
     async fn one(&mut self, command: Cmd) -> Result<Value, LinkError> {

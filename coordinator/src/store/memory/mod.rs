@@ -87,6 +87,7 @@ impl MemoryServer {
         let server = Self { inner: Arc::new(Inner { clock, state: Mutex::default() }) };
         server.set_full(false);
         server.register_script(script::DELETE_CONSUMER, script::delete_consumer_twin);
+        server.register_script(script::APPLY_POLICIES, script::apply_policies_twin);
         server
     }
 

@@ -160,6 +160,17 @@ impl Keys {
     pub fn queues(&self) -> String {
         format!("{}queues", self.prefix)
     }
+
+    /// Stream: audit entries that belong to no partition.
+    pub fn fleet_audit(&self) -> String {
+        self.fleet("audit")
+    }
+
+    /// A key of what all owners share. These keys have one slot, so that one script can change a thing and append its audit
+    /// entry.
+    fn fleet(&self, name: &str) -> String {
+        format!("{}{{fleet}}:{name}", self.prefix)
+    }
 }
 
 /// Keys of one partition.
@@ -212,6 +223,12 @@ plain_keys! {
     counters = "counters";
     /// Set: queues that have a job stream or a ready set.
     queues = "queues";
+    /// Stream: audit entries, each written by the commit that decided what was asked.
+    audit = "audit";
+    /// Hash: how far each subscriber of the outbox is.
+    cursors = "cursors";
+    /// Stream: outbox entries that a subscriber did not take.
+    undelivered = "undelivered";
 }
 
 /// The listing that runs in a state are found in.

@@ -28,12 +28,16 @@
 //! | `GET /api/v1/queues` | page of [`view::QueueView`] |
 //! | `GET /api/v1/partitions`, `POST` [`view::AddPartitions`] | page of [`view::PartitionView`] |
 //! | `GET /api/v1/quarantine?cursor=`, `GET` and `DELETE /api/v1/quarantine/{id}` | page of, one [`view::QuarantineView`]; [`view::Discarded`] |
+//! | `GET /api/v1/audit?actor=&action=&target=&since=&until=&limit=&cursor=` | page of [`view::AuditView`], newest first |
+//! | `GET /api/v1/subscribers` | page of [`view::SubscriberView`]: who follows the outbox, and how far it is |
+//! | `GET /api/v1/subscribers/undelivered?subscriber=&limit=&cursor=` | page of [`view::UndeliveredView`], newest first |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
 //!
 //! Errors are [`view::Problem`].
 
+mod audit;
 mod commands;
 mod error;
 mod fleet;
@@ -44,6 +48,7 @@ mod partitions;
 mod runs;
 mod show;
 mod submit;
+mod subscribers;
 mod take;
 pub mod view;
 mod workflows;
@@ -108,6 +113,8 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(fleet::router())
         .merge(partitions::router())
         .merge(operate::router())
+        .merge(audit::router())
+        .merge(subscribers::router())
         .split_for_parts()
 }
 

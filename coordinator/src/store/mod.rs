@@ -9,6 +9,7 @@ pub mod commit;
 pub mod history;
 pub mod link;
 pub mod memory;
+pub mod outbox;
 pub mod pack;
 pub mod partition;
 pub mod plans;

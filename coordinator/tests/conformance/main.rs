@@ -11,7 +11,9 @@ mod tap;
 mod wire;
 mod world;
 
+mod audit;
 mod bounds;
+mod dispatcher;
 mod fence;
 mod leases;
 mod liveness;

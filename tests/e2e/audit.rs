@@ -48,7 +48,7 @@ async fn what_an_operator_asked_for_is_listed_with_name_reason_and_outcome() {
     ];
     assert_eq!(found, expected, "newest first, over partitions and fleet");
     assert_eq!(all[2]["reason"], "wrong order");
-    assert!(all[1]["message"].as_str().unwrap().contains("cancelled"), "{:#}", all[1]);
+    assert!(all[1]["message"].as_str().unwrap().contains("allowed is suspended"), "{:#}", all[1]);
 
     // Page by page it is the same, and every filter narrows it.
     let (mut pages, mut cursor) = (Vec::new(), String::new());

@@ -1,6 +1,6 @@
 //! The API from outside: a real server, a coordinator, a worker and HTTP.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use reqwest::{Client as Http, Method, StatusCode};
@@ -9,6 +9,7 @@ use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
     http::{self, AppState},
     shell::{
+        dispatcher::{Dispatcher, EscalationLog, Settings as Outbox, Subscriber},
         fleet::{self, Config},
         metrics::Metrics,
         retention::Retention,
@@ -42,8 +43,15 @@ impl Site {
         let server = Server::start().await?;
         let redis = Redis::connect(Settings::parse(&server.url())?).await?;
         let (stop, metrics) = (CancellationToken::new(), Metrics::new());
-        let config =
-            Config { name: "c1".into(), keys: Keys::default(), partitions: 2, retention: Retention::default() };
+        let subscribers: Vec<Arc<dyn Subscriber>> = vec![Arc::new(EscalationLog)];
+        let client = Client::new(redis.clone(), Keys::default());
+        let config = Config {
+            name: "c1".into(),
+            keys: Keys::default(),
+            partitions: 2,
+            retention: Retention::default(),
+            dispatcher: Some(Dispatcher::new(client, Outbox::default(), subscribers)),
+        };
         tokio::spawn(fleet::run(redis.clone(), config, metrics.clone(), stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);

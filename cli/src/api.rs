@@ -198,11 +198,13 @@ impl Api {
     }
 }
 
-/// Who asks, for the history: the user of this host.
+/// Who asks, for history and audit: the user of this host. Programs that cron or a service starts may have only one of the two
+/// variables.
 fn actor() -> Option<String> {
-    let user = std::env::var("USER").ok()?;
-    let is_plain = !user.is_empty() && user.len() <= 64 && user.bytes().all(|byte| byte.is_ascii_graphic());
-    is_plain.then(|| format!("cli:{user}"))
+    let is_plain =
+        |user: &String| !user.is_empty() && user.len() <= 64 && user.bytes().all(|byte| byte.is_ascii_graphic());
+    let user = ["USER", "LOGNAME"].into_iter().filter_map(|name| std::env::var(name).ok()).find(is_plain)?;
+    Some(format!("cli:{user}"))
 }
 
 /// Whether the whole way to the API stays on this host.

@@ -111,6 +111,12 @@ pub(crate) enum Command {
     /// Log entries that could not be decided.
     #[command(subcommand)]
     Quarantine(verbs::quarantine::Quarantine),
+    /// Who asked for what, and what became of it.
+    #[command(subcommand)]
+    Audit(verbs::audit::Audit),
+    /// Who is told what was committed, and what was not delivered.
+    #[command(subcommand, visible_alias = "subscriber")]
+    Subscribers(verbs::subscribers::Subscribers),
     /// Make workflows from what other systems recorded.
     #[command(subcommand)]
     Import(verbs::import::Import),

@@ -243,3 +243,43 @@ fn what_holds_is_shown_with_where_it_was_written() {
     assert!(shown.out.contains("0.5 of at least 10 calls"), "{}", shown.out);
     assert_eq!(run(&peer, &["policies", "show", "--step", "fetch"]).code, 2, "a step needs its workflow");
 }
+
+#[test]
+fn the_audit_store_is_a_table_and_its_filters_are_sent_as_they_are() {
+    let body = json!({ "items": [
+        { "id": "fleet-9-0", "at": "2026-11-20T00:00:00.000Z", "actor": "cli:ada", "action": "worker.drain",
+          "target": "worker:alpha@1", "outcome": "done" },
+        { "id": "0-8-0", "at": "2026-11-19T23:59:59.999Z", "actor": "cli:bob", "action": "run.cancel",
+          "target": "run:x", "outcome": "refused", "message": "it is\u{1b}[31m over", "reason": "wrong order" },
+    ] })
+    .to_string();
+    let peer = Peer::start(vec![("GET /api/v1/audit", Reply::new(200, &body))]);
+    let shown = run(&peer, &["audit", "list", "--actor", "cli:ada", "--action", "run.", "--since", "24h"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    for part in ["cli:ada", "worker.drain", "worker:alpha@1", "refused", "wrong order", "OUTCOME"] {
+        assert!(shown.out.contains(part), "{part}: {shown:?}");
+    }
+    assert!(!shown.out.contains('\u{1b}'), "what others wrote is harmless: {shown:?}");
+    let asked = peer.asked();
+    assert!(asked[0].ends_with("?actor=cli%3Aada&action=run.&since=24h&limit=50"), "{asked:?}");
+    let json = run(&peer, &["audit", "list", "--output", "json"]);
+    assert_eq!((json.code, json.out.trim_end()), (0, body.as_str()));
+}
+
+#[test]
+fn a_subscriber_with_undelivered_events_is_shown_with_what_to_do() {
+    let subscriber = json!({ "name": "pager", "lag": 7, "lag_ms": 65_000, "delivered": 40, "undelivered": 2, "missed": 0,
+        "partitions": [{ "partition": 0, "entry": "5-0", "lag": 7, "lag_ms": 65_000 }] });
+    let undelivered = json!({ "id": "0-9-0", "at": "2026-11-20T00:00:00.000Z", "subscriber": "pager", "entry": "4-0",
+        "error": "no route to it", "attempts": 5 });
+    let peer = Peer::start(vec![
+        ("GET /api/v1/subscribers/undelivered", Reply::new(200, json!({ "items": [undelivered] }).to_string())),
+        ("GET /api/v1/subscribers", Reply::new(200, json!({ "items": [subscriber] }).to_string())),
+    ]);
+    let shown = run(&peer, &["subscribers", "list"]);
+    assert!(shown.out.contains("pager") && shown.out.contains("1m 5s"), "{shown:?}");
+    assert!(shown.err.contains("stepfleet subscribers undelivered"), "{shown:?}");
+    let shown = run(&peer, &["subscribers", "undelivered", "--subscriber", "pager"]);
+    assert!(shown.out.contains("no route to it") && shown.out.contains("4-0"), "{shown:?}");
+    assert!(peer.asked()[1].ends_with("?subscriber=pager&limit=50"), "{:?}", peer.asked());
+}

@@ -250,6 +250,12 @@ plain_keys! {
     queues = "queues";
     /// Set: the gates at which steps are parked.
     gates = "gates";
+    /// Stream: audit entries, each written by the commit that decided what was asked.
+    audit = "audit";
+    /// Hash: how far each subscriber of the outbox is.
+    cursors = "cursors";
+    /// Stream: outbox entries that a subscriber did not take.
+    undelivered = "undelivered";
 }
 
 /// The listing that runs in a state are found in.

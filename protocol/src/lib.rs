@@ -3,6 +3,7 @@
 //! Everything here is a promise to another process, perhaps of another version: fields are added with defaults and unknown
 //! fields are tolerated.
 
+pub mod audit;
 pub mod beat;
 pub mod codec;
 pub mod duration;

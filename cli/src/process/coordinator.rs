@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::logs::{self, LogFormat};
+use super::outbox::{Outbox, OutboxArgs};
 use super::redis::{self, RedisArgs};
 use super::retention::{self, RetentionArgs};
 use super::settings::{address, number};
@@ -56,6 +57,8 @@ pub(crate) struct CoordinatorArgs {
     pub(super) log_format: LogFormat,
     #[command(flatten)]
     pub(super) retention: RetentionArgs,
+    #[command(flatten)]
+    pub(super) outbox: OutboxArgs,
 }
 
 /// `coordinator`, as it is meant.
@@ -75,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) name: Name,
     /// What is kept of what is done with.
     pub(crate) retention: Retention,
+    /// How subscribers are told what was committed.
+    pub(crate) outbox: Outbox,
 }
 
 impl CoordinatorArgs {
@@ -98,6 +103,7 @@ impl CoordinatorArgs {
         let host = host();
         let name = checks.read("name", self.name.as_deref().unwrap_or(&host), Name::new);
         let retention = self.retention.check(retention::Keys::FindTheirRuns, &mut checks);
+        let outbox = self.outbox.check(&mut checks);
         let config = (|| {
             Some(Config {
                 redis: redis?,
@@ -107,6 +113,7 @@ impl CoordinatorArgs {
                 partitions: u16::try_from(partitions?).ok()?,
                 name: name?,
                 retention: retention?,
+                outbox: outbox?,
             })
         })();
         checks.done(config)
@@ -145,12 +152,14 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         None => None,
     };
     let metrics = Metrics::new();
-    let app = AppState::new(Client::new(redis.clone(), config.keys.clone()), metrics.registry.clone());
+    let client = Client::new(redis.clone(), config.keys.clone());
+    let app = AppState::new(client.clone(), metrics.registry.clone());
     let settings = fleet::Config {
         name: format!("{}@{}", config.name, uuid::Uuid::new_v4().simple()),
         keys: config.keys.clone(),
         partitions: config.partitions,
         retention: config.retention,
+        dispatcher: Some(config.outbox.dispatcher(client, config.retention.audit_ms)),
     };
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let api = async {

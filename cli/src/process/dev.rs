@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::logs::{self, LogFormat};
+use super::outbox::{Outbox, OutboxArgs};
 use super::retention::{self, RetentionArgs};
 use super::server::{self, Server};
 use super::settings::number;
@@ -64,6 +65,8 @@ pub(crate) struct DevArgs {
     server: Option<PathBuf>,
     #[command(flatten)]
     retention: RetentionArgs,
+    #[command(flatten)]
+    outbox: OutboxArgs,
 }
 
 /// `dev`, as it is meant.
@@ -75,6 +78,7 @@ struct Config {
     concurrency: usize,
     queues: Vec<Name>,
     retention: Retention,
+    outbox: Outbox,
 }
 
 impl DevArgs {
@@ -87,6 +91,7 @@ impl DevArgs {
         let concurrency = checks.read("concurrency", &self.concurrency, |text| number(text, 1..=most));
         let queues = self.queue.iter().filter_map(|queue| checks.read("queue", queue, Name::new)).collect();
         let retention = self.retention.check(retention::Keys::MayBeLost, &mut checks);
+        let outbox = self.outbox.check(&mut checks);
         let config = (|| {
             Some(Config {
                 port: u16::try_from(port?).ok()?,
@@ -95,6 +100,7 @@ impl DevArgs {
                 concurrency: usize::try_from(concurrency?).ok()?,
                 queues,
                 retention: retention?,
+                outbox: outbox?,
             })
         })();
         checks.done(config)
@@ -131,6 +137,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         partitions: config.partitions,
         name: Name::new("dev").expect("a legal name"),
         retention: config.retention,
+        outbox: config.outbox,
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
     let client = Client::new(redis.clone(), coordinator_config.keys.clone());

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod coordinator;
 pub(crate) mod dev;
 mod logs;
+mod outbox;
 pub(crate) mod redis;
 mod retention;
 mod server;

@@ -32,6 +32,9 @@ pub(super) struct RetentionArgs {
     /// Keep about so many entries of the outbox, the newest.
     #[arg(long, value_name = "N", env = "STEPFLEET_RETAIN_EVENTS", default_value_t = Retention::default().events_max.to_string())]
     retain_events: String,
+    /// Delete audit entries after this time.
+    #[arg(long, value_name = "TIME", env = "STEPFLEET_RETAIN_AUDIT", default_value_t = Millis(Retention::default().audit_ms).to_string())]
+    retain_audit: String,
 }
 
 /// How seriously idempotency keys are taken.
@@ -55,12 +58,14 @@ impl RetentionArgs {
         let letters = checks.read("retain_dead_letters", &self.retain_dead_letters, |text| time(text, SHORTEST));
         let letters_max = checks.read("retain_dead_letters_max", &self.retain_dead_letters_max, count);
         let events = checks.read("retain_events", &self.retain_events, count);
+        let audit = checks.read("retain_audit", &self.retain_audit, |text| time(text, SHORTEST));
         Some(Retention {
             completed_ms: completed?.0,
             runs_max: runs?,
             letters_ms: letters?.0,
             letters_max: letters_max?,
             events_max: events?,
+            audit_ms: audit?.0,
         })
     }
 }

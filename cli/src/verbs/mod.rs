@@ -1,5 +1,6 @@
 //! The admin verbs: each asks the public API and shows the answer. None knows Redis, but for `doctor`.
 
+pub(crate) mod audit;
 pub(crate) mod breakers;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
@@ -10,6 +11,7 @@ pub(crate) mod policies;
 pub(crate) mod quarantine;
 pub(crate) mod queues;
 pub(crate) mod runs;
+pub(crate) mod subscribers;
 pub(crate) mod workers;
 pub(crate) mod workflows;
 
@@ -42,6 +44,8 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::Policies(verb) => policies::run(verb, out, ask).await,
         Command::Partitions(verb) => partitions::run(verb, &ask()?).await,
         Command::Quarantine(verb) => quarantine::run(verb, &ask()?).await,
+        Command::Audit(verb) => audit::run(verb, &ask()?).await,
+        Command::Subscribers(verb) => subscribers::run(verb, &ask()?).await,
         Command::Doctor(args) => doctor::run(args, &ask()?).await,
         Command::Dev(_)
         | Command::Coordinator(_)

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     routing::get as http_get,
 };
 use serde::Deserialize;
 use stepfleet_protocol::{
+    audit::action,
     beat::{Beat, Phase},
     gate::Gate,
     id::WorkerId,
@@ -19,7 +20,7 @@ use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState,
+    AppState, audit,
     error::{ApiError, ApiResult},
     gates,
     operate::metrics_of,
@@ -87,9 +88,14 @@ async fn worker(State(app): State<AppState>, Path(id): Path<String>) -> ApiResul
 /// Tells a worker to take nothing more, finish and leave.
 #[utoipa::path(post, path = "/api/v1/workers/{id}/drain", tag = "fleet", params(("id" = String, Path, description = "the worker")),
     responses((status = 202, body = Draining), (status = 404, body = Problem)))]
-async fn drain(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<(StatusCode, Json<Draining>)> {
+async fn drain(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> ApiResult<(StatusCode, Json<Draining>)> {
     let worker = find(&app.client, &id).await?;
     let heard = app.client.drain(worker.id.as_str()).await?;
+    audit::write(&app, &headers, (action::WORKER_DRAIN, format!("worker:{}", worker.id)), None).await?;
     Ok((StatusCode::ACCEPTED, Json(Draining { id, heard })))
 }
 

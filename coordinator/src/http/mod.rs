@@ -35,12 +35,16 @@
 //! | `GET`, `PUT /api/v1/policies` | [`view::PoliciesView`]; YAML or JSON text -> [`view::PoliciesApplied`], 409, 422 |
 //! | `GET /api/v1/policies/effective?workflow=&step=&handler=&target=` | [`view::EffectivePolicies`] |
 //! | `GET /api/v1/policies/history`, `/schema` | page of [`view::PoliciesView`]; the JSON Schema |
+//! | `GET /api/v1/audit?actor=&action=&target=&since=&until=&limit=&cursor=` | page of [`view::AuditView`], newest first |
+//! | `GET /api/v1/subscribers` | page of [`view::SubscriberView`]: who follows the outbox, and how far it is |
+//! | `GET /api/v1/subscribers/undelivered?subscriber=&limit=&cursor=` | page of [`view::UndeliveredView`], newest first |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
 //!
 //! Errors are [`view::Problem`].
 
+mod audit;
 mod commands;
 mod error;
 mod fleet;
@@ -53,6 +57,7 @@ mod policies;
 mod runs;
 mod show;
 mod submit;
+mod subscribers;
 mod take;
 pub mod view;
 mod workflows;
@@ -119,6 +124,8 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(partitions::router())
         .merge(policies::router())
         .merge(operate::router())
+        .merge(audit::router())
+        .merge(subscribers::router())
         .split_for_parts()
 }
 

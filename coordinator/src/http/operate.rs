@@ -18,7 +18,7 @@ use super::{
     AppState,
     error::{ApiError, ApiResult},
     fleet::queue_views,
-    runs,
+    runs, subscribers,
     take::{self, Params},
     view::{LegacyStatus, Problem, Range, RunMetrics},
 };
@@ -121,6 +121,7 @@ struct Gauges {
     queue_workers: GaugeVec,
     runs: GaugeVec,
     counters: GaugeVec,
+    subscriber_lag: GaugeVec,
 }
 
 static GAUGES: LazyLock<tokio::sync::Mutex<Gauges>> = LazyLock::new(|| tokio::sync::Mutex::new(Gauges::new()));
@@ -140,6 +141,11 @@ impl Gauges {
             queue_workers: gauge("queue_workers", "Live workers that read the queue", "queue"),
             runs: gauge("runs", "Runs that go on or are suspended, and open dead letters", "state"),
             counters: gauge("partition_counter", "What was dropped or repaired, summed over partitions", "name"),
+            subscriber_lag: gauge(
+                "outbox_lag",
+                "Entries of the outbox that the subscriber has not seen, summed over partitions",
+                "subscriber",
+            ),
             registry,
         }
     }
@@ -160,6 +166,10 @@ impl Gauges {
             [("active", runs.active), ("suspended", runs.suspended), ("dead_letters", runs.dead_letters)]
         {
             self.runs.with_label_values(&[state]).set(count as f64);
+        }
+        self.subscriber_lag.reset();
+        for view in subscribers::views(client).await? {
+            self.subscriber_lag.with_label_values(&[view.name.as_str()]).set(view.lag as f64);
         }
         self.counters.reset();
         for seen in client.see_partitions(0, u16::MAX).await? {

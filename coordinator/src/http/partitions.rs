@@ -3,14 +3,17 @@
 use axum::{
     Json,
     extract::{Path, State},
+    http::HeaderMap,
 };
 use serde::Deserialize;
-use stepfleet_protocol::{codec, id::PartitionId, keys::slot, limits::PARTITIONS_MAX, message::LogEntry};
+use stepfleet_protocol::{
+    audit::action, codec, id::PartitionId, keys::slot, limits::PARTITIONS_MAX, message::LogEntry,
+};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState,
+    AppState, audit,
     error::{ApiError, ApiResult},
     take::{self, Params, Strict},
     view::{AddPartitions, Discarded, Page, PartitionView, Problem, QuarantineView},
@@ -48,17 +51,24 @@ async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> Api
 /// Adds partitions. Runs do not move, and partitions are never taken away.
 #[utoipa::path(post, path = "/api/v1/partitions", tag = "operation", request_body = AddPartitions,
     responses((status = 200, body = Page<PartitionView>), (status = 400, body = Problem)))]
-async fn add(State(app): State<AppState>, Strict(body): Strict<AddPartitions>) -> ApiResult<Json<Page<PartitionView>>> {
+async fn add(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Strict(body): Strict<AddPartitions>,
+) -> ApiResult<Json<Page<PartitionView>>> {
     let allowed = 1..=PARTITIONS_MAX;
     if !allowed.contains(&body.count) {
         let text = format!("count is `{}`: allowed are 1 to {PARTITIONS_MAX}", body.count);
         return Err(ApiError::bad("bad_count", text));
     }
+    let target = format!("partitions:{}", body.count);
     let count = app.client.add_partitions(body.count).await?;
     if count > body.count {
         let text = format!("there are {count} partitions already: they can only become more");
+        audit::write(&app, &headers, (action::PARTITIONS_ADD, target), Some(text.clone())).await?;
         return Err(ApiError::bad("partitions_only_grow", text));
     }
+    audit::write(&app, &headers, (action::PARTITIONS_ADD, target), None).await?;
     page(&app, 0, 100).await.map(Json)
 }
 
@@ -120,9 +130,17 @@ async fn quarantined(State(app): State<AppState>, Path(id): Path<String>) -> Api
 /// Takes an entry out of quarantine for good.
 #[utoipa::path(delete, path = "/api/v1/quarantine/{id}", tag = "operation", params(("id" = String, Path, description = "the entry")),
     responses((status = 200, body = Discarded), (status = 404, body = Problem)))]
-async fn discard(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<Discarded>> {
+async fn discard(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> ApiResult<Json<Discarded>> {
     let id = placed(&id)?;
-    if app.client.discard_quarantined(id).await? { Ok(Json(Discarded { id: id.to_string() })) } else { Err(gone(id)) }
+    if !app.client.discard_quarantined(id).await? {
+        return Err(gone(id));
+    }
+    audit::write(&app, &headers, (action::QUARANTINE_DISCARD, format!("quarantine:{id}")), None).await?;
+    Ok(Json(Discarded { id: id.to_string() }))
 }
 
 fn entry_view(found: &Quarantined) -> QuarantineView {

@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields; answers may grow. Times are RFC 3339 in UTC with milliseconds, ids and states are text,
 //! spans of time end in `_ms`. A page has `items` and, if there is more, an opaque `next` for `?cursor=`.
 
+mod audit;
 mod fleet;
 mod gates;
 mod letters;
@@ -10,12 +11,14 @@ mod partitions;
 mod policies;
 mod problem;
 mod runs;
+mod subscribers;
 mod values;
 mod workflows;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use audit::AuditView;
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
@@ -28,6 +31,7 @@ pub use runs::{
     BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, RunSummary, RunView, StepCounts, StepView,
     SubmitRequest, Submitted, SuspendRequest,
 };
+pub use subscribers::{FollowedPartition, SubscriberView, UndeliveredView};
 pub use values::ValueView;
 pub use workflows::{Checked, Registered, VersionView, WorkflowDetail, WorkflowSummary};
 

@@ -3,16 +3,16 @@
 use axum::{
     Json,
     extract::{DefaultBodyLimit, Path, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use stepfleet_protocol::limits::WORKFLOW_BYTES_MAX;
+use stepfleet_protocol::{audit::action, limits::WORKFLOW_BYTES_MAX};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState,
+    AppState, audit,
     error::{ApiError, ApiResult},
     submit::{Definition, checked},
     take::{self, Params, Raw},
@@ -34,10 +34,14 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
     request_body(content = String, content_type = "application/yaml", description = "YAML or JSON"),
     responses((status = 201, body = Registered), (status = 200, description = "the latest version is the same", body = Registered),
         (status = 422, description = "every problem of the definition", body = Problem)))]
-async fn register(State(app): State<AppState>, Raw(body): Raw) -> ApiResult<Response> {
+async fn register(State(app): State<AppState>, headers: HeaderMap, Raw(body): Raw) -> ApiResult<Response> {
     let workflow = checked(Definition::Text(text(&body)?)).await?;
     let version = app.client.register(&workflow, take::now_ms()).await?;
     let name = workflow.workflow.to_string();
+    if version.created {
+        let target = format!("workflow:{name}@{}", version.number);
+        audit::write(&app, &headers, (action::WORKFLOW_REGISTER, target), None).await?;
+    }
     let url = format!("/api/v1/workflows/{name}?version={}", version.number);
     let plan = Stored::new(&workflow).hash;
     let registered = Registered { name, version: version.number, plan, created: version.created, url };

@@ -3,6 +3,7 @@
 //! Whatever one batch decides is staged and becomes one commit. Ready steps go straight to the stream while there is room;
 //! what needs a value first (an input to render, the input of a dead letter) is left for the shell to resolve.
 
+mod audit;
 mod gate;
 mod ready;
 mod seal;
@@ -132,6 +133,7 @@ impl Core {
                     // Another copy of it is in this very batch.
                     return;
                 }
+                let asked = audit::Asked::of(&command);
                 let answer = match self.cache.runs.contains_key(&id) {
                     true if strange_value(&command) => Some(refused(
                         "bad_input_reference",
@@ -140,7 +142,9 @@ impl Core {
                     true => self.event(id, Event::Command(command)),
                     false => self.bury(id, &command.verb),
                 };
-                self.staged.answers.entry(command_id).or_default().push(answer.unwrap_or(Answer::NotFound));
+                let answer = answer.unwrap_or(Answer::NotFound);
+                self.staged.commit.audit.push(asked.answered(&answer, self.now_ms));
+                self.staged.answers.entry(command_id).or_default().push(answer);
             }
             What::Unreadable(unreadable) => {
                 *self.staged.commit.counters.entry("unreadable_jobs").or_default() += unreadable.entries.len() as i64;

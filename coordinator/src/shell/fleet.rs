@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    dispatcher::Dispatcher,
     gates::{self, pump},
     lease::{self, Leases},
     metrics::Metrics,
@@ -43,6 +44,8 @@ pub struct Config {
     pub partitions: u16,
     /// What is kept of what is done with.
     pub retention: Retention,
+    /// Who is told what was committed; none where nobody is.
+    pub dispatcher: Option<Dispatcher>,
 }
 
 /// Live slots by queue, in one partition's share.
@@ -96,6 +99,8 @@ struct Fleet<D: Dial> {
     metrics: Metrics,
     leases: Leases<D>,
     tasks: JoinSet<Ended>,
+    /// One for each partition, stopped with its owner.
+    dispatchers: JoinSet<()>,
     running: HashMap<PartitionId, CancellationToken>,
     task_of: HashMap<tokio::task::Id, PartitionId>,
     left_alone: HashMap<PartitionId, Instant>,
@@ -130,6 +135,7 @@ impl<D: Dial> Fleet<D> {
             metrics,
             leases,
             tasks: JoinSet::new(),
+            dispatchers: JoinSet::new(),
             running,
             task_of,
             left_alone,
@@ -147,6 +153,11 @@ impl<D: Dial> Fleet<D> {
     /// Takes what may be taken, and gives away what is too much. What cannot be asked now, because a node is away, stays as
     /// it is, and the rest goes on.
     async fn look(&mut self) {
+        while let Some(ended) = self.dispatchers.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "ALERT: a dispatcher panicked; its partition is followed by its next owner");
+            }
+        }
         let mut failure = self.count().await.err();
         for partition in (0..self.partitions).map(PartitionId) {
             let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
@@ -200,6 +211,9 @@ impl<D: Dial> Fleet<D> {
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
         };
         let task = self.tasks.spawn(task.run());
+        if let Some(dispatcher) = self.config.dispatcher.clone() {
+            self.dispatchers.spawn(dispatcher.follow(partition, self.metrics.clone(), stop.clone()));
+        }
         self.task_of.insert(task.id(), partition);
         self.running.insert(partition, stop);
         self.tell();
@@ -214,7 +228,7 @@ impl<D: Dial> Fleet<D> {
         match ended {
             Ok((task, ended)) => {
                 self.task_of.remove(&task);
-                self.running.remove(&ended.partition);
+                self.stop(ended.partition);
                 self.leases.cool(ended.partition);
                 if ended.left_alone {
                     self.left_alone.insert(ended.partition, Instant::now());
@@ -225,12 +239,19 @@ impl<D: Dial> Fleet<D> {
                 let partition = self.task_of.remove(&error.id());
                 tracing::error!(%error, ?partition, "ALERT: an owner task panicked");
                 if let Some(partition) = partition {
-                    self.running.remove(&partition);
+                    self.stop(partition);
                     self.left_alone.insert(partition, Instant::now());
                 }
             }
         }
         self.tell();
+    }
+
+    /// Forgets an owner that has ended, and stops what goes with it.
+    fn stop(&mut self, partition: PartitionId) {
+        if let Some(stop) = self.running.remove(&partition) {
+            stop.cancel();
+        }
     }
 
     /// Stops every owner, which releases its lease, and leaves.
@@ -241,6 +262,7 @@ impl<D: Dial> Fleet<D> {
         while let Some(ended) = self.tasks.join_next_with_id().await {
             self.ended(ended);
         }
+        while self.dispatchers.join_next().await.is_some() {}
         if let Err(error) = self.leases.leave().await {
             tracing::debug!(%error, "left without saying so");
         }

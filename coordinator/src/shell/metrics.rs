@@ -35,6 +35,8 @@ pub struct Metrics {
     pub mass_deaths_held: IntCounter,
     /// What was beyond retention and was deleted.
     pub expired: ExpiredCounters,
+    /// What subscribers of the outbox were told.
+    pub outbox: OutboxCounters,
     /// Items of a batch.
     pub batch_items: Histogram,
     /// Gates that hold something back, by how they stand, as this coordinator last read them.
@@ -58,6 +60,38 @@ pub struct ExpiredCounters {
     pub plans: IntCounter,
     /// Entries of the outbox.
     pub events: IntCounter,
+    /// Audit entries.
+    pub audit: IntCounter,
+}
+
+/// Counters of the dispatcher, by subscriber.
+#[derive(Debug, Clone)]
+pub struct OutboxCounters {
+    /// Entries that were delivered.
+    pub deliveries: IntCounterVec,
+    /// Tries that failed.
+    pub failures: IntCounterVec,
+    /// Entries that were set aside.
+    pub undelivered: IntCounterVec,
+    /// Entries that were trimmed before they were read.
+    pub missed: IntCounterVec,
+}
+
+impl OutboxCounters {
+    fn new(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str| {
+            let opts = Opts::new(format!("stepfleet_outbox_{name}"), help);
+            let counter = IntCounterVec::new(opts, &["subscriber"]).expect("a legal metric");
+            registry.register(Box::new(counter.clone())).expect("registered once");
+            counter
+        };
+        Self {
+            deliveries: counter("deliveries_total", "Entries of the outbox that a subscriber took"),
+            failures: counter("delivery_failures_total", "Tries to deliver an entry that failed"),
+            undelivered: counter("undelivered_total", "Entries set aside because every try failed"),
+            missed: counter("missed_total", "Entries trimmed before the subscriber had seen them"),
+        }
+    }
 }
 
 impl ExpiredCounters {
@@ -67,6 +101,7 @@ impl ExpiredCounters {
         self.letters.inc_by(now.letters - before.letters);
         self.plans.inc_by(now.plans - before.plans);
         self.events.inc_by(now.events - before.events);
+        self.audit.inc_by(now.audit - before.audit);
     }
 }
 
@@ -118,7 +153,9 @@ impl Metrics {
                 letters: counter("dead_letters_expired_total", "Dead letters deleted, with their run or by themselves"),
                 plans: counter("plans_expired_total", "Plans deleted because no run followed them any more"),
                 events: counter("events_expired_total", "Entries of the outbox that were trimmed"),
+                audit: counter("audit_expired_total", "Audit entries that were trimmed"),
             },
+            outbox: OutboxCounters::new(&registry),
             owned,
             policies_version,
             policies_unread: counter("policies_unread_total", "Looks at the fleet's policies that failed"),

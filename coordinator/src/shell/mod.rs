@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod core;
+pub mod dispatcher;
 pub mod fleet;
 pub mod gates;
 pub mod inputs;

@@ -1,8 +1,9 @@
 //! What is kept of what is done with, and for how long: runs, dead letters, plans, the outbox. Deleting is bounded work of
 //! the owner, part of its commits, and what goes is counted.
 //!
-//! The outbox is the exception: it is trimmed outside of commits, see `upkeep`, and only counted here.
+//! The outbox is the exception: it is trimmed outside of commits, see `upkeep`, and only counted here. So are audit entries.
 
+mod audit;
 mod letters;
 pub mod plans;
 mod runs;
@@ -33,6 +34,8 @@ pub struct Retention {
     pub letters_max: u64,
     /// How many entries of the outbox are kept in a partition, about.
     pub events_max: u64,
+    /// How long an audit entry is kept, in milliseconds.
+    pub audit_ms: u64,
 }
 
 impl Default for Retention {
@@ -44,6 +47,7 @@ impl Default for Retention {
             letters_ms: 365 * DAY_MS,
             letters_max: 100_000,
             events_max: 1_000_000,
+            audit_ms: 365 * DAY_MS,
         }
     }
 }
@@ -59,6 +63,8 @@ pub struct Expired {
     pub plans: u64,
     /// Entries of the outbox.
     pub events: u64,
+    /// Audit entries.
+    pub audit: u64,
 }
 
 impl AddAssign for Expired {
@@ -67,6 +73,7 @@ impl AddAssign for Expired {
         self.letters += more.letters;
         self.plans += more.plans;
         self.events += more.events;
+        self.audit += more.audit;
     }
 }
 
@@ -96,10 +103,16 @@ pub async fn expire<L: Link>(
     sweep.runs().await?;
     sweep.letters().await?;
     sweep.plans().await?;
+    sweep.audit().await?;
     let out = sweep.out;
-    let Expired { runs, letters, plans, events } = out.expired;
-    let counts =
-        [("expired_runs", runs), ("expired_letters", letters), ("expired_plans", plans), ("expired_events", events)];
+    let Expired { runs, letters, plans, events, audit } = out.expired;
+    let counts = [
+        ("expired_runs", runs),
+        ("expired_letters", letters),
+        ("expired_plans", plans),
+        ("expired_events", events),
+        ("expired_audit", audit),
+    ];
     for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         *core.staged.commit.counters.entry(name).or_default() += count as i64;
     }

@@ -84,6 +84,8 @@ pub struct Commit {
     pub letters_closed: Vec<StreamId>,
     /// The outbox entry.
     pub event: Option<Vec<u8>>,
+    /// Audit entries, packed.
+    pub audit: Vec<Vec<u8>>,
     /// Answers to commands.
     pub replies: Vec<Reply>,
     /// Work items that were taken from the front of the list.
@@ -129,6 +131,7 @@ impl Commit {
             && self.parked_removed.is_empty()
             && self.gates_removed.is_empty()
             && self.replies.is_empty()
+            && self.audit.is_empty()
             && self.work_taken == 0
             && self.values_dropped.is_empty()
             && self.stopped.is_empty()
@@ -283,6 +286,10 @@ impl Commit {
         }
         for (why, bytes) in &self.quarantined {
             out.cmd("XADD").arg(&quarantine).arg("*").arg("why").arg(why).arg("m").arg(&bytes[..]);
+        }
+        let audit = out.keys.audit();
+        for entry in &self.audit {
+            out.cmd("XADD").arg(&audit).arg("*").arg("m").arg(&entry[..]);
         }
         if let Some(event) = &self.event {
             out.cmd("XADD").arg(&events).arg("*").arg("m").arg(&event[..]);

@@ -10,6 +10,7 @@ pub mod gates;
 pub mod history;
 pub mod link;
 pub mod memory;
+pub mod outbox;
 pub mod pack;
 pub mod partition;
 pub mod plans;

@@ -3,6 +3,7 @@
 //! Every read is bounded; whatever may be long comes in pages. A page is no snapshot: what moves while somebody turns the
 //! pages may be missed or seen twice.
 
+pub mod audit;
 pub mod fleet;
 mod gates;
 pub mod history;
@@ -64,7 +65,7 @@ impl std::str::FromStr for PlacedId {
 impl Client {
     /// Sends commands to the primaries of their slots, those of one server together. One reply each, in order, refusals in
     /// their own place.
-    pub(super) async fn ask_all(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>, ClientError> {
+    pub(in crate::store) async fn ask_all(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>, ClientError> {
         let mut groups: HashMap<String, (u16, Vec<(usize, Cmd)>)> = HashMap::new();
         let count = commands.len();
         for (place, (slot, cmd)) in commands.into_iter().enumerate() {
@@ -88,7 +89,7 @@ impl Client {
     }
 
     /// Reads with one command on a partition. A refusal is an error.
-    pub(super) async fn ask_partition(&self, partition: PartitionId, cmd: Cmd) -> Result<Value, ClientError> {
+    pub(in crate::store) async fn ask_partition(&self, partition: PartitionId, cmd: Cmd) -> Result<Value, ClientError> {
         let mut pipe = redis::pipe();
         pipe.add_command(cmd);
         let mut replies = ask::all_good(ask::ask_twice(&self.redis, slot(partition), &pipe).await?)?;
@@ -96,12 +97,16 @@ impl Client {
     }
 
     /// Every partition.
-    pub(super) async fn all_partitions(&self) -> Result<Vec<PartitionId>, ClientError> {
+    pub(in crate::store) async fn all_partitions(&self) -> Result<Vec<PartitionId>, ClientError> {
         Ok((0..self.partitions().await?).map(PartitionId).collect())
     }
 
     /// The workflow under a plan key; none if it is gone.
-    pub(super) async fn plan(&self, partition: PartitionId, hash: &str) -> Result<Option<Arc<Workflow>>, ClientError> {
+    pub(in crate::store) async fn plan(
+        &self,
+        partition: PartitionId,
+        hash: &str,
+    ) -> Result<Option<Arc<Workflow>>, ClientError> {
         if let Some(found) = lock(&self.shared.read_plans).get(hash) {
             return Ok(Some(found.clone()));
         }

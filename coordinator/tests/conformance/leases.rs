@@ -80,7 +80,8 @@ fn coordinators_from_before_the_clock_was_set_back_do_not_count() {
 }
 
 fn config(name: &str) -> fleet::Config {
-    fleet::Config { name: name.into(), keys: all_keys(), partitions: EIGHT, retention: Retention::default() }
+    let retention = Retention::default();
+    fleet::Config { name: name.into(), keys: all_keys(), partitions: EIGHT, retention, dispatcher: None }
 }
 
 async fn owned(metrics: &Metrics, count: i64) -> Duration {

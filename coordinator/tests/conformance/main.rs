@@ -11,8 +11,10 @@ mod tap;
 mod wire;
 mod world;
 
+mod audit;
 mod bounds;
 mod breaker;
+mod dispatcher;
 mod fence;
 mod gates;
 mod leases;

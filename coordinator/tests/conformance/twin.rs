@@ -127,7 +127,7 @@ fn on_a_cluster_nothing_is_announced_before_it_is_committed() {
 fn a_reign_that_has_the_number_of_a_lost_one_is_another_reign() {
     on_twin(async |server, mut w| {
         let retention = Retention::default();
-        let config = fleet::Config { name: "c@1".into(), keys: all_keys(), partitions: 1, retention };
+        let config = fleet::Config { name: "c@1".into(), keys: all_keys(), partitions: 1, retention, dispatcher: None };
         let stop = CancellationToken::new();
         let running = tokio::spawn(fleet::run(w.dial.clone(), config, Metrics::new(), stop.clone()));
         let first = reign_from(&mut w, 1).await;

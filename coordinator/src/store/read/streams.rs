@@ -11,7 +11,7 @@ use crate::store::reply::Fields;
 
 impl Client {
     /// At most `limit` entries behind `after` over the streams `key` of all partitions, newest first.
-    pub(super) async fn merged(
+    pub(in crate::store) async fn merged(
         &self,
         key: fn(&PartitionKeys) -> String,
         after: Option<PlacedId>,

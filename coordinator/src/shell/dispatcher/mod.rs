@@ -1,0 +1,132 @@
+//! The dispatcher: tells subscribers what was committed, by the outbox of each partition that this coordinator owns.
+//!
+//! Delivery is at least once, in the order of the commits of a partition. Each subscriber has a cursor of its own in each
+//! partition, and is followed by itself: one that is slow or gone holds up neither another nor the trimming of the outbox. What
+//! was trimmed before it was read is counted as missed. Two dispatchers of one partition, for a moment when it changes hands,
+//! only deliver twice.
+//!
+//! Connections are the pooled ones of clients; nothing here touches the owner's.
+
+mod escalation;
+mod follower;
+mod notice;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::{BoxFuture, join_all};
+use stepfleet_protocol::id::PartitionId;
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    escalation::{EscalationLog, is_escalation},
+    notice::Notice,
+};
+use super::metrics::Metrics;
+use crate::store::client::Client;
+
+/// Tries of one delivery before the entry is set aside.
+pub const ATTEMPTS_MAX: u32 = 5;
+/// Time between two looks at the age of the fleet's audit stream.
+const TRIM_EVERY: Duration = Duration::from_secs(60);
+
+/// Why a subscriber did not take what it was told. The text is kept with the entry if no later try goes better.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// Somebody who is told what was committed.
+pub trait Subscriber: Send + Sync + 'static {
+    /// Its name, under which its cursors are kept: it must never change, and no two may share one.
+    fn name(&self) -> &str;
+
+    /// Whether it wants to hear of this. Cheap, and without a panic: it is asked about everything.
+    fn wants(&self, notice: &Notice) -> bool;
+
+    /// Tells it of one commit: every wanted notice of one outbox entry. It may be told the same again.
+    ///
+    /// # Errors
+    /// Any of them, a panic, or no end within 30 s is a failed try; there are [`ATTEMPTS_MAX`].
+    fn deliver<'a>(&'a self, notices: &'a [Notice]) -> BoxFuture<'a, Result<(), Refusal>>;
+}
+
+/// How often and how much is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Entries of one read, at most.
+    pub batch: usize,
+    /// Time between two looks at an outbox that had nothing new.
+    pub interval: Duration,
+    /// Wait after the first failed try; it doubles with each.
+    pub retry_base: Duration,
+    /// How long entries of the fleet's audit stream are kept, in milliseconds.
+    pub audit_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            batch: 50,
+            interval: Duration::from_millis(200),
+            retry_base: Duration::from_secs(1),
+            audit_ms: super::retention::Retention::default().audit_ms,
+        }
+    }
+}
+
+/// Everything that following a partition takes. Clones share it.
+#[derive(Clone)]
+pub struct Dispatcher {
+    client: Client,
+    settings: Settings,
+    subscribers: Arc<[Arc<dyn Subscriber>]>,
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.subscribers.iter().map(|s| s.name()).collect();
+        f.debug_struct("Dispatcher").field("settings", &self.settings).field("subscribers", &names).finish()
+    }
+}
+
+impl Dispatcher {
+    /// For these subscribers.
+    pub fn new(client: Client, settings: Settings, subscribers: Vec<Arc<dyn Subscriber>>) -> Self {
+        Self { client, settings, subscribers: subscribers.into() }
+    }
+
+    /// Follows the outbox of a partition until `stop`; then keeps the cursors and returns.
+    pub async fn follow(self, partition: PartitionId, metrics: Metrics, stop: CancellationToken) {
+        let followers = self.subscribers.iter().map(|subscriber| {
+            let (client, settings) = (self.client.clone(), self.settings);
+            follower::Follower::new(client, settings, subscriber.clone(), partition, metrics.outbox.clone()).run(&stop)
+        });
+        let trimming = async {
+            if partition == PartitionId(0) {
+                stop.run_until_cancelled(self.trim(&metrics)).await;
+            }
+        };
+        futures::join!(join_all(followers), trimming);
+    }
+
+    /// Trims the fleet's audit stream, which no owner can reach. Whoever owns partition 0 does it.
+    async fn trim(&self, metrics: &Metrics) {
+        loop {
+            match self.client.server_time_ms().await {
+                Ok(now_ms) => {
+                    let oldest_ms = now_ms.saturating_sub(self.settings.audit_ms);
+                    match self.client.trim_fleet_audit(oldest_ms).await {
+                        Ok(0) => {}
+                        // There may be more.
+                        Ok(trimmed) => {
+                            metrics.expired.audit.inc_by(trimmed);
+                            continue;
+                        }
+                        Err(error) => tracing::debug!(%error, "the fleet's audit stream could not be trimmed"),
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "the server's time could not be read"),
+            }
+            tokio::time::sleep(TRIM_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What the followers of the outbox read and write: events behind a cursor, the cursor, what was not delivered.
+//!
+//! A cursor is written by whoever follows a partition now. RACE: when the partition changes hands two may follow it for a
+//! moment, and the later write wins, perhaps with an older cursor. What lies behind that one is then delivered again; nothing
+//! is passed by, because each writes only what it has delivered itself or found written.
+
+use std::{collections::HashMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use stepfleet_protocol::{
+    codec::{self, VERSION},
+    id::{PartitionId, RunId, StreamId},
+    keys::{PartitionKeys, slot},
+    workflow::Workflow,
+};
+
+use super::{
+    ask,
+    client::{Client, ClientError},
+    read::PlacedId,
+    record,
+    reply::{self, Fields},
+};
+
+/// Entries that a partition keeps of what was not delivered, the newest, about.
+pub const UNDELIVERED_MAX: usize = 10_000;
+/// Longest error that is kept, in bytes; the rest is cut.
+pub const ERROR_BYTES_MAX: usize = 2_000;
+/// Entries that are looked at for one page of what was not delivered, and at once.
+const LOOKS_MAX: usize = 2_000;
+const LOOKS_AT_ONCE: usize = 200;
+
+/// How far a subscriber is in a partition, and what it has had. It is kept as a MessagePack map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Version of the message.
+    pub v: u8,
+    /// Everything up to this entry is delivered, set aside or was missed.
+    pub entry: StreamId,
+    /// How many entries that is, of all that the outbox ever had.
+    pub seen: u64,
+    /// Entries that it took.
+    #[serde(default)]
+    pub delivered: u64,
+    /// Entries that were set aside.
+    #[serde(default)]
+    pub undelivered: u64,
+    /// Entries that were trimmed before it had seen them.
+    #[serde(default)]
+    pub missed: u64,
+}
+
+impl Cursor {
+    /// Before everything that an outbox still has of which `trimmed` entries are gone: what went before nobody followed was
+    /// not missed.
+    pub fn first(trimmed: u64) -> Self {
+        Self { v: VERSION, entry: StreamId::ZERO, seen: trimmed, delivered: 0, undelivered: 0, missed: 0 }
+    }
+}
+
+/// An outbox entry that a subscriber did not take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undelivered {
+    /// Version of the message.
+    pub v: u8,
+    /// The subscriber.
+    pub subscriber: String,
+    /// The entry of the partition's outbox.
+    pub entry: StreamId,
+    /// What the last try ended with.
+    pub error: String,
+    /// How often it was tried; 0 if the entry cannot be read.
+    pub attempts: u32,
+}
+
+/// A look at an outbox.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// What comes behind the cursor.
+    pub entries: Vec<(StreamId, Fields)>,
+    /// How many entries were trimmed so far.
+    pub trimmed: u64,
+}
+
+/// A page of what was not delivered.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// The entries.
+    pub items: Vec<(PlacedId, Undelivered)>,
+    /// Where the next page begins; none at the end.
+    pub next: Option<PlacedId>,
+}
+
+/// A subscriber in one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Following {
+    /// The subscriber.
+    pub subscriber: String,
+    /// The partition.
+    pub partition: PartitionId,
+    /// How far it is.
+    pub cursor: Cursor,
+    /// Entries behind the cursor.
+    pub lag: u64,
+    /// Age of the oldest of them, in milliseconds.
+    pub lag_ms: Option<u64>,
+}
+
+impl Client {
+    /// How far a subscriber is; none if it never ran.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cursor(&self, partition: PartitionId, subscriber: &str) -> Result<Option<Cursor>, ClientError> {
+        let mut get = redis::cmd("HGET");
+        get.arg(self.keys.partition(partition).cursors()).arg(subscriber);
+        let found = self.ask_partition(partition, get).await?;
+        let broken = |_| ClientError::Broken("a cursor of the outbox");
+        reply::bytes(&found).map(|bytes| codec::unpack(bytes).map_err(broken)).transpose()
+    }
+
+    /// At most `count` entries behind `after`, and how many were trimmed, of one moment.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events_behind(
+        &self,
+        partition: PartitionId,
+        after: StreamId,
+        count: usize,
+    ) -> Result<Events, ClientError> {
+        let key = self.keys.partition(partition).events();
+        let mut pipe = redis::pipe();
+        pipe.cmd("MULTI").cmd("XINFO").arg("STREAM").arg(&key);
+        pipe.cmd("XRANGE").arg(&key).arg(format!("({after}")).arg("+").arg("COUNT").arg(count).cmd("EXEC");
+        let replies = ask::all_good(ask::ask_twice(&self.redis, slot(partition), &pipe).await?)?;
+        let found = replies.last().and_then(reply::array).unwrap_or_default();
+        // An outbox without a first entry is no stream: XINFO refuses.
+        let [info, range] = found else { return Ok(Events::default()) };
+        Ok(Events { entries: reply::entries(range.clone()), trimmed: added(info).saturating_sub(length(info)) })
+    }
+
+    /// Keeps a cursor, and counts what was missed since it was kept last.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn keep_cursor(
+        &self,
+        partition: PartitionId,
+        subscriber: &str,
+        cursor: &Cursor,
+        missed: u64,
+    ) -> Result<(), ClientError> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("MULTI");
+        keep(&mut pipe, &self.keys.partition(partition), subscriber, cursor, missed);
+        pipe.cmd("EXEC");
+        self.execute(partition, &pipe).await
+    }
+
+    /// Sets an entry aside as not delivered, counts it, and keeps the cursor that passes it by.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn set_aside(
+        &self,
+        partition: PartitionId,
+        undelivered: &Undelivered,
+        cursor: &Cursor,
+        missed: u64,
+    ) -> Result<(), ClientError> {
+        let keys = self.keys.partition(partition);
+        let mut pipe = redis::pipe();
+        pipe.cmd("MULTI");
+        pipe.cmd("XADD").arg(keys.undelivered()).arg("MAXLEN").arg("~").arg(UNDELIVERED_MAX);
+        pipe.arg("*").arg(codec::FIELD_PLAIN).arg(codec::pack(undelivered));
+        pipe.cmd("HINCRBY").arg(keys.counters()).arg("undelivered_events").arg(1);
+        keep(&mut pipe, &keys, &undelivered.subscriber, cursor, missed);
+        pipe.cmd("EXEC");
+        self.execute(partition, &pipe).await
+    }
+
+    async fn execute(&self, partition: PartitionId, pipe: &redis::Pipeline) -> Result<(), ClientError> {
+        let replies = ask::all_good(ask::ask(&self.redis, slot(partition), pipe).await?)?;
+        let executed = replies.last().and_then(reply::array).unwrap_or_default();
+        Ok(ask::all_good(executed.to_vec()).map(drop)?)
+    }
+
+    /// What these runs of one partition follow. Runs and plans that are gone are left out.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn followed_by(&self, runs: Vec<RunId>) -> Result<HashMap<RunId, Arc<Workflow>>, ClientError> {
+        let get = |run: &RunId| {
+            let mut cmd = redis::cmd("HGET");
+            cmd.arg(self.keys.partition(run.partition()).run(run)).arg(record::FIELD_RECORD);
+            (slot(run.partition()), cmd)
+        };
+        let replies = self.ask_all(runs.iter().map(get).collect()).await?;
+        let mut out = HashMap::new();
+        for (run, value) in runs.into_iter().zip(replies) {
+            let Some(record) = reply::bytes(&value).and_then(|b| record::unpack_run(b).ok()) else { continue };
+            out.extend(self.plan(run.partition(), &record.plan).await?.map(|workflow| (run, workflow)));
+        }
+        Ok(out)
+    }
+
+    /// Every subscriber that ever ran, in every partition.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn subscribers(&self) -> Result<Vec<Following>, ClientError> {
+        let partitions = self.all_partitions().await?;
+        let looks = partitions.iter().flat_map(|p| {
+            let keys = self.keys.partition(*p);
+            let (mut cursors, mut info) = (redis::cmd("HGETALL"), redis::cmd("XINFO"));
+            cursors.arg(keys.cursors());
+            info.arg("STREAM").arg(keys.events());
+            [(slot(*p), cursors), (slot(*p), info)]
+        });
+        let replies = self.ask_all(looks.collect()).await?;
+        let mut out = Vec::new();
+        for (partition, pair) in partitions.into_iter().zip(replies.chunks_exact(2)) {
+            for (name, bytes) in reply::pairs(pair[0].clone()) {
+                let Ok(cursor) = codec::unpack::<Cursor>(&bytes) else { continue };
+                let subscriber = String::from_utf8_lossy(&name).into_owned();
+                let lag = added(&pair[1]).saturating_sub(cursor.seen);
+                out.push(Following { subscriber, partition, cursor, lag, lag_ms: None });
+            }
+        }
+        self.date(&mut out).await?;
+        Ok(out)
+    }
+
+    /// Finds out how old the first entry is that each has not seen.
+    async fn date(&self, following: &mut [Following]) -> Result<(), ClientError> {
+        let behind: Vec<&mut Following> = following.iter_mut().filter(|f| f.lag > 0).collect();
+        if behind.is_empty() {
+            return Ok(());
+        }
+        let next = |f: &&mut Following| {
+            let mut cmd = redis::cmd("XRANGE");
+            cmd.arg(self.keys.partition(f.partition).events()).arg(format!("({}", f.cursor.entry));
+            cmd.arg("+").arg("COUNT").arg(1);
+            (slot(f.partition), cmd)
+        };
+        let replies = self.ask_all(behind.iter().map(next).collect()).await?;
+        let now_ms = self.server_time_ms().await?;
+        for (following, found) in behind.into_iter().zip(replies) {
+            let first = reply::entries(found).into_iter().next();
+            following.lag_ms = first.map(|(id, _)| now_ms.saturating_sub(id.ms));
+        }
+        Ok(())
+    }
+
+    /// At most `limit` entries that were not delivered, behind `after`, newest first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn undelivered(
+        &self,
+        subscriber: Option<&str>,
+        mut after: Option<PlacedId>,
+        limit: usize,
+    ) -> Result<Page, ClientError> {
+        let (mut page, mut looked) = (Page::default(), 0);
+        while looked < LOOKS_MAX {
+            let found = self.merged(PartitionKeys::undelivered, after, LOOKS_AT_ONCE).await?;
+            let (count, more) = (found.len(), found.len() == LOOKS_AT_ONCE);
+            looked += count;
+            for (n, (id, fields)) in found.into_iter().enumerate() {
+                after = Some(id);
+                let read = fields.first().and_then(|(field, bytes)| codec::decode::<Undelivered>(field, bytes).ok());
+                let Some(item) = read.filter(|u| subscriber.is_none_or(|s| s == u.subscriber)) else { continue };
+                page.items.push((id, item));
+                if page.items.len() == limit {
+                    page.next = (more || n + 1 < count).then_some(id);
+                    return Ok(page);
+                }
+            }
+            if !more {
+                return Ok(page);
+            }
+        }
+        page.next = after;
+        Ok(page)
+    }
+}
+
+fn keep(pipe: &mut redis::Pipeline, keys: &PartitionKeys, subscriber: &str, cursor: &Cursor, missed: u64) {
+    pipe.cmd("HSET").arg(keys.cursors()).arg(subscriber).arg(codec::pack(cursor));
+    if missed > 0 {
+        pipe.cmd("HINCRBY").arg(keys.counters()).arg("missed_events").arg(missed);
+    }
+}
+
+/// Entries that a stream ever had, from XINFO STREAM.
+fn added(info: &redis::Value) -> u64 {
+    reply::field(info, "entries-added").and_then(reply::number).map_or(0, |n| n.max(0) as u64)
+}
+
+/// Entries that it has.
+fn length(info: &redis::Value) -> u64 {
+    reply::field(info, "length").and_then(reply::number).map_or(0, |n| n.max(0) as u64)
+}

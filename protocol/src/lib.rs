@@ -4,6 +4,7 @@
 //! fields are tolerated.
 
 pub mod beat;
+pub mod call;
 pub mod codec;
 pub mod duration;
 pub mod failure;

@@ -19,6 +19,7 @@ macro_rules! on_one_server {
     };
 }
 
+mod calls;
 mod commands;
 mod coordinator_death;
 mod failures;

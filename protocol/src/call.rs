@@ -155,4 +155,28 @@ mod tests {
         assert_eq!((record.state, record.started_ms, record.endpoint.as_str()), (CallState::Started, None, ""));
         assert_eq!(codec::unpack(&codec::pack(&record)), Ok(record));
     }
+
+    #[test]
+    fn a_record_keeps_its_bytes() {
+        let record = CallRecord {
+            v: 1,
+            step: Name::new("pay").expect("a legal name"),
+            job: "1-0000000000000007.2.3".parse().expect("a job id"),
+            kind: "http".into(),
+            endpoint: "https://pay.example/charges".into(),
+            method: "POST".into(),
+            key: "run/pay/1".into(),
+            state: CallState::Completed,
+            intended_ms: 1_795_132_800_000,
+            started_ms: Some(1_795_132_800_001),
+            ended_ms: Some(1_795_132_800_250),
+            status: Some(200),
+            result: Some(Bytes::from_static(b"\xa2ok")),
+            result_bytes: 3,
+            settled_by: Some(2),
+            note: Some("settled".into()),
+        };
+        let hex: String = codec::pack(&record).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("../golden/v1/call.hex").split_whitespace().collect::<String>());
+    }
 }

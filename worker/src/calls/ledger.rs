@@ -9,7 +9,7 @@ use stepfleet_protocol::{
     codec,
     id::RunId,
     keys::{self, Keys},
-    limits::CALLS_MAX,
+    limits::{ATTEMPTS_MAX, CALLS_MAX},
 };
 
 use crate::{failure::Failure, limits::VALUE_RETRY, metrics::ExternalCalls};
@@ -87,13 +87,14 @@ impl Entry {
 }
 
 impl Ledger {
-    /// The records of this call by its attempt, as far as an earlier job of it left one, and by all attempts before, oldest
-    /// first.
+    /// The records of this call by its attempt, as far as an earlier job of it left one, and by the attempts before, oldest
+    /// first; 1,000 attempts in all.
     ///
     /// # Errors
     /// A record that cannot be read, or a lasting refusal of Redis.
     pub(super) async fn find(&self, run: RunId, id: CallId) -> Result<(Vec<Entry>, Clock), Failure> {
-        let ids: Vec<CallId> = (1..=id.attempt).map(|attempt| CallId { attempt, ..id }).collect();
+        let first = id.attempt.saturating_sub(ATTEMPTS_MAX) + 1;
+        let ids: Vec<CallId> = (first..=id.attempt).map(|attempt| CallId { attempt, ..id }).collect();
         let mut pipe = redis::pipe();
         let get = pipe.cmd("HMGET").arg(self.keys.partition(run.partition()).calls(&run));
         for id in &ids {

@@ -23,8 +23,9 @@ use tokio::{
 };
 
 use crate::{
+    health::get,
     owner::{self, Owner, job, keys},
-    server::Server,
+    server::{Server, free_port},
 };
 
 fn output(outcome: Outcome) -> Json {
@@ -104,7 +105,8 @@ async fn a_call_that_completed_is_not_made_again_by_a_later_attempt() {
             Ok((first, second))
         }
     });
-    let worker = owner::start(builder);
+    let port = free_port();
+    let worker = owner::start(builder.health(([127, 0, 0, 1], port).into()));
     let pay = job("pay", json!("charge"));
     let first = owner.again(&pay, 1, 1).await;
     assert_eq!(failed(owner.outcome(&first).await).0, Category::Transient);
@@ -114,6 +116,11 @@ async fn a_call_that_completed_is_not_made_again_by_a_later_attempt() {
     assert_eq!(output(owner.outcome(&second).await), json!([1, 1]));
     let key = pay.idempotency_key();
     assert_eq!((provider.times(&key), provider.times(&format!("{key}/2"))), (1, 1));
+    let metrics = get(port, "/metrics").await.expect("metrics").1;
+    for (outcome, count) in [("completed", 2), ("recorded", 1)] {
+        let line = format!("stepfleet_worker_external_calls_total{{outcome=\"{outcome}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     // Another call in the place of the first one is a mistake of the handler, and nothing is sent.
     let third = Job { input: job("pay", json!("refund")).input, ..owner.again(&pay, 3, 3).await };
     assert_eq!(failed(owner.outcome(&third).await), (Category::Permanent, "call_mismatch".to_owned()));
@@ -238,6 +245,33 @@ async fn an_http_call_is_settled_by_asking_and_sent_again_only_if_it_never_arriv
     );
     let wrong = job("http", json!({"url": url, "settle": {"url": url}}));
     assert_eq!(failed(owner.outcome(&wrong).await), (Category::Data, "bad_input".to_owned()));
+    worker.left().await;
+}
+
+/// The effect is there: to make the call again, or to say that there is no result, would both be wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_is_too_large_to_be_kept_holds_the_step_for_a_person() {
+    let server = Server::start_with(&[]).await;
+    let mut owner = Owner::new(&server, 1).await;
+    let builder = owner::worker(&server).handler("fetch", async |attempt: Attempt, bytes: usize| {
+        let text = attempt.call("fetch").run(async |_| Ok("x".repeat(bytes))).await?;
+        if attempt.attempt() == 1 { Err(Failure::transient("after the call")) } else { Ok(text.len()) }
+    });
+    let worker = owner::start(builder);
+    for (bytes, kept) in [(8_000, true), (9_000, false)] {
+        let fetch = job("fetch", json!(bytes));
+        let first = owner.again(&fetch, 1, 1).await;
+        assert_eq!(failed(owner.outcome(&first).await).0, Category::Transient);
+        let record = owner.call(&fetch, 1, 1).await.expect("it is on record");
+        assert_eq!((record.state, record.result.is_some()), (CallState::Completed, kept));
+        let second = owner.again(&fetch, 2, 2).await;
+        let outcome = owner.outcome(&second).await;
+        if kept {
+            assert_eq!(output(outcome), json!(bytes));
+        } else {
+            assert_eq!(failed(outcome), (Category::Data, "call_result_not_kept".to_owned()));
+        }
+    }
     worker.left().await;
 }
 

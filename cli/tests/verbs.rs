@@ -283,3 +283,21 @@ fn a_subscriber_with_undelivered_events_is_shown_with_what_to_do() {
     assert!(shown.out.contains("no route to it") && shown.out.contains("4-0"), "{shown:?}");
     assert!(peer.asked()[1].ends_with("?subscriber=pager&limit=50"), "{:?}", peer.asked());
 }
+
+#[test]
+fn recorded_calls_are_told_in_the_order_of_their_tries() {
+    let call = |attempt: u32, state: &str, more: serde_json::Value| {
+        let mut call = json!({ "id": format!("0.1.{attempt}.1"), "step": "pay", "generation": 1, "attempt": attempt, "n": 1,
+            "job": "1-0000000000000007.1.1", "kind": "http", "method": "POST", "endpoint": "https://pay.example/charges",
+            "key": "run/pay/1", "state": state, "intended_at": "2026-11-19T23:59:59.999Z" });
+        call.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        call
+    };
+    let lost = call(1, "completed", json!({ "settled_by": 2 }));
+    let page = json!({ "items": [call(2, "unknown", json!({ "status": 504, "note": "no answer" })), lost] });
+    let peer = Peer::start(vec![(&*format!("GET /api/v1/runs/{RUN}/calls"), Reply::new(200, page.to_string()))]);
+    let shown = run(&peer, &["runs", "calls", RUN]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    let (first, second) = (shown.out.find("settled by try 2"), shown.out.find("no answer"));
+    assert!(first.is_some() && first < second && shown.out.contains("unknown"), "{shown:?}");
+}

@@ -297,6 +297,11 @@ impl PartitionKeys {
         format!("{}errors:{run}", self.stem)
     }
 
+    /// Hash: the external calls of a run's steps.
+    pub fn calls(&self, run: &RunId) -> String {
+        format!("{}calls:{run}", self.stem)
+    }
+
     /// String: a workflow that runs follow, by its hash.
     pub fn plan(&self, hash: &str) -> String {
         format!("{}plan:{hash}", self.stem)

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod beat;
+pub mod call;
 pub mod codec;
 pub mod duration;
 pub mod failure;

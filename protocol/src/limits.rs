@@ -37,3 +37,9 @@ pub const DEAD_AFTER_MS: u64 = 30_000;
 pub const STARTED_AFTER_MS: u64 = 1_000;
 /// A job that no worker has a handler for is a dead letter after this long.
 pub const NO_HANDLER_MS: u64 = 600_000;
+/// Recorded external calls of one step and generation, those of all its attempts together.
+pub const CALLS_MAX: u32 = 1_000;
+/// Largest result of an external call that is kept with its record.
+pub const CALL_RESULT_BYTES_MAX: usize = 8 << 10;
+/// Longest kind, endpoint, method or note of an external call that is kept; the rest is cut.
+pub const CALL_NOTE_BYTES_MAX: usize = 1 << 10;

@@ -21,6 +21,7 @@ macro_rules! on_one_server {
 
 mod audit;
 mod breakers;
+mod calls;
 mod commands;
 mod coordinator_death;
 mod failures;

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -14,6 +14,8 @@ use stepfleet_protocol::{
     message::{Job, JobRef},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::calls::{ExternalCall, Ledger};
 
 /// Progress that nobody has told.
 const UNKNOWN: u8 = u8::MAX;
@@ -39,6 +41,11 @@ struct Inner {
     job: Job,
     of: JobRef,
     partition: PartitionId,
+    ledger: Arc<Ledger>,
+    /// External calls so far.
+    calls: AtomicU32,
+    /// Those of them whose outcome is not known.
+    open_calls: AtomicU32,
     taken: Instant,
     begun: OnceLock<Instant>,
     done: AtomicBool,
@@ -51,11 +58,14 @@ struct Inner {
 
 impl Attempt {
     /// The attempt of a job that was just taken.
-    pub(crate) fn new(job: Job, of: JobRef, partition: PartitionId) -> Self {
+    pub(crate) fn new(job: Job, of: JobRef, partition: PartitionId, ledger: Arc<Ledger>) -> Self {
         Self(Arc::new(Inner {
             job,
             of,
             partition,
+            ledger,
+            calls: AtomicU32::new(0),
+            open_calls: AtomicU32::new(0),
             taken: Instant::now(),
             begun: OnceLock::new(),
             done: AtomicBool::new(false),
@@ -101,6 +111,13 @@ impl Attempt {
         self.0.job.idempotency_key()
     }
 
+    /// The next external call: its intent is recorded before it is made and its outcome after, so that another attempt does
+    /// not make it again. `kind` is a word for it, of which at most 1 KiB is kept. Calls are told apart by their order: every
+    /// attempt of a step must begin them in the same one.
+    pub fn call(&self, kind: &str) -> ExternalCall {
+        ExternalCall::new(self.clone(), kind)
+    }
+
     /// W3C trace context of the run, if it has one.
     pub fn traceparent(&self) -> Option<&str> {
         self.0.job.traceparent.as_deref()
@@ -131,6 +148,30 @@ impl Attempt {
     /// Tells how far the work is, in per cent; shown with the worker's next beat. More than 100 counts as 100.
     pub fn progress(&self, percent: u8) {
         self.0.progress.store(percent.min(100), Ordering::Relaxed);
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// The number of the next external call, from 1.
+    pub(crate) fn next_call(&self) -> u32 {
+        self.0.calls.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The outcome of a call is not known from now on.
+    pub(crate) fn call_opened(&self) {
+        self.0.open_calls.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The outcome of a call is known.
+    pub(crate) fn call_closed(&self) {
+        self.0.open_calls.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether there is a call whose outcome is not known.
+    pub(crate) fn has_open_call(&self) -> bool {
+        self.0.open_calls.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn message(&self) -> &Job {

@@ -11,6 +11,7 @@ use stepfleet_protocol::{
 
 use crate::{
     attempt::Attempt,
+    classify::{Classifier, StandardClassifier},
     failure::Failure,
     handler::{Call, Typed},
     limits::{CONCURRENCY_DEFAULT, CONCURRENCY_MAX, DRAIN_TIMEOUT},
@@ -72,6 +73,7 @@ pub(crate) struct Plan {
     pub(crate) queues: Vec<Name>,
     pub(crate) concurrency: usize,
     pub(crate) handlers: HashMap<Name, Arc<dyn Call>>,
+    pub(crate) classifier: Arc<dyn Classifier>,
     pub(crate) drain_timeout: Duration,
     pub(crate) health: Option<SocketAddr>,
 }
@@ -85,6 +87,7 @@ pub struct Builder {
     queues: Vec<String>,
     concurrency: usize,
     handlers: Vec<(String, Arc<dyn Call>)>,
+    classifier: Arc<dyn Classifier>,
     drain_timeout: Duration,
     health: Option<SocketAddr>,
 }
@@ -98,6 +101,7 @@ impl Builder {
             queues: Vec::new(),
             concurrency: CONCURRENCY_DEFAULT,
             handlers: Vec::new(),
+            classifier: Arc::new(StandardClassifier),
             drain_timeout: DRAIN_TIMEOUT,
             health: None,
         }
@@ -157,6 +161,12 @@ impl Builder {
         O: Serialize + 'static,
     {
         self.handlers.push((name.to_owned(), Arc::new(Typed::new(function))));
+        self
+    }
+
+    /// Who finds the category of a failure that has none of its handler; [`StandardClassifier`] unless set.
+    pub fn classifier(mut self, classifier: impl Classifier) -> Self {
+        self.classifier = Arc::new(classifier);
         self
     }
 
@@ -227,6 +237,7 @@ impl Builder {
                     queues,
                     concurrency: self.concurrency,
                     handlers,
+                    classifier: self.classifier,
                     drain_timeout: self.drain_timeout,
                     health: self.health,
                 },

@@ -20,7 +20,7 @@ use stepfleet_protocol::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{gates::Gates, handler::Call, metrics::Metrics, table::Table};
+use crate::{calls::Ledger, classify::Classifier, gates::Gates, handler::Call, metrics::Metrics, table::Table};
 
 /// Shared by the tasks of one worker.
 pub(crate) struct Kit {
@@ -30,6 +30,9 @@ pub(crate) struct Kit {
     /// Most urgent first; never empty.
     pub(crate) queues: Vec<Name>,
     pub(crate) handlers: HashMap<Name, Arc<dyn Call>>,
+    pub(crate) classifier: Arc<dyn Classifier>,
+    /// The records of external calls.
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) slots: usize,
     /// Slots that no job has.
     pub(crate) free: Arc<Semaphore>,

@@ -32,6 +32,8 @@ mod attempt;
 mod backoff;
 mod beat;
 mod builder;
+mod calls;
+mod classify;
 mod control;
 mod duties;
 mod failure;
@@ -51,6 +53,8 @@ mod value;
 
 pub use attempt::Attempt;
 pub use builder::{BuildError, Builder, Error, RunError, Worker};
+pub use calls::ExternalCall;
+pub use classify::{Classifier, ErrorContext, Evidence, Exit, StandardClassifier, Verdict};
 pub use failure::Failure;
 pub use stepfleet_connect::Settings;
 pub use stepfleet_protocol::failure::Category;

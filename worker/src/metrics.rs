@@ -20,6 +20,19 @@ pub(crate) struct Metrics {
     pub(crate) batch: Histogram,
     /// Entries that named no job.
     pub(crate) unreadable: IntCounter,
+    /// External calls of handlers.
+    pub(crate) external_calls: ExternalCalls,
+}
+
+/// Recorded external calls by what became of them.
+#[derive(Debug, Clone)]
+pub(crate) struct ExternalCalls(IntCounterVec);
+
+impl ExternalCalls {
+    /// Counts a call: `completed`, `failed`, `unknown`, `settled` (found done by asking) or `recorded` (not made again).
+    pub(crate) fn ended(&self, outcome: &str) {
+        self.0.with_label_values(&[outcome]).inc();
+    }
 }
 
 impl Metrics {
@@ -36,6 +49,11 @@ impl Metrics {
             reconnects: counter("stepfleet_worker_reconnects_total", "connections lost and opened again"),
             batch: histogram("stepfleet_worker_batch_results", "results in one write", sizes),
             unreadable: counter("stepfleet_worker_unreadable_total", "entries of job streams that named no job"),
+            external_calls: ExternalCalls(counters(
+                "stepfleet_worker_external_calls_total",
+                "recorded external calls by what became of them",
+                &["outcome"],
+            )),
             jobs,
             registry,
         };
@@ -44,7 +62,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 7] = [
+        let all: [Box<dyn prometheus::core::Collector>; 8] = [
             Box::new(self.jobs.clone()),
             Box::new(self.run_seconds.clone()),
             Box::new(self.slots_used.clone()),
@@ -52,6 +70,7 @@ impl Metrics {
             Box::new(self.reconnects.clone()),
             Box::new(self.batch.clone()),
             Box::new(self.unreadable.clone()),
+            Box::new(self.external_calls.0.clone()),
         ];
         for collector in all {
             self.registry.register(collector).expect("names differ");

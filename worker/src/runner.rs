@@ -23,7 +23,8 @@ use tracing::Instrument;
 
 use crate::{
     attempt::{Attempt, Cause},
-    failure::Failure,
+    classify::ErrorContext,
+    failure::{CALL_UNKNOWN, Failure},
     handler::{Call, Called},
     kit::{Kit, Report},
     limits::{CANCEL_GRACE, DRAIN_GRACE, TIMEOUT_GRACE, VALUE_RETRY},
@@ -47,7 +48,8 @@ pub(crate) async fn run(
     let called = supervised(&kit, &attempt, handler, input).await;
     let ran = begun.elapsed();
     kit.metrics.run_seconds.observe(ran.as_secs_f64());
-    let outcome = outcome_of(&attempt, called);
+    let outcome =
+        outcome_of(&attempt, called.map(|called| called.map_err(|failure| judged(&kit, &attempt, ran, failure))));
     report(&kit, &attempt, ran, outcome).await;
     kit.metrics.slots_used.dec();
     drop(slot);
@@ -128,14 +130,35 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
     Failure::transient(format!("the handler panicked: {}", text.unwrap_or("no message"))).code("panic")
 }
 
+/// With the category that the worker's classifier finds, where the handler named none.
+fn judged(kit: &Kit, attempt: &Attempt, ran: Duration, failure: Failure) -> Failure {
+    let context = ErrorContext {
+        run: attempt.run(),
+        workflow: attempt.workflow(),
+        step: attempt.step(),
+        handler: attempt.message().handler.as_str(),
+        job: attempt.job(),
+        attempt: attempt.attempt(),
+        max_attempts: attempt.max_attempts(),
+        duration: ran,
+    };
+    failure.judged(&*kit.classifier, &context)
+}
+
 fn outcome_of(attempt: &Attempt, called: Option<Called>) -> Outcome {
     match (attempt.cause(), called) {
         (Some(Cause::Cancelled), _) => Outcome::Cancelled,
         (Some(Cause::Drained), _) | (None, None) => Outcome::Returned(Returned::Drain),
         (Some(Cause::TimedOut), _) => {
             let limit = stepfleet_protocol::duration::Millis(attempt.message().timeout_ms);
-            let message = format!("step `{}` ran past its limit of {limit}", attempt.step());
-            Outcome::Failed(WireFailure::new(Category::Timeout, message).with_code("timeout"))
+            let mut message = format!("step `{}` ran past its limit of {limit}", attempt.step());
+            let code = if attempt.has_open_call() {
+                message.push_str(" in the middle of an external call, whose outcome is unknown");
+                CALL_UNKNOWN
+            } else {
+                "timeout"
+            };
+            Outcome::Failed(WireFailure::new(Category::Timeout, message).with_code(code))
         }
         (None, Some(Ok(output))) => Outcome::Completed(output.map(Payload::Inline)),
         (None, Some(Err(failure))) => Outcome::Failed(failure.into_wire()),

@@ -17,6 +17,7 @@ use crate::{
     attempt::Cause,
     backoff, beat,
     builder::{Plan, RunError},
+    calls::Ledger,
     control, duties,
     gates::{self, Gates},
     health,
@@ -106,12 +107,15 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
     let metrics = Metrics::new();
     metrics.slots.set(plan.concurrency as i64);
     let boot = uuid::Uuid::new_v4().as_u128() as u64;
+    let ledger = Ledger { redis: redis.clone(), keys: plan.keys.clone(), counts: metrics.external_calls.clone() };
     Kit {
         redis,
         keys: plan.keys,
         worker: WorkerId::new(&plan.name, boot),
         queues: plan.queues,
         handlers: plan.handlers,
+        classifier: plan.classifier,
+        ledger: Arc::new(ledger),
         slots: plan.concurrency,
         free: Arc::new(Semaphore::new(plan.concurrency)),
         unhandled: Arc::new(Semaphore::new(plan.concurrency)),

@@ -8,6 +8,7 @@
 //! | `GET /api/v1/runs/{id}` | [`view::RunView`] |
 //! | `GET /api/v1/runs/{id}/steps?limit=&cursor=` | page of [`view::StepView`] |
 //! | `GET /api/v1/runs/{id}/history?limit=&cursor=` | page of [`view::HistoryView`], oldest first |
+//! | `GET /api/v1/runs/{id}/calls?limit=&cursor=` | page of [`view::CallView`] |
 //! | `GET /api/v1/runs/{id}/input`, `GET /api/v1/runs/{id}/output?step=` | the value itself as JSON; without `step` an object of the outputs of the last steps |
 //! | `POST /api/v1/runs/{id}/cancel`, `/resume`, `/retry` | [`view::CommandRequest`] (optional) -> 200 or 202 [`view::CommandTaken`], 409 |
 //! | `POST /api/v1/runs/{id}/suspend` | [`view::SuspendRequest`] (optional) -> the same |
@@ -45,6 +46,7 @@
 //! Errors are [`view::Problem`].
 
 mod audit;
+mod calls;
 mod commands;
 mod error;
 mod fleet;
@@ -126,6 +128,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(operate::router())
         .merge(audit::router())
         .merge(subscribers::router())
+        .merge(calls::router())
         .split_for_parts()
 }
 

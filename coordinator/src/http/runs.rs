@@ -76,9 +76,9 @@ pub(super) struct ListParams {
 #[into_params(parameter_in = Query)]
 pub(super) struct PageParams {
     /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
     /// `next` of the page before.
-    cursor: Option<String>,
+    pub(super) cursor: Option<String>,
 }
 
 /// Lists runs, newest first.

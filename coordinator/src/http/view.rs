@@ -4,6 +4,7 @@
 //! spans of time end in `_ms`. A page has `items` and, if there is more, an opaque `next` for `?cursor=`.
 
 mod audit;
+mod calls;
 mod fleet;
 mod gates;
 mod letters;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use audit::AuditView;
+pub use calls::CallView;
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };

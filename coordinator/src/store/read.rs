@@ -4,6 +4,7 @@
 //! pages may be missed or seen twice.
 
 pub mod audit;
+pub mod calls;
 pub mod fleet;
 mod gates;
 pub mod history;

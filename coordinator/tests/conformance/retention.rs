@@ -88,6 +88,8 @@ async fn rich<D: Dial>(w: &mut World<D>) -> RunId {
     let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
     let detail = keys().value(of.job);
     w.one(&[b"SET", detail.as_bytes(), &[b'x'; 20_000]]).await;
+    // As a worker records an external call.
+    w.one(&[b"HSET", keys().calls(&run).as_bytes(), b"0.1.1.1", b"a record"]).await;
     let mut failure = Failure::new(Category::Permanent, "no luck");
     failure.retryable = Some(true);
     failure.detail = Some(Payload::Ref(ValueRef { id: of.job.to_string(), bytes: 20_000 }));

@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{plan::Streams, reply::Entry};
 use crate::{
     attempt::Attempt,
+    calls::Ledger,
     handler::Call,
     kit::{Kit, Report, Unreadable},
     limits::NO_HANDLER_HOLD,
@@ -54,7 +55,7 @@ pub(super) async fn take(
     let mut inputs = Vec::with_capacity(entries.len());
     let mut attempts = Vec::with_capacity(entries.len());
     for entry in entries {
-        match decoded(streams, entry) {
+        match decoded(&kit.ledger, streams, entry) {
             Ok(Taken { attempt, input, broken }) => {
                 inputs.push((attempt.job(), input, broken));
                 attempts.push(attempt);
@@ -122,11 +123,11 @@ async fn put_aside(kit: &Kit, unreadable: Unreadable) {
     let _given_up = kit.reports.send(Report::Unreadable(unreadable)).await;
 }
 
-fn decoded(streams: &Streams, entry: Entry) -> Result<Taken, Unreadable> {
+fn decoded(ledger: &Arc<Ledger>, streams: &Streams, entry: Entry) -> Result<Taken, Unreadable> {
     let error = match codec::decode::<Job>(&entry.field, &entry.bytes) {
         Ok(mut job) => {
             let input = std::mem::take(&mut job.input);
-            return Ok(Taken { attempt: attempt_of(streams, &entry, job), input, broken: None });
+            return Ok(Taken { attempt: attempt_of(ledger, streams, &entry, job), input, broken: None });
         }
         Err(error) => error,
     };
@@ -148,7 +149,7 @@ fn decoded(streams: &Streams, entry: Entry) -> Result<Taken, Unreadable> {
                 }
             };
             let job = job_of(head, matches!(error, DecodeError::Newer(_)));
-            Ok(Taken { attempt: attempt_of(streams, &entry, job), input: Input::None, broken })
+            Ok(Taken { attempt: attempt_of(ledger, streams, &entry, job), input: Input::None, broken })
         }
         Err(_) => Err(Unreadable {
             partition: stream.partition,
@@ -190,8 +191,8 @@ pub(super) fn job_id(entry: &Entry) -> Option<JobId> {
     codec::decode::<Job>(&entry.field, &entry.bytes).ok().map(|job| job.id)
 }
 
-fn attempt_of(streams: &Streams, entry: &Entry, job: Job) -> Attempt {
+fn attempt_of(ledger: &Arc<Ledger>, streams: &Streams, entry: &Entry, job: Job) -> Attempt {
     let stream = &streams.all()[entry.stream];
     let of = JobRef { job: job.id, run: job.run, index: job.index, queue: stream.queue.clone(), entry: entry.id };
-    Attempt::new(job, of, stream.partition)
+    Attempt::new(job, of, stream.partition, Arc::clone(ledger))
 }

@@ -23,7 +23,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{attempt::Attempt, failure::Failure};
+use crate::{attempt::Attempt, classify::Exit, failure::Failure};
 
 /// Bytes that are kept of each output unless the input says otherwise.
 const OUTPUT_LIMIT: usize = 256 << 10;
@@ -232,14 +232,16 @@ fn failed(input: &Exec, status: ExitStatus, stderr: &str) -> Failure {
     let tail = tail_of(stderr);
     let Some(code) = status.code() else {
         let signal = status.signal().unwrap_or_default();
-        return Failure::transient(format!("the program was ended by signal {signal}"))
+        return Failure::of_exit(Exit::Signal(signal), format!("the program was ended by signal {signal}"))
             .code(format!("signal_{signal}"))
             .detail(tail);
     };
-    // 126 and 127 are what shells and `env` answer for a program that cannot be run or found.
-    let usual = if matches!(code, 126 | 127) { Category::Permanent } else { Category::Transient };
-    let category = input.exit_codes.get(&code.to_string()).copied().unwrap_or(usual);
-    Failure::new(category, format!("the program ended with exit code {code}")).code(format!("exit_{code}")).detail(tail)
+    let message = format!("the program ended with exit code {code}");
+    let failure = match input.exit_codes.get(&code.to_string()) {
+        Some(category) => Failure::new(*category, message),
+        None => Failure::of_exit(Exit::Code(code), message),
+    };
+    failure.code(format!("exit_{code}")).detail(tail)
 }
 
 fn tail_of(text: &str) -> &str {

@@ -1,28 +1,25 @@
 //! `http`: one request.
 
-use std::{
-    collections::BTreeMap,
-    sync::LazyLock,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod exchange;
 
-use reqwest::{
-    Client, Method, RequestBuilder, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
-};
+use std::collections::BTreeMap;
+
+use reqwest::{RequestBuilder, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use stepfleet_protocol::{duration::Millis, failure::Category};
+use stepfleet_protocol::duration::Millis;
 
-use crate::{attempt::Attempt, failure::Failure};
+use self::exchange::{Heard, bad, exchange, request_of};
+use crate::{
+    attempt::Attempt,
+    calls::{ExternalCall, Sent, Settled},
+    failure::Failure,
+};
 
 /// Bytes of an answer that are accepted unless the input says otherwise.
 const MAX_BYTES: usize = 1 << 20;
-/// Bytes of an answer that go with a failure.
-const DETAIL: usize = 4 << 10;
-/// The wait after a 429 that names none.
-const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What stands for the idempotency key in the address of `settle`.
+const KEY_PLACE: &str = "{idempotency_key}";
 
 /// Input of `http`.
 #[derive(Debug, Deserialize)]
@@ -51,190 +48,143 @@ pub(super) struct Http {
     /// Statuses that are as good as 2xx, and then the only good ones.
     #[serde(default)]
     expect: Vec<u16>,
+    /// How the request is kept from taking effect twice.
+    #[serde(default)]
+    idempotency: Idempotency,
+    /// How to find out what became of a request, with `two-phase`.
+    #[serde(default)]
+    settle: Option<Settle>,
+}
+
+/// How a request is kept from taking effect twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Idempotency {
+    /// Not at all.
+    None,
+    /// It carries the step's idempotency key.
+    #[default]
+    Key,
+    /// It carries the key, and is on record before and after.
+    TwoPhase,
+}
+
+/// The request that asks what became of an earlier one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settle {
+    /// `GET` unless set.
+    #[serde(default)]
+    method: Option<String>,
+    /// Where to; `{idempotency_key}` in it stands for the key.
+    url: String,
+    /// Headers. The key goes along as `Idempotency-Key`.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
 }
 
 /// Output of `http`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answer {
     status: u16,
     headers: BTreeMap<String, String>,
     body: Json,
+    /// The body was longer than is accepted: the answer is of no use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
 }
-
-/// One client for all attempts: it keeps connections. Redirects are followed, at most ten.
-static CLIENT: LazyLock<Result<Client, String>> = LazyLock::new(|| {
-    let agent = concat!("stepfleet/", env!("CARGO_PKG_VERSION"));
-    Client::builder().user_agent(agent).connect_timeout(CONNECT_TIMEOUT).build().map_err(|error| error.to_string())
-});
 
 /// Sends the request and sorts the answer.
 pub(super) async fn http(attempt: Attempt, input: Http) -> Result<Answer, Failure> {
-    let request = request_of(&attempt, &input)?;
-    let max_bytes = input.max_bytes.unwrap_or(MAX_BYTES);
-    let answered = async {
-        let response = request.send().await.map_err(|error| unanswered(&error))?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let (bytes, truncated) = body_of(response, max_bytes).await?;
-        Ok::<_, Failure>((status, headers, bytes, truncated))
-    };
-    let (status, headers, bytes, truncated) = tokio::select! {
-        answered = answered => answered?,
-        () = attempt.cancelled() => return Err(Failure::transient("the request was given up").code("stopped")),
-    };
-    let good = if input.expect.is_empty() { status.is_success() } else { input.expect.contains(&status.as_u16()) };
-    if !good {
-        return Err(refused(status, &headers, &bytes));
+    if input.settle.is_some() && input.idempotency != Idempotency::TwoPhase {
+        return Err(bad("settle is set, and idempotency is not `two-phase`".to_owned()));
     }
-    if truncated {
+    let max_bytes = input.max_bytes.unwrap_or(MAX_BYTES);
+    let answer = if input.idempotency == Idempotency::TwoPhase {
+        two_phase(&attempt, &input, max_bytes).await?
+    } else {
+        let key = (input.idempotency == Idempotency::Key).then(|| attempt.idempotency_key());
+        let request = request_of(&attempt, &input, key.as_deref())?;
+        match exchange(&attempt, request, &input.expect, max_bytes).await {
+            Heard::Good(answer) => answer,
+            Heard::Refused { failure, .. } | Heard::Silence { failure, .. } => return Err(failure),
+        }
+    };
+    if answer.truncated {
         let message = format!("the answer is longer than max_bytes, {max_bytes} bytes");
         return Err(Failure::permanent(message).code("answer_too_large"));
     }
-    Ok(Answer { status: status.as_u16(), body: read_body(&headers, &bytes), headers: lower_case(&headers) })
+    Ok(answer)
 }
 
-fn request_of(attempt: &Attempt, input: &Http) -> Result<RequestBuilder, Failure> {
-    let bad = |message: String| Failure::data(message).code("bad_input");
-    let client = CLIENT.as_ref().map_err(|error| Failure::system(format!("no HTTP client: {error}")))?;
-    let method = input.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad(format!("method is `{method}`")))?;
-    let url = reqwest::Url::parse(&input.url).map_err(|error| bad(format!("url is `{}`: {error}", input.url)))?;
-    if input.body.is_some() && input.json.is_some() {
-        return Err(bad("body and json are both set; allowed: one of them".to_owned()));
+/// The request as a call on record.
+async fn two_phase(attempt: &Attempt, input: &Http, max_bytes: usize) -> Result<Answer, Failure> {
+    if input.headers.keys().any(|name| name.eq_ignore_ascii_case("idempotency-key")) {
+        return Err(bad("headers has `Idempotency-Key`, which idempotency `two-phase` sets itself".to_owned()));
     }
-    let has = |name: &str| input.headers.keys().any(|key| key.eq_ignore_ascii_case(name));
-    let mut request = client.request(method, url);
-    if !has("idempotency-key") {
-        request = request.header("idempotency-key", attempt.idempotency_key());
-    }
-    if let Some(traceparent) = attempt.traceparent().filter(|_| !has("traceparent")) {
-        request = request.header("traceparent", traceparent);
-    }
-    let body = match (&input.body, &input.json) {
-        (Some(Json::String(text)), _) => Some((text.clone(), "text/plain; charset=utf-8")),
-        (Some(value), _) | (None, Some(value)) => Some((value.to_string(), "application/json")),
-        (None, None) => None,
+    let call = attempt.call("http").method(&input.method.as_deref().unwrap_or("GET").to_ascii_uppercase());
+    let call = call.endpoint(&public(&input.url));
+    // Both are made before anything is recorded: what is wrong with the input shows at once.
+    let request = request_of(attempt, input, Some(call.key()))?;
+    let question = question_of(attempt, input, &call)?;
+    let ask = question.map(|question| {
+        async move || match exchange(attempt, question, &[], max_bytes).await {
+            Heard::Good(answer) => Settled::Done { status: Some(answer.status), value: answer },
+            Heard::Refused { status: 404, .. } => Settled::Absent,
+            Heard::Refused { failure, .. } | Heard::Silence { failure, .. } => Settled::Unknown(failure),
+        }
+    });
+    let send = async move || match exchange(attempt, request, &input.expect, max_bytes).await {
+        Heard::Good(answer) => Sent::Done { status: Some(answer.status), value: answer },
+        // A gateway that got no answer does not know either.
+        Heard::Refused { status: status @ (502 | 504), failure } => Sent::Unknown { failure, status: Some(status) },
+        Heard::Refused { status, failure } => Sent::Refused { failure, status: Some(status) },
+        Heard::Silence { sent: false, failure } => Sent::Refused { failure, status: None },
+        Heard::Silence { sent: true, failure } => Sent::Unknown { failure, status: None },
     };
-    if let Some((body, kind)) = body {
-        if !has("content-type") {
-            request = request.header(CONTENT_TYPE, kind);
-        }
-        request = request.body(body);
-    }
-    for (name, value) in &input.headers {
-        request = request.header(name, value);
-    }
-    if let Some(timeout) = input.timeout {
-        request = request.timeout(timeout.std());
-    }
-    // What is wrong with a header is found when the request is made; a fault of the input, not of the network.
-    match request.try_clone().map(RequestBuilder::build) {
-        Some(Err(error)) => Err(bad(format!("the request cannot be made: {error}"))),
-        Some(Ok(_)) | None => Ok(request),
-    }
+    call.drive(ask, send).await
 }
 
-/// The first bytes of the answer, and whether there were more.
-async fn body_of(mut response: Response, max_bytes: usize) -> Result<(Vec<u8>, bool), Failure> {
-    let mut bytes = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(|error| unanswered(&error))? {
-        let room = max_bytes - bytes.len();
-        bytes.extend_from_slice(&part[..part.len().min(room)]);
-        if part.len() > room {
-            return Ok((bytes, true));
-        }
-    }
-    Ok((bytes, false))
-}
-
-/// A request without an answer.
-fn unanswered(error: &reqwest::Error) -> Failure {
-    let mut causes = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        causes = format!("{causes}: {cause}");
-        source = cause.source();
-    }
-    if error.is_timeout() {
-        Failure::new(Category::Timeout, causes).code("http_timeout")
-    } else if error.is_builder() || error.is_redirect() {
-        Failure::permanent(causes).code("http_request")
-    } else {
-        Failure::transient(causes).code("http_connection")
-    }
-}
-
-/// An answer that is not what was expected.
-fn refused(status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Failure {
-    let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| wait_of(text, now()));
-    let number = status.as_u16();
-    let failure = match number {
-        429 => Failure::rate_limited(after.unwrap_or(RATE_LIMIT_WAIT)),
-        408 | 500..=599 => {
-            let failure = Failure::transient("");
-            match after.filter(|_| number == 503) {
-                Some(wait) => failure.retry_after(wait),
-                None => failure,
-            }
-        }
-        _ => Failure::permanent(""),
+fn question_of(attempt: &Attempt, input: &Http, call: &ExternalCall) -> Result<Option<RequestBuilder>, Failure> {
+    let Some(settle) = &input.settle else { return Ok(None) };
+    let question = Http {
+        method: settle.method.clone(),
+        url: settle.url.replace(KEY_PLACE, &escaped(call.key())),
+        headers: settle.headers.clone(),
+        body: None,
+        json: None,
+        timeout: input.timeout,
+        max_bytes: None,
+        expect: Vec::new(),
+        idempotency: Idempotency::Key,
+        settle: None,
     };
-    let head = String::from_utf8_lossy(&bytes[..bytes.len().min(DETAIL)]).into_owned();
-    let reason = status.canonical_reason().unwrap_or_default();
-    failure.message(format!("the server answered {number} {reason}")).code(format!("http_{number}")).detail(head)
+    request_of(attempt, &question, Some(call.key())).map(Some).map_err(|failure| {
+        let message = format!("settle: {}", failure.wire().message);
+        failure.message(message)
+    })
 }
 
-fn read_body(headers: &HeaderMap, bytes: &[u8]) -> Json {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if (kind == "application/json" || kind.ends_with("+json"))
-        && let Ok(value) = serde_json::from_slice(bytes)
-    {
-        return value;
-    }
-    Json::String(String::from_utf8_lossy(bytes).into_owned())
+/// For an address: everything but letters, digits and `-._~` as `%XX`.
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
-fn lower_case(headers: &HeaderMap) -> BTreeMap<String, String> {
-    let mut map = BTreeMap::<String, String>::new();
-    for (name, value) in headers {
-        let value = String::from_utf8_lossy(value.as_bytes());
-        map.entry(name.as_str().to_owned())
-            .and_modify(|all| {
-                all.push_str(", ");
-                all.push_str(&value);
-            })
-            .or_insert_with(|| value.clone().into_owned());
-    }
-    map
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The wait that a Retry-After asks for: seconds, or an HTTP date against `now` in Unix seconds.
-fn wait_of(text: &str, now: u64) -> Option<Duration> {
-    if let Ok(secs) = text.trim().parse() {
-        return Some(Duration::from_secs(secs));
-    }
-    date(text.trim()).map(|at| Duration::from_secs(at.saturating_sub(now)))
-}
-
-/// Unix seconds of a date such as `Sun, 06 Nov 1994 08:49:37 GMT`, the one form that servers may send today.
-fn date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.strip_suffix(" GMT")?.split(' ');
-    let day: i64 = words.next()?.parse().ok()?;
-    let name = words.next()?;
-    let month = MONTHS.iter().position(|month| *month == name)? as i64 + 1;
-    let year: i64 = words.next()?.parse().ok()?;
-    let mut clock = words.next()?.split(':').map(|part| part.parse::<i64>().ok());
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    // Days from the civil date, by the proleptic Gregorian calendar, with years that begin in March.
-    let years = if month <= 2 { year - 1 } else { year };
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = years * 365 + years / 4 - years / 100 + years / 400 + of_year - 719_468;
-    u64::try_from(days * 86_400 + hour * 3_600 + minute * 60 + second).ok()
+/// An address without what may be secret in it: user, password, query and fragment.
+fn public(url: &str) -> String {
+    Url::parse(url).map_or_else(
+        |_| String::new(),
+        |mut url| {
+            let _has_none = url.set_username("").and_then(|()| url.set_password(None));
+            url.set_query(None);
+            url.set_fragment(None);
+            url.into()
+        },
+    )
 }
 
 #[cfg(test)]
@@ -242,31 +192,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_read_as_seconds_or_as_a_date() {
-        assert_eq!(wait_of("120", 0), Some(Duration::from_secs(120)));
-        assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(date("Thu, 29 Feb 2024 00:00:00 GMT"), Some(1_709_164_800));
-        assert_eq!(wait_of("Sun, 06 Nov 1994 08:49:37 GMT", 784_111_770), Some(Duration::from_secs(7)));
-        assert_eq!(wait_of("Sun, 06 Nov 1994 08:49:37 GMT", 999_999_999), Some(Duration::ZERO));
-        assert_eq!(wait_of("soon", 0), None);
-    }
-
-    #[test]
-    fn answers_are_sorted_by_their_status() {
-        let mut headers = HeaderMap::new();
-        headers.insert(RETRY_AFTER, "7".parse().expect("a header"));
-        for (status, category, after) in [
-            (429, Category::RateLimited, Some(7_000)),
-            (503, Category::Transient, Some(7_000)),
-            (500, Category::Transient, None),
-            (408, Category::Transient, None),
-            (404, Category::Permanent, None),
-            (301, Category::Permanent, None),
-        ] {
-            let status = StatusCode::from_u16(status).expect("a status");
-            let failure = refused(status, &headers, b"why");
-            assert_eq!((failure.category(), failure.wire().retry_after_ms), (category, after), "{status}");
-            assert_eq!(failure.wire().code, Some(format!("http_{}", status.as_u16())));
-        }
+    fn the_record_of_an_address_holds_no_secret() {
+        assert_eq!(public("https://user:pass@pay.example/charges?token=x#y"), "https://pay.example/charges");
+        assert_eq!(public("nowhere"), "");
+        assert_eq!(escaped("019a/pay/1"), "019a%2Fpay%2F1");
     }
 }

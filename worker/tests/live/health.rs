@@ -24,7 +24,7 @@ use crate::{
 /// Half the time of a death is 15 s, and a beat comes every 10 s; a busy machine may need much more.
 const LONG: Duration = Duration::from_secs(300);
 
-async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+pub(crate) async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.ok()?;
     Some((answer.status().as_u16(), answer.text().await.ok()?))
 }

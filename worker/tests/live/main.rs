@@ -1,6 +1,7 @@
 //! Workers against a real server. The test is the coordinator: it dispatches jobs and reads the logs.
 
 mod built;
+mod calls;
 mod capacity;
 mod cluster;
 mod connections;

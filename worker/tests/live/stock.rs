@@ -65,7 +65,7 @@ async fn exec_gives_what_a_program_says_and_sorts_how_it_ends() {
     for (script, category, code) in [
         ("exit 1", Category::Transient, "exit_1"),
         ("exit 127", Category::Permanent, "exit_127"),
-        ("kill -9 $$", Category::Transient, "signal_9"),
+        ("kill -9 $$", Category::System, "signal_9"),
     ] {
         let failure = failed(owner.outcome(&job("exec", sh(script))).await);
         assert_eq!((failure.category, failure.code.as_deref()), (category, Some(code)));

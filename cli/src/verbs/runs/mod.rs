@@ -1,6 +1,7 @@
 //! `runs`: start, look at, follow and command runs.
 
 mod bulk;
+mod calls;
 mod command;
 mod follow;
 mod progress;
@@ -56,6 +57,13 @@ Examples:
   stepfleet runs history 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
   stepfleet runs history 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --limit 1000 --output json")]
     History(HistoryArgs),
+    /// The external calls that a run's steps put on record: what was sent, and what is known of its effect. `unknown` is a
+    /// call that nobody is at and whose outcome nobody knows.
+    #[command(after_help = "\
+Examples:
+  stepfleet runs calls 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
+  stepfleet runs calls 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --output json | jq '.items[] | select(.state == \"unknown\")'")]
+    Calls(calls::CallsArgs),
     /// Follow a run until it ends or is suspended; exit code 1 unless it completed. Draws its progress on a terminal,
     /// prints a line for each transition elsewhere, and the API's JSON of each with `--output json`.
     #[command(after_help = "\
@@ -141,6 +149,7 @@ pub(crate) async fn run(verb: Runs, session: &Session<'_>) -> Result<Exit, Failu
         Runs::Show(run) => show::run(&run.id, session).await,
         Runs::Output(args) => output(&args, session).await,
         Runs::History(args) => history(&args, session).await,
+        Runs::Calls(args) => calls::run(&args, session).await,
         Runs::Watch(run) => follow::watch(&run.id, session).await,
         Runs::Cancel(args) => command::cancel(args, session).await,
         Runs::Suspend(args) => command::suspend(args, session).await,

@@ -36,7 +36,11 @@ impl Asked {
             Verb::Compensate => (action::RUN_COMPENSATE, run, None),
             Verb::Discard { index, letter } => {
                 let detail = serde_json::json!({ "run": command.run, "step": index });
-                (action::LETTER_DISCARD, format!("letter:{}-{letter}", command.run.partition()), Some(detail.to_string()))
+                (
+                    action::LETTER_DISCARD,
+                    format!("letter:{}-{letter}", command.run.partition()),
+                    Some(detail.to_string()),
+                )
             }
             Verb::Replay { index, letter, input } => {
                 let detail = serde_json::json!({ "run": command.run, "step": index, "new_input": input.is_some() });

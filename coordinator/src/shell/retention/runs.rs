@@ -107,7 +107,7 @@ impl<L: Link> Sweep<'_, L> {
             return Ok(false);
         }
         let commit = &mut self.core.staged.commit;
-        commit.keys_deleted.extend([keys.run(&run), keys.history(&run), keys.errors(&run)]);
+        commit.keys_deleted.extend([keys.run(&run), keys.history(&run), keys.errors(&run), keys.calls(&run)]);
         commit.keys_deleted.extend(record.has_input.then(|| keys.value(run)));
         commit.unlisted.entry(state).or_default().push(run);
         *commit.plan_uses.entry(record.plan).or_default() -= 1;

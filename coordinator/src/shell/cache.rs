@@ -16,7 +16,7 @@ use stepfleet_protocol::{codec, id::RunId, limits::CHUNK_STEPS, name::Name, work
 use crate::{
     machine::{
         plan::Plan,
-        run::{AttemptError, Run},
+        run::{AttemptError, Run, Step},
     },
     store::{
         link::Link,
@@ -43,7 +43,7 @@ const PLAN_BYTES_PER_TRIP: usize = 1 << 20;
 pub struct Compiled {
     /// The plan.
     pub plan: Arc<Plan>,
-    /// How the input of each step is made.
+    /// How the input of each step is made, in the order of the plan's steps.
     pub inputs: Vec<StepInput>,
     /// The number of each step, by name.
     numbers: HashMap<Name, u32>,
@@ -76,7 +76,9 @@ impl Compiled {
             },
             Err(_) => unreachable!("the door refuses expressions that cannot be compiled"),
         };
-        let inputs = workflow.steps.values().map(|s| s.with.as_ref().map_or(StepInput::None, input)).collect();
+        let regular = workflow.steps.values().map(|s| s.with.as_ref());
+        let undo = workflow.steps.values().filter_map(|s| s.compensate.as_ref()).map(|c| c.with.as_ref());
+        let inputs = regular.chain(undo).map(|with| with.map_or(StepInput::None, input)).collect();
         let numbers = (0..).zip(workflow.steps.keys()).map(|(number, name)| (name.clone(), number)).collect();
         Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs, numbers }
     }
@@ -266,7 +268,8 @@ fn read_errors(reply: Option<&Value>, run: &Run) -> Vec<AttemptError> {
     errors
         .filter(|e| {
             let step = run.steps().get(e.index as usize);
-            step.is_some_and(|s| e.attempt > s.spent && s.state != stepfleet_protocol::state::State::Completed)
+            let of_now = |s: &Step| e.generation.max(1) == s.generation && e.attempt > s.spent;
+            step.is_some_and(|s| of_now(s) && s.state != stepfleet_protocol::state::State::Completed)
         })
         .collect()
 }

@@ -282,6 +282,8 @@ fn by_reference(core: &Core, id: String) -> Input {
 fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
     let run = &core.cache.runs[&dispatch.run];
     let step = &run.plan.steps[dispatch.index as usize];
+    // Undoing is of the execution that is undone.
+    let of = step.undoes.map_or(dispatch.index, |undoes| undoes.of);
     let job = Job {
         v: codec::VERSION,
         id: dispatch.job,
@@ -289,7 +291,7 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
         workflow: run.plan.workflow.clone(),
         step: step.name.clone(),
         index: dispatch.index,
-        generation: run.step(dispatch.index).generation,
+        generation: run.step(of).generation,
         attempt: dispatch.attempt,
         max_attempts: dispatch.max_attempts,
         handler: step.handler.clone(),
@@ -298,7 +300,7 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
         traceparent: run.traceparent.as_deref().map(Into::into),
         target: None,
         canary: false,
-        undo: false,
+        undo: step.undoes.is_some(),
     };
     core.staged.commit.jobs.push((step.queue.clone(), codec::encode(&job)));
 }

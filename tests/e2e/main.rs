@@ -25,6 +25,7 @@ mod failures;
 mod flows;
 mod load;
 mod names;
+mod outcomes;
 mod poison;
 mod redis_death;
 mod retention;

@@ -21,8 +21,8 @@ pub use letters::{AttemptView, LetterFilter, LetterView, ReplayAll, ReplayReques
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use problem::{FieldProblem, Problem};
 pub use runs::{
-    BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, RunSummary, RunView, StepCounts, StepView,
-    SubmitRequest, Submitted, SuspendRequest,
+    BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, ResolveRequest, RetryRequest, RunSummary,
+    RunView, StepCounts, StepView, SubmitRequest, Submitted, SuspendRequest,
 };
 pub use values::ValueView;
 pub use workflows::{Checked, Registered, VersionView, WorkflowDetail, WorkflowSummary};

@@ -204,6 +204,9 @@ impl Core {
         let decision = decide(&self.rules, run, event, self.now_ms, &mut self.mint);
         let touched = self.staged.touched.entry(id).or_insert_with(|| Touched { was: Some(was), ..Touched::default() });
         let Decision { transitions, effects } = decision;
+        for counter in transitions.iter().filter_map(staged::counter) {
+            *self.staged.commit.counters.entry(counter).or_default() += 1;
+        }
         touched.transitions.extend(transitions);
         let mut answer = None;
         for effect in effects {

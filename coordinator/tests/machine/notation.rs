@@ -33,16 +33,14 @@ impl World {
     pub(crate) fn show(&self) -> String {
         let run = &self.run;
         let mut text = format!("  run {}", run.state);
-        for (what, count) in
-            [
+        for (what, count) in [
             ("active", run.active),
             ("completed", run.completed),
             ("failed", run.failed),
             ("tolerated", run.tolerated),
             ("skipped", run.skipped),
             ("work", run.work),
-        ]
-        {
+        ] {
             if count > 0 {
                 write!(text, ", {count} {what}").expect("text takes everything");
             }
@@ -66,8 +64,7 @@ impl World {
             let (first, text) = &lines[at];
             let follows = |n: usize| first.is_some_and(|f| lines[at + n] == (Some(f + n as u32), text.clone()));
             let count = 1 + (1..lines.len() - at).take_while(|n| follows(*n)).count();
-            let name =
-                |index: Option<u32>| index.map_or("run".into(), |i| self.name(i));
+            let name = |index: Option<u32>| index.map_or("run".into(), |i| self.name(i));
             let last = lines[at + count - 1].0;
             let of = if count == 1 { name(*first) } else { format!("{}..{}", name(*first), name(last)) };
             writeln!(out, "  {of} {text}").expect("text takes everything");

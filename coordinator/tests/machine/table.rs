@@ -268,6 +268,7 @@ fn retry_and_replay_take_a_run_up_again() {
     check("reopen");
 }
 
+/// What others had: a parent that waits for ever because a child failed.
 #[test]
 fn a_failed_step_that_the_run_bears_lets_its_dependants_go_on_or_skips_them() {
     check("bearing");

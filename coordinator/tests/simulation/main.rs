@@ -10,6 +10,7 @@ use checks::{check, check_nothing_is_left};
 use fleet::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use stepfleet_coordinator::{
+    machine::decision::Why,
     shell::owner::{Memory, Owner, OwnerError},
     store::{
         memory::{Clock, Faults, MemoryDial, MemoryLink, MemoryServer, Snapshot},
@@ -19,7 +20,7 @@ use stepfleet_coordinator::{
 use stepfleet_protocol::{
     failure::{Category, Failure},
     id::{JobId, RunId},
-    message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
+    message::{Body, Job, JobRef, Lost, Outcome, Resolution, Returned, Verb},
     state::State,
     workflow::Workflow,
 };
@@ -170,8 +171,18 @@ impl Story {
         if self.rng.random_bool(0.02) && !self.runs.is_empty() {
             let (run, plan) = &self.runs[self.rng.random_range(0..self.runs.len())];
             let (run, is_wide) = (*run, plan.steps.len() == WIDE);
-            let verbs =
-                [Verb::Cancel, Verb::Suspend { now: true }, Verb::Suspend { now: false }, Verb::Resume, Verb::Retry];
+            let index = self.rng.random_range(0..plan.steps.len() as u32);
+            let verbs = [
+                Verb::Cancel,
+                Verb::Suspend { now: true },
+                Verb::Suspend { now: false },
+                Verb::Resume,
+                Verb::Retry,
+                Verb::RetryFrom { index },
+                Verb::Resolve { index, resolution: Resolution::Completed(None) },
+                Verb::Resolve { index, resolution: Resolution::Failed("by hand".into()) },
+                Verb::Compensate,
+            ];
             let verb = verbs[self.rng.random_range(0..verbs.len())].clone();
             // Nobody cancels the wide run: a step of it that is forgotten must be missed.
             if !(is_wide && verb == Verb::Cancel) {
@@ -305,7 +316,8 @@ fn wide(n: usize) -> Workflow {
 
 /// Runs one seed: submits runs while faults happen, until everything has ended; then checks.
 async fn one_seed(seed: u64) {
-    let plans = [chain(1), chain(4), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
+    let plans =
+        [chain(1), chain(4), outspoken(), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
     let mut story = Story::new(seed);
     for turn in 0..TURNS {
         let calm = turn >= CALM;
@@ -340,7 +352,8 @@ async fn one_seed(seed: u64) {
         let stored = story.stored(run).await.unwrap_or_else(|| panic!("seed {seed}: run {run} is lost"));
         check(seed, &stored, plan.steps.len());
         for (index, step) in &stored.steps {
-            let done = story.effects.contains_key(&(run, *index));
+            let by_hand = stored.history.iter().any(|t| t.step == Some(*index) && t.why == Why::Resolved);
+            let done = by_hand || story.effects.contains_key(&(run, *index));
             assert!(
                 step.state != State::Completed || done,
                 "seed {seed}: a step of {run} completed without being done"

@@ -61,6 +61,10 @@ fn header(run: &RunView, out: &Out) -> Result<(), Failure> {
     } else if run.in_progress {
         state += " (a large transition is under way)";
     }
+    match run.compensation.as_str() {
+        "" | "none" => {}
+        word => state += &format!(", compensation {}", plain(word)),
+    }
     let took = match (summary.duration_ms, unix_ms(&summary.created_at)) {
         (Some(ms), _) => span(ms),
         (None, Some(created)) => format!("{} so far", span(now.saturating_sub(created))),

@@ -6,11 +6,7 @@
 
 use std::sync::Arc;
 
-use stepfleet_protocol::{
-    message::Answer,
-    state::State,
-    workflow::StepOnFailure,
-};
+use stepfleet_protocol::{message::Answer, state::State, workflow::StepOnFailure};
 
 use super::{
     super::{
@@ -176,7 +172,9 @@ impl Deciding<'_> {
             State::Created => return false,
             // RACE: a stop between two parts wins, and the step is not begun anew.
             State::Cancelled | State::Suspended if self.run.ending.is_some() => return false,
-            State::Completed | State::Failed | State::Skipped | State::Cancelled | State::Suspended => self.renew(index),
+            State::Completed | State::Failed | State::Skipped | State::Cancelled | State::Suspended => {
+                self.renew(index)
+            }
             State::Queued | State::Processing | State::Waiting | State::Retrying => {
                 unreachable!("nothing of the run is at work")
             }

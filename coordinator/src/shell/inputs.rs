@@ -161,7 +161,9 @@ async fn load_values<L: Link>(
     for part in ids.chunks(VALUES_PER_TRIP) {
         let mut pipe = redis::pipe();
         for id in part {
-            pipe.cmd("GET").arg(partition.keys.value(id));
+            // What came with a command of this very batch is still under the command's id.
+            let moved = core.staged.commit.values_moved.iter().find(|(_, to)| to == id);
+            pipe.cmd("GET").arg(partition.keys.value(moved.map_or(id, |(from, _)| from)));
         }
         for (id, value) in part.iter().zip(partition.load(&pipe).await?) {
             if let redis::Value::BulkString(bytes) = value {

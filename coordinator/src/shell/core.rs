@@ -227,15 +227,12 @@ impl Core {
                 self.staged.dispatches.push(Dispatch { of, run: id, index, job, attempt, max_attempts });
             }
             Effect::Ack { queue, entry } => self.ack(queue, entry),
-            Effect::SaveOutput { job, output } => {
-                let to = job.to_string();
-                // An operator's large output came with the command.
-                if let Payload::Ref(value) = &output
-                    && value.id != to
-                {
-                    commit.values_moved.push((value.id.clone(), to.clone()));
+            Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
+            Effect::SaveResolved { job, output } => {
+                if let Payload::Ref(value) = &output {
+                    commit.values_moved.push((value.id.clone(), job.to_string()));
                 }
-                self.save(to, output);
+                self.save(job.to_string(), output);
             }
             Effect::SaveInput { input } => self.save(id.to_string(), input),
             Effect::SavePatch { index, input } => {

@@ -161,6 +161,7 @@ impl World {
                 let (of, text) = self.job_of(*job);
                 (of, format!("save output of {text}: {}", size(output)))
             }
+            Effect::SaveResolved { output, .. } => (None, format!("save output by hand: {}", size(output))),
             Effect::DropValue { id } => (None, format!("drop value {id}")),
             Effect::SaveInput { input } => (None, format!("save input: {}", size(input))),
             Effect::SavePatch { index, input } => (Some(*index), format!("save patch: {}", size(input))),

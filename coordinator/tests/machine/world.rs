@@ -252,6 +252,7 @@ impl World {
             Effect::Stopped(job) => drop(self.stops.remove(job)),
             Effect::Ack { .. }
             | Effect::SaveOutput { .. }
+            | Effect::SaveResolved { .. }
             | Effect::DropValue { .. }
             | Effect::SaveInput { .. }
             | Effect::SavePatch { .. }

@@ -160,6 +160,7 @@ pub(super) fn hints(run: &RunView) -> Vec<String> {
     let replay =
         letter.map(|letter| format!("with another input: `stepfleet dead-letters replay {letter} --input JSON`"));
     match run.summary.state {
+        State::Failed if run.compensation == "done" => Vec::new(),
         State::Failed => {
             let retry = format!("when the cause is gone, go on where it failed: `stepfleet runs retry {id}`");
             look.into_iter().chain([retry]).collect()

@@ -101,7 +101,7 @@ impl Deciding<'_> {
         let step = self.run.step_mut(index);
         (step.job, step.has_output) = (Some(job), output.is_some());
         if let Some(output) = output {
-            self.effect(Effect::SaveOutput { job, output });
+            self.effect(Effect::SaveResolved { job, output });
         }
         self.move_step(index, State::Completed, Why::Resolved, None, reason);
         self.work(Work { run: self.run.id, kind: WorkKind::Fan { of: index }, next: 0 });

@@ -126,9 +126,6 @@ fn job(partition: PartitionId) -> Job {
         timeout_ms: 60_000,
         input: Input::None,
         traceparent: None,
-        gate: None,
-        canary: false,
-        undo: false,
     }
 }
 

@@ -57,9 +57,6 @@ pub(crate) fn job(handler: &str, input: Json) -> Job {
         timeout_ms: 60_000,
         input,
         traceparent: None,
-        gate: None,
-        canary: false,
-        undo: false,
     }
 }
 

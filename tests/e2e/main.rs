@@ -28,6 +28,7 @@ mod failures;
 mod flows;
 mod load;
 mod names;
+mod outcomes;
 mod poison;
 mod policies;
 mod redis_death;

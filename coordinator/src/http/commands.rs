@@ -1,4 +1,4 @@
-//! Commands about runs: cancel, suspend, resume, retry.
+//! Commands about runs: cancel, suspend, resume, retry, resolve, compensate.
 
 use axum::{
     Json, Router,
@@ -7,20 +7,33 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use stepfleet_protocol::message::Verb;
+use stepfleet_protocol::{
+    failure,
+    message::{Resolution, Verb},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState,
-    error::{ApiResult, state_of},
-    run_url,
-    take::{self, Optional},
-    view::{CommandRequest, CommandTaken, Problem, SuspendRequest},
+    error::{ApiError, ApiResult, state_of},
+    letters::payload,
+    run_url, runs,
+    take::{self, Optional, Strict},
+    view::{CommandRequest, CommandTaken, Problem, ResolveRequest, RetryRequest, SuspendRequest},
 };
 use crate::store::client::{Decided, Wish};
 
+/// Bytes of the text with which a step is failed by hand; what is beyond them is cut off.
+const REASON_BYTES_MAX: usize = 1_000;
+
 pub(super) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(cancel)).routes(routes!(suspend)).routes(routes!(resume)).routes(routes!(retry))
+    OpenApiRouter::new()
+        .routes(routes!(cancel))
+        .routes(routes!(suspend))
+        .routes(routes!(resume))
+        .routes(routes!(retry))
+        .routes(routes!(resolve))
+        .routes(routes!(compensate))
 }
 
 /// The same commands under other names.
@@ -72,17 +85,65 @@ async fn resume(
     command(&app, &id, &headers, Verb::Resume, body.reason).await
 }
 
-/// Reopens a failed or suspended run from its failed steps, keeping the finished ones.
+/// Reopens a failed or suspended run from its failed steps, keeping the finished ones. With `from` the run goes back to that
+/// step: it and everything behind it is done again, with the outputs of the steps before it.
 #[utoipa::path(post, path = "/api/v1/runs/{id}/retry", tag = "runs", params(("id" = String, Path, description = "the run")),
-    request_body = Option<CommandRequest>, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
+    request_body = Option<RetryRequest>, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
     (status = 404, body = Problem), (status = 409, description = "illegal in the run's state", body = Problem)))]
 async fn retry(
     State(app): State<AppState>,
     Path(id): Path<String>,
     headers: HeaderMap,
+    Optional(body): Optional<RetryRequest>,
+) -> ApiResult<Response> {
+    let verb = match body.from {
+        Some(step) => Verb::RetryFrom { index: step_index(&app, &id, &step).await? },
+        None => Verb::Retry,
+    };
+    command(&app, &id, &headers, verb, body.reason).await
+}
+
+/// Says by hand what became of a step that failed or is held: it is completed with an output, or failed for good. The run
+/// goes on.
+#[utoipa::path(post, path = "/api/v1/runs/{id}/resolve", tag = "runs", params(("id" = String, Path, description = "the run")),
+    request_body = ResolveRequest, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
+    (status = 404, body = Problem), (status = 409, description = "illegal in the state of the run or step", body = Problem)))]
+async fn resolve(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Strict(body): Strict<ResolveRequest>,
+) -> ApiResult<Response> {
+    let resolution = match (&body.complete, body.fail) {
+        (Some(serde_json::Value::Null), None) => Resolution::Completed(None),
+        (Some(output), None) => Resolution::Completed(Some(payload(output)?)),
+        (None, Some(text)) => Resolution::Failed(failure::cut(text, REASON_BYTES_MAX)),
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(ApiError::bad("bad_resolution", "exactly one of `complete` and `fail` must be there"));
+        }
+    };
+    let index = step_index(&app, &id, &body.step).await?;
+    command(&app, &id, &headers, Verb::Resolve { index, resolution }, body.reason).await
+}
+
+/// Undoes the completed steps of a failed run that say how (`compensate`), the last first. The run ends failed, and is not
+/// taken up again.
+#[utoipa::path(post, path = "/api/v1/runs/{id}/compensate", tag = "runs", params(("id" = String, Path, description = "the run")),
+    request_body = Option<CommandRequest>, responses((status = 200, body = CommandTaken), (status = 202, body = CommandTaken),
+    (status = 404, body = Problem), (status = 409, description = "illegal in the run's state", body = Problem)))]
+async fn compensate(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
     Optional(body): Optional<CommandRequest>,
 ) -> ApiResult<Response> {
-    command(&app, &id, &headers, Verb::Retry, body.reason).await
+    command(&app, &id, &headers, Verb::Compensate, body.reason).await
+}
+
+/// The number of a step of the run by its name.
+async fn step_index(app: &AppState, id: &str, step: &str) -> ApiResult<u32> {
+    let run = runs::find(&app.client, take::run_id(id)?).await?;
+    runs::step_index(&run, step)
 }
 
 async fn command(

@@ -177,11 +177,11 @@ async fn send(
     Ok(decided)
 }
 
-/// The input that an operator gives to a step.
-fn payload(input: &serde_json::Value) -> ApiResult<Payload> {
+/// A value that an operator gives to a step.
+pub(super) fn payload(input: &serde_json::Value) -> ApiResult<Payload> {
     let bytes = Bytes::from(codec::pack(input));
     if bytes.len() > PAYLOAD_BYTES_MAX {
-        let text = format!("the input has {} bytes: allowed are at most {PAYLOAD_BYTES_MAX}", bytes.len());
+        let text = format!("the value has {} bytes: allowed are at most {PAYLOAD_BYTES_MAX}", bytes.len());
         return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "value_too_large", text));
     }
     Ok(Payload::Inline(bytes))

@@ -10,7 +10,9 @@
 //! | `GET /api/v1/runs/{id}/history?limit=&cursor=` | page of [`view::HistoryView`], oldest first |
 //! | `GET /api/v1/runs/{id}/calls?limit=&cursor=` | page of [`view::CallView`] |
 //! | `GET /api/v1/runs/{id}/input`, `GET /api/v1/runs/{id}/output?step=` | the value itself as JSON; without `step` an object of the outputs of the last steps |
-//! | `POST /api/v1/runs/{id}/cancel`, `/resume`, `/retry` | [`view::CommandRequest`] (optional) -> 200 or 202 [`view::CommandTaken`], 409 |
+//! | `POST /api/v1/runs/{id}/cancel`, `/resume`, `/compensate` | [`view::CommandRequest`] (optional) -> 200 or 202 [`view::CommandTaken`], 409 |
+//! | `POST /api/v1/runs/{id}/retry` | [`view::RetryRequest`] (optional) -> the same |
+//! | `POST /api/v1/runs/{id}/resolve` | [`view::ResolveRequest`] -> the same |
 //! | `POST /api/v1/runs/{id}/suspend` | [`view::SuspendRequest`] (optional) -> the same |
 //! | `POST /api/v1/workflows` | YAML or JSON text -> 201 or 200 [`view::Registered`], 422 with every problem |
 //! | `POST /api/v1/workflows/check` | YAML or JSON text -> 200 [`view::Checked`] |

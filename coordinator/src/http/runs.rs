@@ -21,13 +21,13 @@ use super::{
     view::{HistoryView, Page, Problem, RunSummary, RunView, StepView},
 };
 use crate::{
-    machine::run::{Ending, Step},
+    machine::run::{Ending, Step, Undoing},
     store::{
         client::Client,
         read::{
             history::Place,
             listing::{Cursor, Filter},
-            runs::Found,
+            runs::{Found, shown_steps},
         },
     },
     time::rfc3339,
@@ -164,11 +164,16 @@ async fn output(
 ) -> ApiResult<Json<serde_json::Value>> {
     let run = find(&app.client, take::run_id(&id)?).await?;
     let Some(step) = p.step else { return last_outputs(&app.client, &run).await.map(Json) };
+    step_output(&app.client, &run, step_index(&run, &step)?).await.map(Json)
+}
+
+/// The number of a step by its name, or a 404.
+pub(super) fn step_index(run: &Found, step: &str) -> ApiResult<u32> {
     let workflow = run.workflow.as_ref().ok_or_else(plan_gone)?;
-    let index = workflow.steps.get_index_of(step.as_str()).ok_or_else(|| {
+    let index = workflow.steps.get_index_of(step).ok_or_else(|| {
         ApiError::not_found("step_not_found", format!("the workflow of this run has no step `{}`", step.escape_debug()))
     })?;
-    step_output(&app.client, &run, index as u32).await.map(Json)
+    Ok(index as u32)
 }
 
 async fn last_outputs(client: &Client, run: &Found) -> ApiResult<serde_json::Value> {
@@ -242,6 +247,13 @@ pub(super) async fn run_view(client: &Client, run: &Found) -> ApiResult<RunView>
             Ending::Cancelled => "cancelled".to_owned(),
             Ending::TimedOut => "timed_out".to_owned(),
         }),
+        compensation: match run.record.undoing {
+            Undoing::None => "none",
+            Undoing::Running => "running",
+            Undoing::Done => "done",
+            Undoing::Failed => "failed",
+        }
+        .to_owned(),
         in_progress: run.record.work > 0,
         traceparent: run.trace.clone(),
         input: show::run_input(client, run).await?,
@@ -265,7 +277,7 @@ async fn step_views(
     let times = if whole { show::times(&history) } else { Default::default() };
     let partition = run.id.partition();
     let next = from.saturating_add(limit);
-    let next = ((next as usize) < workflow.steps.len()).then(|| next.to_string());
+    let next = (next < shown_steps(run)).then(|| next.to_string());
     let due = client.next_attempts(run.id, &steps).await?;
     let view = |(i, s): &(u32, Step)| StepView {
         next_attempt_at: due.get(i).copied().map(rfc3339),

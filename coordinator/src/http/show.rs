@@ -7,7 +7,7 @@ use stepfleet_protocol::{
     id::{PartitionId, WorkerId},
     state::State,
     value::{Input, Payload},
-    workflow::Workflow,
+    workflow::{Compensate, Workflow},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     machine::{
-        decision::{Transition, Why},
+        decision::{Cause, Transition, Why},
         run::{AttemptError, Step},
         verdict::{self, Fate, Severity},
     },
@@ -47,6 +47,8 @@ pub(super) fn summary(run: &Found) -> RunSummary {
             total: run.workflow.as_ref().map_or(0, |w| w.steps.len() as u32),
             completed: record.completed,
             failed: record.failed,
+            tolerated: record.tolerated,
+            skipped: record.skipped,
             active: record.active,
         },
         review: record.review,
@@ -92,34 +94,55 @@ pub(super) fn step(
     times: Option<&Times>,
     partition: PartitionId,
 ) -> StepView {
-    let (name, written) = workflow.steps.get_index(index as usize).expect("the store shows steps of the workflow only");
+    let (written, undo) = written(workflow, index).expect("the store shows steps of the workflow only");
+    let handler = undo.map_or(&written.handler, |undo| &undo.handler);
+    let queue = undo.and_then(|undo| undo.queue.clone()).unwrap_or_else(|| workflow.resolved(written).queue);
+    let needs = if undo.is_some() { &[][..] } else { &written.needs[..] };
     let times = times.cloned().unwrap_or_default();
     StepView {
-        name: name.to_string(),
+        name: step_name(Some(workflow), index),
         index,
-        handler: written.handler.to_string(),
-        queue: workflow.resolved(written).queue.to_string(),
+        handler: handler.to_string(),
+        queue: queue.to_string(),
         state: step.state,
         attempts: step.attempts + u32::from(matches!(step.state, State::Processing | State::Completed)),
         losses: step.losses,
         generation: step.generation,
-        needs: written.needs.iter().map(ToString::to_string).collect(),
+        needs: needs.iter().map(ToString::to_string).collect(),
         job: step.job.map(|j| j.to_string()),
         worker: times.worker.map(|w| w.to_string()),
         queued_at: times.queued.map(rfc3339),
         started_at: times.started.map(rfc3339),
         finished_at: times.finished.map(rfc3339),
         next_attempt_at: None,
+        start_by: (step.start_by_ms > 0).then(|| rfc3339(step.start_by_ms)),
+        tolerated: step.tolerated,
         duration_ms: times.finished.zip(times.started).map(|(end, begin)| end.saturating_sub(begin)),
         has_output: step.has_output,
         dead_letter: step.letter.map(|entry| PlacedId { entry, partition }.to_string()),
     }
 }
 
-/// The name of a step by its number.
+/// A step as it was written, and how it is undone if the number is of that.
+fn written(workflow: &Workflow, index: u32) -> Option<(&stepfleet_protocol::workflow::Step, Option<&Compensate>)> {
+    let index = index as usize;
+    if let Some((_, step)) = workflow.steps.get_index(index) {
+        return Some((step, None));
+    }
+    let mut undone = workflow.steps.values().filter_map(|s| Some((s, s.compensate.as_ref()?)));
+    undone.nth(index - workflow.steps.len()).map(|(step, undo)| (step, Some(undo)))
+}
+
+/// The name of a step by its number; `<name>/undo` for one that undoes another.
 pub(super) fn step_name(workflow: Option<&Workflow>, index: u32) -> String {
-    let name = workflow.and_then(|w| w.steps.get_index(index as usize)).map(|(name, _)| name.to_string());
-    name.unwrap_or_else(|| format!("#{index}"))
+    let name = |workflow: &Workflow| {
+        if let Some((name, _)) = workflow.steps.get_index(index as usize) {
+            return Some(name.to_string());
+        }
+        let mut undone = workflow.steps.iter().filter(|(_, step)| step.compensate.is_some());
+        undone.nth(index as usize - workflow.steps.len()).map(|(name, _)| format!("{name}/undo"))
+    };
+    workflow.and_then(name).unwrap_or_else(|| format!("#{index}"))
 }
 
 /// A transition.
@@ -190,7 +213,11 @@ pub(super) fn letter(id: PlacedId, letter: &DeadLetter) -> LetterView {
         run: letter.run,
         workflow: letter.workflow.to_string(),
         version: letter.version,
-        step: letter.step.to_string(),
+        step: if letter.cause == Cause::Compensation {
+            format!("{}/undo", letter.step)
+        } else {
+            letter.step.to_string()
+        },
         generation: letter.generation,
         handler: letter.handler.to_string(),
         queue: letter.queue.to_string(),
@@ -211,7 +238,7 @@ pub(super) async fn whole_letter(client: &Client, id: PlacedId, found: &DeadLett
     for (at, error) in found.attempts.iter().enumerate() {
         let fate = if at + 1 == found.attempts.len() { Fate::GaveUp } else { Fate::TriedAgain };
         let past = Some((fate, at as u32 + 1));
-        view.attempts.push(attempt(client, id.partition, found.step.to_string(), (error, past)).await?);
+        view.attempts.push(attempt(client, id.partition, view.step.clone(), (error, past)).await?);
     }
     view.input = match &found.input {
         Some(Input::Whole(payload)) => Some(payload_view(client, id.partition, payload, 1 << 20).await?),

@@ -30,8 +30,8 @@ pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use policies::{CategoryView, EffectivePolicies, PoliciesApplied, PoliciesView, Setting};
 pub use problem::{FieldProblem, Problem};
 pub use runs::{
-    BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, RunSummary, RunView, StepCounts, StepView,
-    SubmitRequest, Submitted, SuspendRequest,
+    BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, ResolveRequest, RetryRequest, RunSummary,
+    RunView, StepCounts, StepView, SubmitRequest, Submitted, SuspendRequest,
 };
 pub use subscribers::{FollowedPartition, SubscriberView, UndeliveredView};
 pub use values::ValueView;

@@ -194,6 +194,13 @@ pub enum Effect {
         /// The output.
         output: Payload,
     },
+    /// The output that an operator gave to a step is kept; a large one came with the command.
+    SaveResolved {
+        /// The job under whose id it is kept.
+        job: JobId,
+        /// The output.
+        output: Payload,
+    },
     /// A value that nothing refers to is dropped.
     DropValue {
         /// Its id.

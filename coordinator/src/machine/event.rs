@@ -105,6 +105,13 @@ pub enum Timer {
         /// The job.
         job: JobId,
     },
+    /// A step has to be started by now. Its guard is the time itself, since there may have been no job yet.
+    Start {
+        /// The step's number.
+        index: u32,
+        /// By when, in Unix milliseconds of the server.
+        by_ms: u64,
+    },
 }
 
 /// A transition that is too large for one decision; each part is bounded and names where the next begins.
@@ -123,9 +130,24 @@ pub struct Work {
 pub enum WorkKind {
     /// Makes the first steps ready.
     Roots,
-    /// Tells the dependants of a completed step.
+    /// Tells the dependants of a settled step: one that completed, or gave up with the run going on.
     Fan {
-        /// The completed step.
+        /// The settled step.
+        of: u32,
+    },
+    /// Tells the dependants of a skipped step. `next` is the place behind the one to go on at.
+    Skip {
+        /// The skipped step.
+        of: u32,
+    },
+    /// Takes back what the dependants of a step were told, and what they did upon it. `next` as for `Skip`.
+    Rewind {
+        /// The step that is taken back.
+        of: u32,
+    },
+    /// Begins at a step when everything behind it was taken back. `next` counts the looks.
+    Restart {
+        /// The step.
         of: u32,
     },
     /// Stops every step.

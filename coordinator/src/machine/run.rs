@@ -6,6 +6,7 @@ use stepfleet_protocol::{
     failure::Failure,
     id::{JobId, RunId, StreamId, WorkerId},
     state::State,
+    workflow::StepOnFailure,
 };
 
 use super::plan::Plan;
@@ -18,6 +19,21 @@ pub enum Ending {
     Cancelled = 1,
     /// It ran past its time-out and will be failed.
     TimedOut = 2,
+}
+
+/// How far the undoing of a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Undoing {
+    /// Nobody began it.
+    #[default]
+    None = 0,
+    /// Its completed steps are being undone, one after the other.
+    Running = 1,
+    /// Every step that says how was undone.
+    Done = 2,
+    /// A step could not be undone, or the run was cancelled in the middle of it.
+    Failed = 3,
 }
 
 /// A run. Counters are derived from the steps and kept beside them, so that nothing ever walks a whole graph.
@@ -41,12 +57,20 @@ pub struct Run {
     pub traceparent: Option<Arc<str>>,
     /// When it ended, in Unix milliseconds of the server; 0 while it goes on. A failed run that is held keeps it.
     pub finished_ms: u64,
-    /// Steps that are completed.
+    /// Steps that are completed. Those that undo others do not count here, nor in the next three.
     pub completed: u32,
     /// Steps that gave up.
     pub failed: u32,
-    /// Steps that are queued, processing, waiting or retrying.
+    /// Steps among the failed whose dependants go on or are skipped: the run does not fail for them.
+    pub tolerated: u32,
+    /// Steps that are skipped.
+    pub skipped: u32,
+    /// Steps that are queued, processing, waiting or retrying, whether they undo others or not.
     pub active: u32,
+    /// How far its undoing is.
+    pub undoing: Undoing,
+    /// It is taken back to an earlier step, and nothing of it begins before that is done.
+    pub rewinding: bool,
     /// Work items of the run that are not finished.
     pub work: u32,
     /// Failed attempts of steps that are not completed, oldest first.
@@ -62,6 +86,9 @@ pub struct Run {
 pub struct AttemptError {
     /// The step's number.
     pub index: u32,
+    /// Which deliberate execution of the step it was, from 1; 0 where older programs did not say.
+    #[serde(default)]
+    pub generation: u32,
     /// Which try.
     pub attempt: u32,
     /// The job.
@@ -82,7 +109,7 @@ pub struct AttemptError {
 pub struct Step {
     /// Where it stands.
     pub state: State,
-    /// Needed steps that are not completed yet.
+    /// Needed steps that are not settled yet: neither completed nor skipped, nor given up with the run going on.
     pub needs_left: u32,
     /// Tries that count so far.
     pub attempts: u32,
@@ -106,8 +133,12 @@ pub struct Step {
     pub has_output: bool,
     /// Since when no worker had its handler, in Unix milliseconds; 0 if that is not so.
     pub unhandled_ms: u64,
+    /// It gave up, and the run goes on without it as its author said.
+    pub tolerated: bool,
     /// Its open dead letter.
     pub letter: Option<StreamId>,
+    /// By when it has to be started, in Unix milliseconds of the server; 0 if there is no limit. Only while it is queued.
+    pub start_by_ms: u64,
     pub(crate) dirty: bool,
 }
 
@@ -128,7 +159,9 @@ impl Step {
             patched: false,
             has_output: false,
             unhandled_ms: 0,
+            tolerated: false,
             letter: None,
+            start_by_ms: 0,
             dirty: false,
         }
     }
@@ -141,7 +174,7 @@ fn is_active(state: State) -> bool {
 impl Run {
     /// A run before its first transition.
     pub fn new(id: RunId, plan: Arc<Plan>) -> Self {
-        let steps = plan.steps.iter().map(|s| Step::fresh(s.needs)).collect();
+        let steps = plan.steps.iter().map(|s| Step::fresh(s.needs.len() as u32)).collect();
         Self {
             id,
             plan,
@@ -154,7 +187,11 @@ impl Run {
             finished_ms: 0,
             completed: 0,
             failed: 0,
+            tolerated: 0,
+            skipped: 0,
             active: 0,
+            undoing: Undoing::None,
+            rewinding: false,
             work: 0,
             errors: Vec::new(),
             stored: Vec::new(),
@@ -166,6 +203,35 @@ impl Run {
     /// Whether the run failed and was suspended after that: nobody retries it by mistake, and a resume reopens it.
     pub fn is_held_failure(&self) -> bool {
         self.state == State::Suspended && self.finished_ms > 0
+    }
+
+    /// Steps that gave up and for which the run fails.
+    pub fn given_up(&self) -> u32 {
+        self.failed - self.tolerated
+    }
+
+    /// Whether every step is completed, skipped, or failed in a way that the run bears.
+    pub fn is_done(&self) -> bool {
+        self.completed + self.tolerated + self.skipped == self.plan.regular
+    }
+
+    /// Whether its dependants need not wait for the step any more.
+    pub fn is_settled(&self, index: u32) -> bool {
+        let step = self.step(index);
+        step.tolerated || matches!(step.state, State::Completed | State::Skipped)
+    }
+
+    /// The first need of the step for which it is skipped, if there is one.
+    pub fn skipped_for(&self, index: u32) -> Option<u32> {
+        if self.skipped + self.tolerated == 0 {
+            return None;
+        }
+        let skips = |need: &u32| {
+            let step = self.step(*need);
+            let on_failure = self.plan.steps[*need as usize].on_failure;
+            step.state == State::Skipped || (step.tolerated && on_failure == StepOnFailure::SkipDependents)
+        };
+        self.plan.steps[index as usize].needs.iter().copied().find(skips)
     }
 
     /// A step, to look at.
@@ -201,16 +267,29 @@ impl Run {
     /// Moves a step, and keeps the counters. Returns the state it was in.
     ///
     /// # Panics
-    /// When the move is illegal, but for the new generation of a cancelled step, which begins at `created`.
+    /// When the move is illegal, but for the new generation of a finished step, which begins at `created`.
     pub(crate) fn move_step(&mut self, index: u32, to: State) -> State {
         let from = self.step(index).state;
-        let reborn = from == State::Cancelled && to == State::Created;
+        let reborn = from.is_finished() && to == State::Created;
         assert!(from.may_become(to) || reborn, "illegal move of step {index} from {from} to {to}");
+        let change = |count: u32, of: State| count + u32::from(to == of) - u32::from(from == of);
         self.active = self.active + u32::from(is_active(to)) - u32::from(is_active(from));
-        self.completed += u32::from(to == State::Completed);
-        self.failed = self.failed + u32::from(to == State::Failed) - u32::from(from == State::Failed);
-        self.step_mut(index).state = to;
+        if index < self.plan.regular {
+            self.completed = change(self.completed, State::Completed);
+            self.failed = change(self.failed, State::Failed);
+            self.skipped = change(self.skipped, State::Skipped);
+            self.tolerated -= u32::from(self.step(index).tolerated);
+        }
+        let step = self.step_mut(index);
+        step.state = to;
+        step.tolerated = false;
         from
+    }
+
+    /// The step failed for good, and the run goes on without it.
+    pub(crate) fn tolerate(&mut self, index: u32) {
+        self.tolerated += 1;
+        self.step_mut(index).tolerated = true;
     }
 
     /// Puts a stored step in place while a run is loaded.
@@ -233,11 +312,15 @@ impl Run {
     /// # Errors
     /// The first thing that does not hold.
     pub fn check_invariants(&self) -> Result<(), String> {
-        let count = |f: fn(&Step) -> bool| self.steps.iter().filter(|s| f(s)).count() as u32;
+        let regular = &self.steps[..self.plan.regular as usize];
+        let count = |f: fn(&Step) -> bool| regular.iter().filter(|s| f(s)).count() as u32;
+        let active = self.steps.iter().filter(|s| is_active(s.state)).count() as u32;
         let pairs = [
             ("completed", self.completed, count(|s| s.state == State::Completed)),
             ("failed", self.failed, count(|s| s.state == State::Failed)),
-            ("active", self.active, count(|s| is_active(s.state))),
+            ("tolerated", self.tolerated, count(|s| s.tolerated)),
+            ("skipped", self.skipped, count(|s| s.state == State::Skipped)),
+            ("active", self.active, active),
         ];
         for (what, kept, counted) in pairs {
             if kept != counted {
@@ -251,7 +334,14 @@ impl Run {
         if idle && self.state != State::Created && !(self.state.is_finished() || self.state == State::Suspended) {
             return Err(format!("{} with nothing to wait for: it would never end", self.state));
         }
+        if self.undoing == Undoing::None && self.steps.iter().skip(regular.len()).any(|s| s.state != State::Created) {
+            return Err("a step is being undone and the run is not".into());
+        }
+        if self.rewinding && self.work == 0 {
+            return Err("it is taken back for ever".into());
+        }
         for (index, step) in self.steps.iter().enumerate() {
+            self.check_step(index as u32, step)?;
             if step.in_flight && !matches!(step.state, State::Queued | State::Processing) {
                 return Err(format!("step {index} is {} and in flight", step.state));
             }
@@ -264,6 +354,22 @@ impl Run {
             if step.state == State::Queued && step.needs_left > 0 {
                 return Err(format!("step {index} is queued with {} needs left", step.needs_left));
             }
+        }
+        Ok(())
+    }
+
+    /// What must hold of one step and those around it.
+    fn check_step(&self, index: u32, step: &Step) -> Result<(), String> {
+        let needs = &self.plan.steps[index as usize].needs;
+        let open = needs.iter().filter(|need| !self.is_settled(**need)).count() as u32;
+        if self.work == 0 && open != step.needs_left {
+            return Err(format!("step {index}: {} needs left kept, {open} counted", step.needs_left));
+        }
+        if step.tolerated && (step.state != State::Failed || step.letter.is_some()) {
+            return Err(format!("step {index} is {} with a letter or not failed, and tolerated", step.state));
+        }
+        if step.start_by_ms > 0 && step.state != State::Queued {
+            return Err(format!("step {index} is {} and has to start in time", step.state));
         }
         Ok(())
     }

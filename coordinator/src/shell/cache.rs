@@ -16,7 +16,7 @@ use stepfleet_protocol::{codec, gate::Gate, id::RunId, limits::CHUNK_STEPS, name
 use crate::{
     machine::{
         plan::Plan,
-        run::{AttemptError, Run},
+        run::{AttemptError, Run, Step},
     },
     store::{
         link::Link,
@@ -43,7 +43,7 @@ const PLAN_BYTES_PER_TRIP: usize = 1 << 20;
 pub struct Compiled {
     /// The plan.
     pub plan: Arc<Plan>,
-    /// How the input of each step is made.
+    /// How the input of each step is made, in the order of the plan's steps.
     pub inputs: Vec<StepInput>,
     /// The dependency that each step speaks to.
     pub targets: Vec<Target>,
@@ -101,8 +101,12 @@ impl Compiled {
             },
             Err(_) => unreachable!("the door refuses expressions that cannot be compiled"),
         };
-        let inputs = workflow.steps.values().map(|s| s.with.as_ref().map_or(StepInput::None, input)).collect();
-        let targets = workflow.steps.values().map(|s| Target::new(s.breaker.as_deref())).collect();
+        let regular = workflow.steps.values().map(|s| s.with.as_ref());
+        let undo = workflow.steps.values().filter_map(|s| s.compensate.as_ref()).map(|c| c.with.as_ref());
+        let inputs = regular.chain(undo).map(|with| with.map_or(StepInput::None, input)).collect();
+        let regular = workflow.steps.values().map(|s| Target::new(s.breaker.as_deref()));
+        let undo = workflow.steps.values().filter_map(|s| s.compensate.as_ref()).map(|_| Target::Handler);
+        let targets = regular.chain(undo).collect();
         let numbers = (0..).zip(workflow.steps.keys()).map(|(number, name)| (name.clone(), number)).collect();
         Self { plan: Arc::new(Plan::compile(hash.into(), workflow)), inputs, targets, numbers }
     }
@@ -292,7 +296,8 @@ fn read_errors(reply: Option<&Value>, run: &Run) -> Vec<AttemptError> {
     errors
         .filter(|e| {
             let step = run.steps().get(e.index as usize);
-            step.is_some_and(|s| e.attempt > s.spent && s.state != stepfleet_protocol::state::State::Completed)
+            let of_now = |s: &Step| e.generation.max(1) == s.generation && e.attempt > s.spent;
+            step.is_some_and(|s| of_now(s) && s.state != stepfleet_protocol::state::State::Completed)
         })
         .collect()
 }

@@ -233,6 +233,9 @@ impl Core {
         let decision = decide(&self.rules, run, event, self.now_ms, &mut self.mint);
         let touched = self.staged.touched.entry(id).or_insert_with(|| Touched { was: Some(was), ..Touched::default() });
         let Decision { transitions, effects } = decision;
+        for counter in transitions.iter().filter_map(staged::counter) {
+            *self.staged.commit.counters.entry(counter).or_default() += 1;
+        }
         touched.transitions.extend(transitions);
         let mut answer = None;
         for effect in effects {
@@ -255,6 +258,12 @@ impl Core {
             }
             Effect::Ack { queue, entry } => self.ack(queue, entry),
             Effect::SaveOutput { job, output } => self.save(job.to_string(), output),
+            Effect::SaveResolved { job, output } => {
+                if let Payload::Ref(value) = &output {
+                    commit.values_moved.push((value.id.clone(), job.to_string()));
+                }
+                self.save(job.to_string(), output);
+            }
             Effect::SaveInput { input } => self.save(id.to_string(), input),
             Effect::SavePatch { index, input } => {
                 if let Payload::Ref(value) = &input {

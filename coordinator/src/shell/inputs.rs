@@ -209,7 +209,9 @@ async fn load_values<L: Link>(
     for part in ids.chunks(VALUES_PER_TRIP) {
         let mut pipe = redis::pipe();
         for id in part {
-            pipe.cmd("GET").arg(partition.keys.value(id));
+            // What came with a command of this very batch is still under the command's id.
+            let moved = core.staged.commit.values_moved.iter().find(|(_, to)| to == id);
+            pipe.cmd("GET").arg(partition.keys.value(moved.map_or(id, |(from, _)| from)));
         }
         for (id, value) in part.iter().zip(partition.load(&pipe).await?) {
             if let redis::Value::BulkString(bytes) = value {
@@ -336,6 +338,8 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         Target::Static(gate) => Some(gate.clone()),
         Target::Handler | Target::Template(_) => gate,
     };
+    // Undoing is of the execution that is undone.
+    let of = step.undoes.map_or(dispatch.index, |undoes| undoes.of);
     let job = Job {
         v: codec::VERSION,
         id: dispatch.job,
@@ -343,7 +347,7 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         workflow: run.plan.workflow.clone(),
         step: step.name.clone(),
         index: dispatch.index,
-        generation: run.step(dispatch.index).generation,
+        generation: run.step(of).generation,
         attempt: dispatch.attempt,
         max_attempts: dispatch.max_attempts,
         handler: fallback.map_or(&step.handler, |f| &f.handler).clone(),
@@ -352,7 +356,7 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         traceparent: run.traceparent.as_deref().map(Into::into),
         gate: fallback.map(|f| Gate::handler(&f.handler)).or_else(named),
         canary: dispatch.canary.is_some(),
-        undo: false,
+        undo: step.undoes.is_some(),
     };
     core.staged.commit.jobs.push((dispatch.queue(run), codec::encode(&job)));
     if let Some((gate, token)) = dispatch.canary {

@@ -14,7 +14,7 @@ use stepfleet_protocol::{
     id::{CommandId, PartitionId, RunId},
     keys::{Keys, slot},
     limits::{INLINE_BYTES_MAX, PARTITIONS_MAX, PAYLOAD_BYTES_MAX},
-    message::{Answer, Body, Command, LogEntry, Verb, command_value},
+    message::{Answer, Body, Command, LogEntry, Resolution, Verb, command_value},
     value::{Payload, ValueRef},
 };
 use uuid::Uuid;
@@ -93,7 +93,11 @@ pub struct Wish {
 
 /// Takes a large input out of the wish and leaves a reference, which travels better.
 fn take_large(verb: &mut Verb, id: CommandId) -> Option<Bytes> {
-    let Verb::Replay { input: Some(input), .. } = verb else { return None };
+    let (Verb::Replay { input: Some(input), .. }
+    | Verb::Resolve { resolution: Resolution::Completed(Some(input)), .. }) = verb
+    else {
+        return None;
+    };
     match input {
         Payload::Inline(bytes) if bytes.len() > INLINE_BYTES_MAX => {
             let bytes = std::mem::take(bytes);

@@ -15,6 +15,8 @@ use stepfleet_protocol::{
 };
 
 mod members;
+#[cfg(test)]
+mod tests;
 
 pub use members::*;
 
@@ -22,11 +24,14 @@ use super::pack::{Reader, Writer};
 use crate::machine::{
     decision::Cause,
     plan::Plan,
-    run::{AttemptError, Ending, Run, Step},
+    run::{AttemptError, Ending, Run, Step, Undoing},
 };
 
-/// The version that is written, and the newest that is read.
+/// The version that is written for everything that the first program knew.
 pub const VERSION: u8 = 1;
+/// The newest version that is read. It is written only where a record says something that version 1 cannot say, so that an older
+/// owner releases the partition instead of misreading it.
+pub const NEWEST: u8 = 2;
 /// Field of a run hash with the packed record.
 pub const FIELD_RECORD: &str = "r";
 /// Field of a run hash with the trace context.
@@ -36,7 +41,7 @@ pub const FIELD_TRACE: &str = "t";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Written by a newer program.
-    #[error("{what} of version {version}, newer than {VERSION}: this program must be upgraded")]
+    #[error("{what} of version {version}, newer than {NEWEST}: this program must be upgraded")]
     Newer {
         /// Which record.
         what: &'static str,
@@ -74,8 +79,16 @@ pub struct RunRecord {
     pub completed: u32,
     /// Steps that gave up.
     pub failed: u32,
+    /// Steps among them without which the run goes on.
+    pub tolerated: u32,
+    /// Steps that are skipped.
+    pub skipped: u32,
     /// Steps that are active.
     pub active: u32,
+    /// How far the undoing of the run is.
+    pub undoing: Undoing,
+    /// It is being taken back to an earlier step.
+    pub rewinding: bool,
     /// Unfinished work items.
     pub work: u32,
 }
@@ -91,12 +104,17 @@ pub fn pack_run(run: &Run) -> Vec<u8> {
         | u8::from(!run.errors.is_empty()) << 3
         | ending << 4;
     let mut w = Writer::default();
-    w.byte(VERSION).byte(run.state as u8).byte(flags).raw(&plan_bytes(&run.plan.hash));
+    let newest = run.tolerated > 0 || run.skipped > 0 || run.undoing != Undoing::None || run.rewinding;
+    w.byte(if newest { NEWEST } else { VERSION }).byte(run.state as u8).byte(flags).raw(&plan_bytes(&run.plan.hash));
     if let Some(version) = run.version {
         w.number(version.into());
     }
     w.number(run.finished_ms).number(run.completed.into()).number(run.failed.into());
     w.number(run.active.into()).number(run.work.into());
+    if newest {
+        w.byte(run.undoing as u8 | u8::from(run.rewinding) << 2);
+        w.number(run.tolerated.into()).number(run.skipped.into());
+    }
     w.out
 }
 
@@ -106,11 +124,12 @@ pub fn pack_run(run: &Run) -> Vec<u8> {
 /// When it is broken or newer.
 pub fn unpack_run(bytes: &[u8]) -> Result<RunRecord, RecordError> {
     let mut r = Reader::new(bytes);
-    match r.byte() {
-        Some(VERSION) => {}
-        Some(version) if version > VERSION => return Err(RecordError::Newer { what: "run record", version }),
+    let version = match r.byte() {
+        Some(version @ VERSION..=NEWEST) => version,
+        Some(version) if version > NEWEST => return Err(RecordError::Newer { what: "run record", version }),
         _ => return Err(RecordError::Broken("run record")),
-    }
+    };
+    let newest = version == NEWEST;
     let mut read = || {
         let state = State::from_u8(r.byte()?)?;
         let flags = r.byte()?;
@@ -122,7 +141,7 @@ pub fn unpack_run(bytes: &[u8]) -> Result<RunRecord, RecordError> {
             2 => Some(Ending::TimedOut),
             _ => return None,
         };
-        Some(RunRecord {
+        let mut record = RunRecord {
             plan,
             version,
             state,
@@ -133,9 +152,25 @@ pub fn unpack_run(bytes: &[u8]) -> Result<RunRecord, RecordError> {
             finished_ms: r.number()?,
             completed: r.small()?,
             failed: r.small()?,
+            tolerated: 0,
+            skipped: 0,
             active: r.small()?,
+            undoing: Undoing::None,
+            rewinding: false,
             work: r.small()?,
-        })
+        };
+        if newest {
+            let flags = r.byte()?;
+            record.undoing = match flags & 3 {
+                0 => Undoing::None,
+                1 => Undoing::Running,
+                2 => Undoing::Done,
+                _ => Undoing::Failed,
+            };
+            record.rewinding = flags & 4 != 0;
+            (record.tolerated, record.skipped) = (r.small()?, r.small()?);
+        }
+        Some(record)
     };
     read().ok_or(RecordError::Broken("run record"))
 }
@@ -164,6 +199,10 @@ pub fn restore_run(id: RunId, record: &RunRecord, trace: Option<&[u8]>, plan: Ar
     run.finished_ms = record.finished_ms;
     run.completed = record.completed;
     run.failed = record.failed;
+    run.tolerated = record.tolerated;
+    run.skipped = record.skipped;
+    run.undoing = record.undoing;
+    run.rewinding = record.rewinding;
     run.active = record.active;
     run.work = record.work;
     run
@@ -203,9 +242,14 @@ pub fn pack_step(step: &Step) -> Vec<u8> {
         | u8::from(step.has_output) << 5
         | u8::from(step.unhandled_ms > 0) << 6
         | u8::from(step.letter.is_some()) << 7;
-    let more = (step.losses & 0x0f) | u8::from(step.generation > 1) << 4 | u8::from(step.spent > 0) << 5;
+    let more = (step.losses & 0x0f)
+        | u8::from(step.generation > 1) << 4
+        | u8::from(step.spent > 0) << 5
+        | u8::from(step.tolerated) << 6
+        | u8::from(step.start_by_ms > 0) << 7;
+    let version = if step.tolerated || step.start_by_ms > 0 { NEWEST } else { VERSION };
     let mut w = Writer::default();
-    w.byte(VERSION << 4 | step.state as u8).byte(flags).byte(more);
+    w.byte(version << 4 | step.state as u8).byte(flags).byte(more);
     w.number(step.attempts.into()).number(step.needs_left.into());
     if step.generation > 1 {
         w.number(step.generation.into());
@@ -222,6 +266,9 @@ pub fn pack_step(step: &Step) -> Vec<u8> {
     if let Some(letter) = step.letter {
         w.number(letter.ms).number(letter.seq);
     }
+    if step.start_by_ms > 0 {
+        w.number(step.start_by_ms);
+    }
     w.out
 }
 
@@ -233,8 +280,8 @@ pub fn unpack_step(bytes: &[u8]) -> Result<Step, RecordError> {
     let mut r = Reader::new(bytes);
     let first = r.byte().ok_or(RecordError::Broken("step state"))?;
     match first >> 4 {
-        VERSION => {}
-        version if version > VERSION => return Err(RecordError::Newer { what: "step state", version }),
+        VERSION..=NEWEST => {}
+        version if version > NEWEST => return Err(RecordError::Newer { what: "step state", version }),
         _ => return Err(RecordError::Broken("step state")),
     }
     let mut read = || {
@@ -263,6 +310,10 @@ pub fn unpack_step(bytes: &[u8]) -> Result<Step, RecordError> {
         }
         if has(7) {
             step.letter = Some(StreamId { ms: r.number()?, seq: r.number()? });
+        }
+        step.tolerated = more & 0x40 != 0;
+        if more & 0x80 != 0 {
+            step.start_by_ms = r.number()?;
         }
         Some(step)
     };
@@ -302,74 +353,4 @@ pub struct DeadLetter {
     pub input: Option<Input>,
     /// When, in Unix milliseconds of the server.
     pub at_ms: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use stepfleet_protocol::id::PartitionId;
-
-    use super::*;
-    use crate::machine::event::{Timer, Work, WorkKind};
-
-    fn job() -> impl Strategy<Value = JobId> {
-        // As large as they get in centuries: a reign every second, a million commits a second, a full batch.
-        (0u64..1 << 34, any::<u64>(), 0u64..1 << 55, 0u32..1 << 24).prop_map(|(counter, random, seq, n)| JobId {
-            reign: Reign { counter, random },
-            seq,
-            n,
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn steps_read_back_and_stay_compact(
-            state in 0u8..10, flags: [bool; 5], attempts in 0u32..2_000, spent in 0u32..2_000, losses in 0u8..4,
-            generation in 1u32..100, needs_left in 0u32..100_000, job in proptest::option::of(job()),
-            letter in proptest::option::of((0u64..1 << 44, any::<u64>())), unhandled_ms in 0u64..1 << 44,
-        ) {
-            let mut step = Step::fresh(needs_left);
-            step.state = State::from_u8(state).expect("a state");
-            (step.attempts, step.spent, step.losses, step.generation) = (attempts, spent, losses, generation);
-            [step.in_flight, step.stopping, step.timed, step.patched, step.has_output] = flags;
-            (step.job, step.unhandled_ms) = (job, unhandled_ms);
-            step.letter = letter.map(|(ms, seq)| StreamId { ms, seq });
-            let packed = pack_step(&step);
-            prop_assert!(packed.len() <= 64, "{} bytes", packed.len());
-            prop_assert_eq!(unpack_step(&packed), Ok(step));
-        }
-
-        #[test]
-        fn broken_records_are_refused_without_panic(bytes: Vec<u8>) {
-            let _ = (unpack_step(&bytes), unpack_run(&bytes), unpack_timer(&bytes), unpack_ready(&bytes), unpack_work(&bytes));
-        }
-
-        #[test]
-        fn timers_and_work_read_back(random: u64, index: u32, job in job(), next: u32, of: u32) {
-            let run = RunId::new(PartitionId(9), 77, random);
-            for timer in [Timer::Run, Timer::Retry { index, job }, Timer::Attempt { index, job }] {
-                prop_assert_eq!(unpack_timer(&pack_timer(run, timer)), Some((run, timer)));
-            }
-            prop_assert_eq!(unpack_ready(&pack_ready(run, index)), Some((run, index)));
-            for kind in [WorkKind::Roots, WorkKind::Fan { of }, WorkKind::Stop, WorkKind::Resume, WorkKind::Reopen, WorkKind::Halt] {
-                let work = Work { run, kind, next };
-                prop_assert_eq!(unpack_work(&pack_work(&work)), Some(work));
-            }
-        }
-    }
-
-    #[test]
-    fn a_newer_record_says_so() {
-        assert_eq!(unpack_run(&[2]), Err(RecordError::Newer { what: "run record", version: 2 }));
-        assert_eq!(unpack_step(&[0x20]), Err(RecordError::Newer { what: "step state", version: 2 }));
-    }
-
-    #[test]
-    fn the_urgent_come_first_and_then_the_oldest() {
-        let year_2500 = 16_725_225_600_000;
-        assert!(ready_score(9, year_2500) < ready_score(8, 0));
-        assert!(ready_score(5, 1) < ready_score(5, 2));
-        assert_eq!(priority_of(ready_score(7, year_2500)), 7);
-        assert!(ready_score(0, year_2500) < 1 << 53);
-    }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use stepfleet_coordinator::machine::{
     decision::{Decision, Effect, Letter, Transition},
     event::Timer,
-    run::Step,
+    run::{Step, Undoing},
 };
 use stepfleet_protocol::{
     id::{JobId, StreamId},
@@ -33,18 +33,27 @@ impl World {
     pub(crate) fn show(&self) -> String {
         let run = &self.run;
         let mut text = format!("  run {}", run.state);
-        for (what, count) in
-            [("active", run.active), ("completed", run.completed), ("failed", run.failed), ("work", run.work)]
-        {
+        for (what, count) in [
+            ("active", run.active),
+            ("completed", run.completed),
+            ("failed", run.failed),
+            ("tolerated", run.tolerated),
+            ("skipped", run.skipped),
+            ("work", run.work),
+        ] {
             if count > 0 {
                 write!(text, ", {count} {what}").expect("text takes everything");
             }
+        }
+        if run.undoing != Undoing::None {
+            write!(text, ", undoing {:?}", run.undoing).expect("text takes everything");
         }
         let step = |s: &Step| {
             let generation = if s.generation > 1 { format!(", generation {}", s.generation) } else { String::new() };
             format!("{}{generation}{}", s.state, if s.patched { ", patched" } else { "" })
         };
-        let lines: Vec<Line> = (0u32..).zip(run.steps()).map(|(i, s)| (Some(i), step(s))).collect();
+        let shown = if run.undoing == Undoing::None { run.plan.regular as usize } else { run.steps().len() };
+        let lines: Vec<Line> = (0u32..).zip(&run.steps()[..shown]).map(|(i, s)| (Some(i), step(s))).collect();
         text + "\n" + &self.fold(&lines)
     }
 
@@ -55,14 +64,19 @@ impl World {
             let (first, text) = &lines[at];
             let follows = |n: usize| first.is_some_and(|f| lines[at + n] == (Some(f + n as u32), text.clone()));
             let count = 1 + (1..lines.len() - at).take_while(|n| follows(*n)).count();
-            let name =
-                |index: Option<u32>| index.map_or("run".into(), |i| self.run.plan.steps[i as usize].name.to_string());
+            let name = |index: Option<u32>| index.map_or("run".into(), |i| self.name(i));
             let last = lines[at + count - 1].0;
             let of = if count == 1 { name(*first) } else { format!("{}..{}", name(*first), name(last)) };
             writeln!(out, "  {of} {text}").expect("text takes everything");
             at += count;
         }
         out
+    }
+
+    /// The step's name, with `/undo` if it undoes the one of that name.
+    pub(crate) fn name(&self, index: u32) -> String {
+        let step = &self.run.plan.steps[index as usize];
+        format!("{}{}", step.name, if step.undoes.is_some() { "/undo" } else { "" })
     }
 
     fn transition(&self, t: &Transition) -> Line {
@@ -110,6 +124,7 @@ impl World {
             Timer::Run => (None, "time-out".into()),
             Timer::Retry { index, job } => (Some(index), format!("retry of {}", self.job_of(job).1)),
             Timer::Attempt { index, job } => (Some(index), format!("time-out of {}", self.job_of(job).1)),
+            Timer::Start { index, .. } => (Some(index), "start".into()),
         }
     }
 
@@ -146,6 +161,7 @@ impl World {
                 let (of, text) = self.job_of(*job);
                 (of, format!("save output of {text}: {}", size(output)))
             }
+            Effect::SaveResolved { output, .. } => (None, format!("save output by hand: {}", size(output))),
             Effect::DropValue { id } => (None, format!("drop value {id}")),
             Effect::SaveInput { input } => (None, format!("save input: {}", size(input))),
             Effect::SavePatch { index, input } => (Some(*index), format!("save patch: {}", size(input))),

@@ -8,7 +8,8 @@ use stepfleet_protocol::workflow::Workflow;
 
 /// Compiles `steps | settings`. A step is `name:need,need`; `w*250:a` stands for `w0` to `w249`, and a need `w*` for all
 /// of them. Settings hold for every step: `max`, `base`, `cap`, `timeout`; `run` is the run's time-out and `fail=suspend`
-/// the run's end. There is no jitter unless `jitter=full` asks for it.
+/// the run's end. `go=a,b` and `skip=a,b` name steps whose failure the run bears, `undo=a,b` those that can be undone, and
+/// `start=5s` is `start_within` of all. There is no jitter unless `jitter=full` asks for it.
 pub(crate) fn plan(text: &str) -> Arc<Plan> {
     let (steps, settings) = text.split_once('|').unwrap_or((text, ""));
     let mut written = Map::new();
@@ -29,7 +30,7 @@ pub(crate) fn plan(text: &str) -> Arc<Plan> {
             written.insert(name, json!({ "handler": "work", "needs": all }));
         }
     }
-    let mut workflow = json!({ "workflow": "w", "steps": written });
+    let mut workflow = json!({ "workflow": "w", "steps": written.clone() });
     let (mut retry, mut backoff) = (Map::new(), Map::from_iter([("jitter".to_owned(), json!("none"))]));
     for word in settings.split_whitespace() {
         let (key, value) = word.split_once('=').expect("key=value");
@@ -39,6 +40,13 @@ pub(crate) fn plan(text: &str) -> Arc<Plan> {
             "timeout" => workflow["defaults"]["timeout"] = json!(value),
             "run" => workflow["timeout"] = json!(value),
             "fail" => workflow["on_failure"] = json!(value),
+            "go" => say(&mut workflow, value, "on_failure", &json!("continue")),
+            "skip" => say(&mut workflow, value, "on_failure", &json!("skip_dependents")),
+            "undo" => say(&mut workflow, value, "compensate", &json!({ "handler": "undo" })),
+            "start" => {
+                let all: Vec<String> = written.keys().cloned().collect();
+                say(&mut workflow, &all.join(","), "start_within", &json!(value));
+            }
             other => panic!("unknown setting `{other}`"),
         }
     }
@@ -46,6 +54,15 @@ pub(crate) fn plan(text: &str) -> Arc<Plan> {
     workflow["defaults"]["retry"] = Value::Object(retry);
     let workflow: Workflow = serde_json::from_value(workflow).expect("a legal workflow");
     Arc::new(Plan::compile("hash".into(), &workflow))
+}
+
+/// Writes a key into these steps; names that are no steps are left out.
+fn say(workflow: &mut Value, steps: &str, key: &str, value: &Value) {
+    for name in steps.split(',') {
+        if let Some(step) = workflow["steps"].get_mut(name) {
+            step[key] = value.clone();
+        }
+    }
 }
 
 fn numbered(name: &str, stem: &str) -> bool {

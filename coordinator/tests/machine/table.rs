@@ -9,7 +9,7 @@ use stepfleet_protocol::{
     duration::Millis,
     failure::{Category, Failure},
     id::{JobId, StreamId},
-    message::{JobRef, Outcome, Returned, Verb},
+    message::{JobRef, Outcome, Resolution, Returned, Verb},
     value::{Payload, ValueRef},
 };
 
@@ -100,7 +100,7 @@ impl Scene {
     }
 
     fn name(&self, index: u32) -> String {
-        self.world.run.plan.steps[index as usize].name.to_string()
+        self.world.name(index)
     }
 
     /// Time passes, and every timer fires when it is due.
@@ -126,8 +126,8 @@ impl Scene {
     }
 
     fn index(&self, name: &str) -> u32 {
-        let steps = &self.world.run.plan.steps;
-        steps.iter().position(|s| s.name.as_str() == name).expect("a step of the plan") as u32
+        let count = self.world.run.plan.steps.len() as u32;
+        (0..count).find(|index| self.world.name(*index) == name).expect("a step of the plan")
     }
 
     fn at(&self, word: &str) -> JobRef {
@@ -179,12 +179,28 @@ impl Scene {
                 let (index, job) = self.job(of);
                 Event::Timer(Timer::Attempt { index, job })
             }
+            ("timer", ["start", of]) => {
+                let index = self.index(of);
+                Event::Timer(Timer::Start { index, by_ms: self.world.run.step(index).start_by_ms })
+            }
             ("timer", ["run"]) => Event::Timer(Timer::Run),
             ("cancel", []) => wish(Verb::Cancel),
             ("suspend", []) => wish(Verb::Suspend { now: false }),
             ("suspend", ["now"]) => wish(Verb::Suspend { now: true }),
             ("resume", []) => wish(Verb::Resume),
             ("retry", []) => wish(Verb::Retry),
+            ("retry", ["from", step]) => wish(Verb::RetryFrom { index: self.index(step) }),
+            ("retry", ["nowhere"]) => wish(Verb::RetryFrom { index: 999 }),
+            ("compensate", []) => wish(Verb::Compensate),
+            ("resolve", [step, how]) => {
+                let index = self.index(step);
+                let resolution = match *how {
+                    "done" => Resolution::Completed(None),
+                    "inline" => Resolution::Completed(Some(Payload::Inline(vec![1].into()))),
+                    text => Resolution::Failed(text.to_owned()),
+                };
+                wish(Verb::Resolve { index, resolution })
+            }
             ("replay", [step, more @ ..]) => {
                 let index = self.index(step);
                 let letter = self.world.run.step(index).letter.unwrap_or(StreamId { ms: 1, seq: 1 });
@@ -250,6 +266,32 @@ fn suspend_holds_and_resume_lets_go() {
 #[test]
 fn retry_and_replay_take_a_run_up_again() {
     check("reopen");
+}
+
+/// What others had: a parent that waits for ever because a child failed.
+#[test]
+fn a_failed_step_that_the_run_bears_lets_its_dependants_go_on_or_skips_them() {
+    check("bearing");
+}
+
+#[test]
+fn a_step_that_is_not_started_in_time_expires() {
+    check("start_within");
+}
+
+#[test]
+fn a_run_goes_back_to_a_step_and_does_everything_behind_it_again() {
+    check("retry_from");
+}
+
+#[test]
+fn an_operator_says_what_became_of_a_step() {
+    check("resolve");
+}
+
+#[test]
+fn completed_steps_are_undone_in_reverse_order() {
+    check("compensation");
 }
 
 #[test]

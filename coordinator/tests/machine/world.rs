@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) letters_ever: BTreeMap<StreamId, u32>,
     /// What is decided by.
     pub(crate) rules: Rules,
+    /// Steps that somebody took the run back to: those run even if they were skipped.
+    forced: BTreeSet<u32>,
     mint: Mint,
     seen: HashSet<JobId>,
     awaited: BTreeMap<u32, JobId>,
@@ -82,6 +84,7 @@ impl World {
             history: BTreeMap::new(),
             letters_ever: BTreeMap::new(),
             rules: Rules::default(),
+            forced: BTreeSet::new(),
             mint: Mint::new(Reign { counter: 1, random: 0xfe }, 0),
             seen: HashSet::new(),
             awaited: BTreeMap::new(),
@@ -131,9 +134,16 @@ impl World {
             Event::Submitted { .. } | Event::Command(_) => (Vec::new(), 1),
             _ => (Vec::new(), 0),
         };
-        let continued = if let Event::Continue(work) = &event { work.next } else { 0 };
+        let continued = if let Event::Continue(work) = &event { Some(*work) } else { None };
         let audited = matches!(event, Event::Audit { .. });
         let decision = decide(&self.rules, &mut self.run, event, self.now_ms, &mut self.mint);
+        // A step that expired or was resolved does not wait for its job any more, which is told to stop.
+        let fenced = |index: &u32, job: &JobId| {
+            let step = self.run.step(*index);
+            let waits = step.in_flight && step.job == Some(*job);
+            !waits && decision.effects.contains(&Effect::Stop(*job))
+        };
+        self.awaited.retain(|index, job| !fenced(index, job));
         self.follow(&decision.transitions);
         let mut acked = Vec::new();
         let mut answered = 0;
@@ -141,7 +151,11 @@ impl World {
             match effect {
                 Effect::Ack { queue, entry } => acked.push((queue.clone(), *entry)),
                 Effect::Answer(_) => answered += 1,
-                Effect::Work(work) if continued > 0 => assert!(work.next > continued, "a part goes forward: {work:?}"),
+                Effect::Work(work) => {
+                    let same = continued.filter(|before| before.kind == work.kind);
+                    assert!(same.is_none_or(|before| work.next > before.next), "a part goes forward: {work:?}");
+                    assert!(work.next > 0, "what goes on is told from what begins: {work:?}");
+                }
                 Effect::Ready { index } if audited => drop(self.ready.remove(index)),
                 _ => {}
             }
@@ -174,11 +188,12 @@ impl World {
             }
             Event::Release { index } => drop(self.ready.remove(index)),
             Event::Continue(work) => self.todo.retain(|w| w != work),
-            Event::Submitted { .. }
-            | Event::Started { .. }
-            | Event::FellBack { .. }
-            | Event::Command(_)
-            | Event::Audit { .. } => {}
+            Event::Command(command) => {
+                if let Verb::RetryFrom { index } = command.verb {
+                    self.forced.insert(index);
+                }
+            }
+            Event::Submitted { .. } | Event::Started { .. } | Event::FellBack { .. } | Event::Audit { .. } => {}
         }
     }
 
@@ -194,8 +209,9 @@ impl World {
                     || matches!(
                         t.why,
                         Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost | Why::Escalated
-                    ));
-            let reborn = t.step.is_some() && t.from == State::Cancelled && t.to == State::Created;
+                    )
+                    || (t.why == Why::GaveUp && t.to == State::Failed));
+            let reborn = t.step.is_some() && t.from.is_finished() && t.to == State::Created;
             assert!(remark || reborn || t.from.may_become(t.to), "illegal: {t}");
             assert!(t.at_ms <= self.now_ms, "{t} is in the future");
             *state = t.to;
@@ -242,6 +258,7 @@ impl World {
             Effect::Stopped(job) => drop(self.stops.remove(job)),
             Effect::Ack { .. }
             | Effect::SaveOutput { .. }
+            | Effect::SaveResolved { .. }
             | Effect::DropValue { .. }
             | Effect::SaveInput { .. }
             | Effect::SavePatch { .. }
@@ -253,6 +270,7 @@ impl World {
     fn dispatch(&mut self, index: u32, job: JobId, attempt: u32, max_attempts: u32) {
         assert!(self.seen.insert(job), "{job} is not fresh");
         let step = self.run.step(index);
+        self.undone_in_order(index);
         let counted = |attempt: u32| (step.spent + 1..=step.attempts).contains(&attempt);
         let last = self.run.errors.iter().rev().find(|e| e.index == index && counted(e.attempt));
         let category = last.map(|e| e.failure.category);
@@ -264,10 +282,23 @@ impl World {
         assert!(attempt <= max_attempts, "attempt {attempt} of {max_attempts}");
         assert!(self.run.ending.is_none() && self.run.state != State::Suspended, "a held run dispatches nothing");
         for need in &self.needs[index as usize] {
-            assert_eq!(self.states[*need], State::Completed, "step {index} needs step {need}");
+            let borne = self.run.step(*need as u32).tolerated || self.forced.contains(&index);
+            assert!(borne || self.states[*need] == State::Completed, "step {index} needs step {need}");
         }
         self.jobs.insert(job, index);
         self.history.entry(index).or_default().push(job);
+    }
+
+    /// A step is undone only if it is completed, and everything that was done behind it is undone already.
+    fn undone_in_order(&self, index: u32) {
+        let Some(undoes) = self.run.plan.steps[index as usize].undoes else { return };
+        assert_eq!(self.states[undoes.of as usize], State::Completed, "step {} is undone", undoes.of);
+        for dependant in &self.run.plan.steps[undoes.of as usize].dependants {
+            let mut all = self.run.plan.steps.iter().zip(&self.states);
+            let undo = all.find(|(s, _)| s.undoes.is_some_and(|u| u.of == *dependant));
+            let open = self.states[*dependant as usize] == State::Completed;
+            assert!(!open || undo.is_none_or(|(_, state)| *state == State::Completed), "{dependant} goes first");
+        }
     }
 
     fn check(&self, decision: &Decision) {
@@ -282,6 +313,8 @@ impl World {
             assert_eq!(step.state == State::Retrying, retrying, "step {index}: a retry has its timer");
             let ready = step.state == State::Queued && !step.in_flight;
             assert_eq!(ready, self.ready.contains(&index), "step {index}: ready");
+            let start = Timer::Start { index, by_ms: step.start_by_ms };
+            assert_eq!(step.start_by_ms > 0, self.timers.contains_key(&start), "step {index}: its limit has its timer");
             let open = step.letter.filter(|letter| self.letters.get(letter) == Some(&index));
             assert_eq!(open, step.letter, "step {index}: its letter is open");
         }

@@ -12,6 +12,7 @@ use fleet::*;
 use gates::Gates;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use stepfleet_coordinator::{
+    machine::decision::Why,
     shell::owner::{Memory, Owner, OwnerError},
     store::{
         memory::{Clock, Faults, MemoryDial, MemoryLink, MemoryServer, Snapshot},
@@ -21,7 +22,7 @@ use stepfleet_coordinator::{
 use stepfleet_protocol::{
     failure::{Category, Failure},
     id::{JobId, RunId},
-    message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
+    message::{Body, Job, JobRef, Lost, Outcome, Resolution, Returned, Verb},
     state::State,
     workflow::Workflow,
 };
@@ -178,8 +179,18 @@ impl Story {
         if self.rng.random_bool(0.02) && !self.runs.is_empty() {
             let (run, plan) = &self.runs[self.rng.random_range(0..self.runs.len())];
             let (run, is_wide) = (*run, plan.steps.len() == WIDE);
-            let verbs =
-                [Verb::Cancel, Verb::Suspend { now: true }, Verb::Suspend { now: false }, Verb::Resume, Verb::Retry];
+            let index = self.rng.random_range(0..plan.steps.len() as u32);
+            let verbs = [
+                Verb::Cancel,
+                Verb::Suspend { now: true },
+                Verb::Suspend { now: false },
+                Verb::Resume,
+                Verb::Retry,
+                Verb::RetryFrom { index },
+                Verb::Resolve { index, resolution: Resolution::Completed(None) },
+                Verb::Resolve { index, resolution: Resolution::Failed("by hand".into()) },
+                Verb::Compensate,
+            ];
             let verb = verbs[self.rng.random_range(0..verbs.len())].clone();
             // Nobody cancels the wide run: a step of it that is forgotten must be missed.
             if !(is_wide && verb == Verb::Cancel) {
@@ -323,7 +334,8 @@ async fn one_seed(seed: u64) {
         "c": { "handler": "noop", "needs": ["b"], "fallback": { "handler": "other" } },
     }}))
     .expect("a legal workflow");
-    let plans = [target, chain(1), chain(4), workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])])];
+    let diamond = workflow(&[("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])]);
+    let plans = [target, chain(1), chain(4), outspoken(), diamond];
     let mut story = Story::new(seed);
     for turn in 0..TURNS {
         let calm = turn >= CALM;
@@ -360,7 +372,8 @@ async fn one_seed(seed: u64) {
         let stored = story.stored(run).await.unwrap_or_else(|| panic!("seed {seed}: run {run} is lost"));
         check(seed, &stored, plan.steps.len());
         for (index, step) in &stored.steps {
-            let done = story.effects.contains_key(&(run, *index));
+            let by_hand = stored.history.iter().any(|t| t.step == Some(*index) && t.why == Why::Resolved);
+            let done = by_hand || story.effects.contains_key(&(run, *index));
             assert!(
                 step.state != State::Completed || done,
                 "seed {seed}: a step of {run} completed without being done"

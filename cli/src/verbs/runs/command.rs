@@ -1,12 +1,13 @@
-//! Commands to a run: cancel, suspend, resume, retry. Each waits for the coordinator's answer.
+//! Commands to a run: cancel, suspend, resume, retry, resolve, compensate. Each waits for the coordinator's answer.
 
 use clap::Args;
 use reqwest::StatusCode;
 use serde::Serialize;
-use stepfleet_coordinator::http::view::{CommandRequest, CommandTaken, SuspendRequest};
+use stepfleet_coordinator::http::view::{CommandRequest, CommandTaken, ResolveRequest, RetryRequest, SuspendRequest};
 
 use super::{RunArg, Session};
 use crate::failure::{Exit, Failure};
+use crate::input;
 
 /// A command with its reason.
 #[derive(Debug, Args)]
@@ -38,6 +39,42 @@ pub(crate) struct SuspendArgs {
     now: bool,
 }
 
+/// `runs retry`
+#[derive(Debug, Args)]
+pub(crate) struct RetryArgs {
+    #[command(flatten)]
+    command: CommandArgs,
+    /// Go back to this step: it and everything behind it is done again, with the outputs of the steps before it.
+    #[arg(long, value_name = "STEP")]
+    from: Option<String>,
+}
+
+/// `runs resolve`
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    #[command(flatten)]
+    command: CommandArgs,
+    /// The name of the step.
+    #[arg(value_name = "STEP")]
+    step: String,
+    /// It is done, with this output: `JSON`, `@file`, or `-`; `null` for none.
+    #[arg(long, value_name = "JSON", required_unless_present = "fail", conflicts_with = "fail")]
+    complete: Option<String>,
+    /// It failed for good, for this reason.
+    #[arg(long, value_name = "TEXT")]
+    fail: Option<String>,
+}
+
+/// `runs compensate`
+#[derive(Debug, Args)]
+pub(crate) struct CompensateArgs {
+    #[command(flatten)]
+    command: CommandArgs,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
 pub(super) async fn cancel(args: CancelArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let CommandArgs { run, reason } = args.command;
     session.out.confirm(&format!("cancel run `{}` for good?", run.id), args.yes)?;
@@ -53,8 +90,24 @@ pub(super) async fn resume(args: CommandArgs, session: &Session<'_>) -> Result<E
     send(session, &args.run.id, "resume", &CommandRequest { reason: args.reason }).await
 }
 
-pub(super) async fn retry(args: CommandArgs, session: &Session<'_>) -> Result<Exit, Failure> {
-    send(session, &args.run.id, "retry", &CommandRequest { reason: args.reason }).await
+pub(super) async fn retry(args: RetryArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let CommandArgs { run, reason } = args.command;
+    send(session, &run.id, "retry", &RetryRequest { reason, from: args.from }).await
+}
+
+pub(super) async fn resolve(args: ResolveArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let CommandArgs { run, reason } = args.command;
+    let complete = args.complete.as_deref().map(|given| input::json("--complete", given)).transpose()?;
+    let request = ResolveRequest { step: args.step, complete, fail: args.fail, reason };
+    send(session, &run.id, "resolve", &request).await
+}
+
+pub(super) async fn compensate(args: CompensateArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    let CommandArgs { run, reason } = args.command;
+    session
+        .out
+        .confirm(&format!("undo the completed steps of run `{}`? it cannot go on after that", run.id), args.yes)?;
+    send(session, &run.id, "compensate", &CommandRequest { reason }).await
 }
 
 async fn send(session: &Session<'_>, id: &str, verb: &str, body: &impl Serialize) -> Result<Exit, Failure> {
@@ -72,7 +125,7 @@ async fn send(session: &Session<'_>, id: &str, verb: &str, body: &impl Serialize
     if answer.status == StatusCode::ACCEPTED {
         out.say(&format!("{verb} was taken; the coordinator has not answered yet"));
         out.hint(&format!("see `stepfleet runs show {id}`"));
-    } else if matches!(verb, "resume" | "retry") {
+    } else if matches!(verb, "resume" | "retry" | "resolve" | "compensate") {
         out.hint(&format!("follow it with `stepfleet runs watch {id}`"));
     }
     Ok(Exit::Done)

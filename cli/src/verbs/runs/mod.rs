@@ -90,12 +90,26 @@ Examples:
 Examples:
   stepfleet runs resume 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10")]
     Resume(command::CommandArgs),
-    /// Reopen a failed run at its failed steps; what is finished stays finished.
+    /// Reopen a failed run at its failed steps; what is finished stays finished. With `--from` the run goes back to that step.
     #[command(after_help = "\
 Examples:
   stepfleet runs retry 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
-  stepfleet runs retry 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --reason 'the disk is free again'")]
-    Retry(command::CommandArgs),
+  stepfleet runs retry 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --reason 'the disk is free again'
+  stepfleet runs retry 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --from parse   parse and everything behind it again")]
+    Retry(command::RetryArgs),
+    /// Say by hand what became of a step that failed or is held: completed with an output, or failed. The run goes on.
+    #[command(after_help = "\
+Examples:
+  stepfleet runs resolve 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 charge --complete '{\"receipt\": 4711}'
+  stepfleet runs resolve 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 charge --complete @output.json --reason 'paid by hand'
+  stepfleet runs resolve 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 notify --fail 'the customer is gone'")]
+    Resolve(command::ResolveArgs),
+    /// Undo the completed steps of a failed run that say how (`compensate`), the last first. The run stays failed.
+    #[command(after_help = "\
+Examples:
+  stepfleet runs compensate 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
+  stepfleet runs compensate 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --yes --reason 'the order was withdrawn'")]
+    Compensate(command::CompensateArgs),
 }
 
 /// One run.
@@ -155,6 +169,8 @@ pub(crate) async fn run(verb: Runs, session: &Session<'_>) -> Result<Exit, Failu
         Runs::Suspend(args) => command::suspend(args, session).await,
         Runs::Resume(args) => command::resume(args, session).await,
         Runs::Retry(args) => command::retry(args, session).await,
+        Runs::Resolve(args) => command::resolve(args, session).await,
+        Runs::Compensate(args) => command::compensate(args, session).await,
     }
 }
 
@@ -215,6 +231,9 @@ fn steps_of(run: &RunSummary) -> String {
     let mut text = format!("{}/{}", steps.completed, steps.total);
     if steps.failed > 0 {
         text += &format!(", {} failed", steps.failed);
+    }
+    if steps.skipped > 0 {
+        text += &format!(", {} skipped", steps.skipped);
     }
     if steps.active > 0 {
         text += &format!(", {} active", steps.active);

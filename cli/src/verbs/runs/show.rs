@@ -61,6 +61,10 @@ fn header(run: &RunView, out: &Out) -> Result<(), Failure> {
     } else if run.in_progress {
         state += " (a large transition is under way)";
     }
+    match run.compensation.as_str() {
+        "" | "none" => {}
+        word => state += &format!(", compensation {}", plain(word)),
+    }
     let took = match (summary.duration_ms, unix_ms(&summary.created_at)) {
         (Some(ms), _) => span(ms),
         (None, Some(created)) => format!("{} so far", span(now.saturating_sub(created))),
@@ -158,6 +162,7 @@ pub(super) fn hints(run: &RunView) -> Vec<String> {
     let replay =
         letter.map(|letter| format!("with another input: `stepfleet dead-letters replay {letter} --input JSON`"));
     match run.summary.state {
+        State::Failed if run.compensation == "done" => Vec::new(),
         State::Failed => {
             let retry = format!("when the cause is gone, go on where it failed: `stepfleet runs retry {id}`");
             look.into_iter().chain([retry]).collect()

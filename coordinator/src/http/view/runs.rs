@@ -65,13 +65,48 @@ pub struct BulkAnswer {
     pub error: Option<Problem>,
 }
 
-/// A cancel, resume or retry. The body may be left out.
+/// A cancel, resume or compensation. The body may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// A retry. The body may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The step to go back to; without it the run goes on at its failed steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+}
+
+/// What became of a step, said by hand: exactly one of `complete` and `fail`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// The step.
+    pub step: String,
+    /// It is done, with this output; `null` for none. At most 1 MiB as MessagePack.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub complete: Option<serde_json::Value>,
+    /// It failed for good, for this reason; at most 1,000 bytes, the rest is cut off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail: Option<String>,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A value that is there, `null` too.
+fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<serde_json::Value>, D::Error> {
+    serde_json::Value::deserialize(from).map(Some)
 }
 
 /// A suspend. The body may be left out.
@@ -140,6 +175,12 @@ pub struct StepCounts {
     pub completed: u32,
     /// Given up.
     pub failed: u32,
+    /// Given up, among `failed`, with the run going on: `on_failure` of the step says so.
+    #[serde(default)]
+    pub tolerated: u32,
+    /// Not done, as a step they need was given up.
+    #[serde(default)]
+    pub skipped: u32,
     /// Queued, processing, waiting or retrying.
     pub active: u32,
 }
@@ -157,6 +198,9 @@ pub struct RunView {
     /// It is being stopped: `cancelled` or `timed_out`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<String>,
+    /// How far its compensation is: `none`, `running`, `done` or `failed`.
+    #[serde(default)]
+    pub compensation: String,
     /// A transition too large for one commit is under way.
     #[serde(default)]
     pub in_progress: bool,
@@ -182,9 +226,9 @@ pub struct RunView {
 /// One step of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StepView {
-    /// Its name.
+    /// Its name; `<name>/undo` for one that undoes the step of that name.
     pub name: String,
-    /// Its place in the definition, from 0.
+    /// Its place in the definition, from 0; those that undo others come behind all steps.
     pub index: u32,
     /// The handler that does it.
     pub handler: String,
@@ -220,6 +264,12 @@ pub struct StepView {
     /// When its next attempt is due, while it is retrying.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<String>,
+    /// By when it has to be started, while it waits and has such a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_by: Option<String>,
+    /// It gave up, and the run goes on without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tolerated: bool,
     /// How long its last attempt took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,

@@ -1,4 +1,5 @@
-//! What people and programs wish: cancel, suspend, resume, retry, replay.
+//! What people and programs wish: cancel, suspend, resume, retry, replay. Taking a run back to a step, resolving one and undoing
+//! the run are in files of their own.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Work, WorkKind},
-        run::Ending,
+        run::{Ending, Undoing},
     },
     Deciding,
 };
@@ -28,22 +29,35 @@ impl Deciding<'_> {
             Verb::Resume => self.resume(reason),
             Verb::Retry => self.retry(reason),
             Verb::Replay { index, letter, input } => self.replay(index, letter, input, reason),
-            Verb::RetryFrom { .. } | Verb::Resolve { .. } | Verb::Compensate | Verb::Discard { .. } => {
+            Verb::RetryFrom { index } => self.retry_from(index, reason),
+            Verb::Resolve { index, resolution } => self.resolve(index, resolution, reason),
+            Verb::Compensate => self.compensate(reason),
+            Verb::Discard { .. } => {
                 Answer::Refused { code: "unknown_verb".into(), message: "this version does not know the verb".into() }
             }
         };
         self.effect(Effect::Answer(answer));
     }
 
-    fn done(&self) -> Answer {
+    pub(super) fn done(&self) -> Answer {
         Answer::Done { state: self.run.state }
     }
 
-    fn conflict(&self, wish: &str, allowed: &str) -> Answer {
+    pub(super) fn conflict(&self, wish: &str, allowed: &str) -> Answer {
         let state = self.run.state;
-        let stopping = if self.run.ending.is_some() { " and being stopped" } else { "" };
-        let message = format!("cannot {wish} a run that is {state}{stopping}: allowed is {allowed}");
+        let also = match (self.run.ending, self.run.rewinding) {
+            (Some(_), _) => " and being stopped",
+            (None, true) => " and being taken back to a step, which takes a moment",
+            (None, false) => "",
+        };
+        let message = format!("cannot {wish} a run that is {state}{also}: allowed is {allowed}");
         Answer::Conflict { state, message }
+    }
+
+    pub(super) fn unknown_step(&self, index: u32) -> Answer {
+        let last = self.run.plan.regular.saturating_sub(1);
+        let message = format!("the run has no step {index}: allowed is 0 to {last}");
+        Answer::Refused { code: "unknown_step".into(), message }
     }
 
     fn cancel(&mut self, reason: Option<Arc<str>>) -> Answer {
@@ -75,6 +89,9 @@ impl Deciding<'_> {
 
     fn suspend(&mut self, reason: Option<Arc<str>>, now: bool) -> Answer {
         let failed = self.run.state == State::Failed;
+        if failed && self.run.undoing != Undoing::None {
+            return self.undone("suspend");
+        }
         let allowed = failed || matches!(self.run.state, State::Queued | State::Processing | State::Waiting);
         if !allowed || self.run.ending.is_some() {
             return self.conflict("suspend", "queued, processing, waiting or failed");
@@ -93,7 +110,12 @@ impl Deciding<'_> {
         if self.run.is_held_failure() {
             return self.reopen_steps(Why::Resumed, reason);
         }
-        if self.run.failed > 0 && self.run.active == 0 && self.run.work == 0 && !self.has_held_steps() {
+        if self.run.rewinding {
+            // What is held goes on at the end of that.
+            self.move_run(State::Queued, Why::Resumed, reason);
+            return self.done();
+        }
+        if self.run.given_up() > 0 && self.run.active == 0 && self.run.work == 0 && !self.has_held_steps() {
             return self.conflict("resume", "suspended with steps to go on with; retry its failed steps instead");
         }
         self.move_run(State::Queued, Why::Resumed, reason);
@@ -108,8 +130,13 @@ impl Deciding<'_> {
     }
 
     fn retry(&mut self, reason: Option<Arc<str>>) -> Answer {
-        let held = self.run.is_held_failure() || (self.run.state == State::Suspended && self.run.failed > 0);
-        if !(held || self.run.state == State::Failed) || self.run.ending.is_some() {
+        match self.run.undoing {
+            Undoing::None => {}
+            Undoing::Failed => return self.undo_again(reason),
+            Undoing::Running | Undoing::Done => return self.undone("retry"),
+        }
+        let held = self.run.is_held_failure() || (self.run.state == State::Suspended && self.run.given_up() > 0);
+        if !(held || self.run.state == State::Failed) || self.run.ending.is_some() || self.run.rewinding {
             return self.conflict("retry", "failed, or suspended with a failed step");
         }
         self.reopen_steps(Why::Retried, reason)
@@ -131,14 +158,21 @@ impl Deciding<'_> {
                 message: "the dead letter is closed: its step was retried, its run cancelled, or it expired".into(),
             };
         }
-        if self.run.state.is_final() || self.run.ending.is_some() {
+        if self.run.state.is_final() || self.run.ending.is_some() || self.run.rewinding {
             return self.conflict("replay a dead letter of", "failed, suspended, queued or processing");
+        }
+        let undoes = index >= self.run.plan.regular;
+        if self.run.undoing != Undoing::None && !(undoes && self.run.state == State::Failed) {
+            return self.undone("replay a dead letter of");
         }
         if let Some(input) = input {
             self.run.step_mut(index).patched = true;
             self.effect(Effect::SavePatch { index, input });
         }
-        if matches!(self.run.state, State::Failed | State::Suspended) {
+        if undoes {
+            self.reopen_to_undo(Why::Replayed, reason);
+            self.run.undoing = Undoing::Running;
+        } else if matches!(self.run.state, State::Failed | State::Suspended) {
             self.reopen_run(Why::Replayed, reason);
             // What is held, or was cancelled by the run's time-out, goes on too: nothing else would ever move it.
             self.work(Work { run: self.run.id, kind: WorkKind::Resume, next: 0 });
@@ -148,7 +182,7 @@ impl Deciding<'_> {
     }
 
     /// The run goes on, with a fresh time-out.
-    fn reopen_run(&mut self, why: Why, reason: Option<Arc<str>>) {
+    pub(super) fn reopen_run(&mut self, why: Why, reason: Option<Arc<str>>) {
         if self.run.state == State::Failed {
             self.move_run(State::Retrying, why, reason.clone());
         }

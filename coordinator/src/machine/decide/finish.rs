@@ -8,7 +8,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::Ending,
+        run::{Ending, Undoing},
     },
     Deciding,
 };
@@ -19,18 +19,29 @@ impl Deciding<'_> {
         if self.run.active > 0 || self.run.work > 0 || self.run.state.is_finished() {
             return;
         }
+        if self.run.undoing != Undoing::None {
+            return self.settle_undo();
+        }
         match self.run.ending {
             Some(Ending::Cancelled) => self.end(State::Cancelled, Why::Cancelled),
-            Some(Ending::TimedOut) => self.end(State::Failed, Why::TimedOut),
+            Some(Ending::TimedOut) => self.fail_run(Why::TimedOut),
             None if self.run.state == State::Suspended => {}
-            None if self.run.completed as usize == self.run.plan.steps.len() => self.end(State::Completed, Why::Done),
-            None if self.run.failed == 0 => {}
+            None if self.run.is_done() => self.end(State::Completed, Why::Done),
+            None if self.run.given_up() == 0 => {}
             None if self.run.review || self.run.plan.on_failure == OnFailure::Suspend => {
                 self.begin_run();
                 self.move_run(State::Suspended, Why::GaveUp, None);
             }
-            None => self.end(State::Failed, Why::GaveUp),
+            None => self.fail_run(Why::GaveUp),
         }
+    }
+
+    /// The run fails, unless something of it is to be undone first.
+    fn fail_run(&mut self, why: Why) {
+        if self.run.plan.on_failure == OnFailure::Compensate && self.begin_undo(None) {
+            return;
+        }
+        self.end(State::Failed, why);
     }
 
     pub(super) fn begin_run(&mut self) {
@@ -39,7 +50,7 @@ impl Deciding<'_> {
         }
     }
 
-    fn end(&mut self, as_what: State, why: Why) {
+    pub(super) fn end(&mut self, as_what: State, why: Why) {
         if !self.run.state.may_become(as_what) {
             self.begin_run();
         }

@@ -7,6 +7,10 @@ mod command;
 mod escalate;
 mod finish;
 mod outcome;
+mod resolve;
+mod spread;
+mod start;
+mod undo;
 mod work;
 
 use std::sync::Arc;
@@ -23,7 +27,7 @@ use super::{
     decision::{Decision, Effect, Transition, Why},
     event::{Event, Timer, Work, WorkKind},
     rules::Rules,
-    run::Run,
+    run::{Run, Undoing},
 };
 
 /// Steps that one decision touches at most; the rest is a work item.
@@ -183,6 +187,7 @@ impl Deciding<'_> {
                 }
             }
             Timer::Attempt { index, job } => self.attempt_timed_out(index, job),
+            Timer::Start { index, by_ms } => self.not_started(index, by_ms),
         }
     }
 
@@ -196,7 +201,9 @@ impl Deciding<'_> {
     }
 
     fn run_timed_out(&mut self) {
-        if self.run.state.is_finished() || self.run.is_held_failure() || self.run.ending.is_some() {
+        // What is undone has limits of its own, and nothing would be won by leaving it half undone.
+        let undone = self.run.undoing != Undoing::None;
+        if self.run.state.is_finished() || self.run.is_held_failure() || self.run.ending.is_some() || undone {
             return;
         }
         let limit = Millis(self.run.plan.timeout_ms);
@@ -292,6 +299,7 @@ impl Deciding<'_> {
         worker: Option<WorkerId>,
         note: Option<Arc<str>>,
     ) {
+        self.clear_start(index);
         let from = self.run.move_step(index, to);
         let attempt = self.attempt_shown(index, from, to);
         let actor = self.actor.clone();
@@ -309,6 +317,15 @@ impl Deciding<'_> {
                 error.map_or(step.attempts.max(1), |e| e.attempt)
             }
             _ => step.attempts + 1,
+        }
+    }
+
+    /// A remark about a step that gave up, with a note.
+    fn remark_step(&mut self, index: u32, why: Why, note: Arc<str>) {
+        self.remark(index, why, None);
+        let attempt = self.attempt_shown(index, State::Failed, State::Failed);
+        if let Some(said) = self.out.transitions.last_mut() {
+            (said.note, said.attempt) = (Some(note), attempt);
         }
     }
 

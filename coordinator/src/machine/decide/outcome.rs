@@ -25,15 +25,15 @@ use super::{
 pub(super) const ATTEMPT_GRACE_MS: u64 = 30_000;
 
 /// One failed attempt on its way to a verdict.
-struct Failed {
-    index: u32,
-    job: JobId,
-    of: Option<JobRef>,
-    worker: Option<WorkerId>,
-    run_ms: u64,
-    failure: Failure,
+pub(super) struct Failed {
+    pub(super) index: u32,
+    pub(super) job: JobId,
+    pub(super) of: Option<JobRef>,
+    pub(super) worker: Option<WorkerId>,
+    pub(super) run_ms: u64,
+    pub(super) failure: Failure,
     /// A loss has a budget of its own and is no try.
-    counts: bool,
+    pub(super) counts: bool,
 }
 
 impl Deciding<'_> {
@@ -98,7 +98,7 @@ impl Deciding<'_> {
     }
 
     /// The job is no longer in flight.
-    fn landed(&mut self, index: u32, job: JobId) {
+    pub(super) fn landed(&mut self, index: u32, job: JobId) {
         let step = self.run.step_mut(index);
         let (timed, stopping) = (step.timed, step.stopping);
         step.in_flight = false;
@@ -147,6 +147,9 @@ impl Deciding<'_> {
             self.effect(Effect::SaveOutput { job: of.job, output });
         }
         self.move_step(of.index, State::Completed, Why::Done, None, None);
+        if let Some(undoes) = self.run.plan.steps[of.index as usize].undoes {
+            return self.undo_next(undoes.place + 1);
+        }
         // Even while the run is being stopped: a retry counts on the needs that are met.
         self.work(Work { run: self.run.id, kind: WorkKind::Fan { of: of.index }, next: 0 });
     }
@@ -309,9 +312,10 @@ impl Deciding<'_> {
     }
 
     /// processing -> failed, with the error kept.
-    fn fail_step(&mut self, failed: &Failed, why: Why) {
+    pub(super) fn fail_step(&mut self, failed: &Failed, why: Why) {
         let error = AttemptError {
             index: failed.index,
+            generation: self.run.step(failed.index).generation,
             attempt: self.run.step(failed.index).attempts + u32::from(!failed.counts),
             job: failed.job,
             worker: failed.worker.clone(),
@@ -341,15 +345,19 @@ impl Deciding<'_> {
     }
 
     /// processing -> failed for good, with a dead letter in the same commit.
-    fn give_up(&mut self, failed: Failed, cause: Cause) {
+    pub(super) fn give_up(&mut self, failed: Failed, cause: Cause) {
         let index = failed.index;
         self.fail_step(&failed, Why::GaveUp);
         if self.run.ending.is_some() {
             return self.move_step(index, State::Cancelled, self.stop_why(), None, None);
         }
+        if self.tolerates(index) {
+            return self.go_on_without(index);
+        }
+        let cause = self.undo_failed(index, cause);
         let category = failed.failure.category;
         // Whatever made it give up: bad data want a person.
-        self.run.review |= category == Category::Data;
+        self.run.review |= category == Category::Data && cause != Cause::Compensation;
         let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();
         let id = self.mint.letter(self.now_ms);
         self.run.step_mut(index).letter = Some(id);

@@ -6,7 +6,7 @@ use super::{
     super::{
         decision::{Effect, Why},
         event::{Timer, Work, WorkKind},
-        run::{Ending, Step},
+        run::{Ending, Undoing},
     },
     Deciding, STEPS_PER_DECISION,
 };
@@ -16,8 +16,12 @@ impl Deciding<'_> {
     pub(super) fn work(&mut self, work: Work) {
         let begun = work.next > 0;
         let left = match work.kind {
+            WorkKind::Fan { .. } | WorkKind::Skip { .. } | WorkKind::Rewind { .. } => return self.spread(work),
+            WorkKind::Restart { of } => {
+                self.restart(of, work.next);
+                return self.settle();
+            }
             WorkKind::Roots => self.each_root(work.next),
-            WorkKind::Fan { of } => self.each_dependant(of, work.next),
             WorkKind::Stop => self.each_step(work.next, Self::stop_step),
             WorkKind::Halt => self.each_step(work.next, Self::halt_step),
             WorkKind::Resume => self.each_step(work.next, Self::resume_step),
@@ -39,7 +43,7 @@ impl Deciding<'_> {
 
     /// Takes one step from what this decision and its commit may still touch. False if there is none left; each decision
     /// gets at least one.
-    fn may_touch(&mut self, touched: usize) -> bool {
+    pub(super) fn may_touch(&mut self, touched: usize) -> bool {
         if touched == STEPS_PER_DECISION || (touched > 0 && self.mint.steps_left == 0) {
             return false;
         }
@@ -58,31 +62,6 @@ impl Deciding<'_> {
             }
         }
         None
-    }
-
-    fn each_dependant(&mut self, of: u32, next: u32) -> Option<u32> {
-        let plan = self.run.plan.clone();
-        let dependants = &plan.steps[of as usize].dependants;
-        for (place, index) in (next..).zip(&dependants[next as usize..]) {
-            if !self.may_touch(place as usize - next as usize) {
-                return Some(place);
-            }
-            let step = self.run.step_mut(*index);
-            step.needs_left -= 1;
-            if step.needs_left == 0 && step.state == State::Created {
-                self.enqueue(*index);
-            }
-        }
-        None
-    }
-
-    /// created -> queued: every need is met.
-    fn enqueue(&mut self, index: u32) {
-        if self.run.ending.is_some() {
-            return;
-        }
-        self.move_step(index, State::Queued, Why::NeedsMet, None, None);
-        self.effect(Effect::Ready { index });
     }
 
     fn each_step(&mut self, next: u32, mut act: impl FnMut(&mut Self, u32) -> bool) -> Option<u32> {
@@ -118,6 +97,8 @@ impl Deciding<'_> {
                 }
                 self.move_step(index, State::Cancelled, why, None, None);
             }
+            // One that undoes another and was not begun has nothing to be cancelled.
+            State::Created if index >= self.run.plan.regular => return false,
             State::Created | State::Waiting | State::Suspended => {
                 self.move_step(index, State::Cancelled, why, None, None);
             }
@@ -152,8 +133,9 @@ impl Deciding<'_> {
                 self.run.step_mut(index).unhandled_ms = 0;
                 self.move_step(index, State::Queued, Why::Resumed, None, None);
                 self.effect(Effect::Ready { index });
+                self.arm_start(index);
             }
-            State::Cancelled => self.rebear(index),
+            State::Cancelled if self.run.undoing == Undoing::None => self.rebear(index),
             State::Created
             | State::Queued
             | State::Processing
@@ -161,13 +143,15 @@ impl Deciding<'_> {
             | State::Completed
             | State::Failed
             | State::Retrying
+            | State::Cancelled
             | State::Skipped => return false,
         }
         true
     }
 
     fn reopen_step(&mut self, index: u32) -> bool {
-        if self.run.step(index).state != State::Failed || self.run.ending.is_some() {
+        let step = self.run.step(index);
+        if step.state != State::Failed || step.tolerated || self.run.ending.is_some() {
             return self.resume_step(index);
         }
         self.reopen(index, Why::Retried);
@@ -187,10 +171,11 @@ impl Deciding<'_> {
         self.move_step(index, State::Retrying, why, None, None);
         self.forget_errors(index);
         self.retry_due(index);
+        self.arm_start(index);
     }
 
     /// Errors of an earlier budget or generation are no part of a coming letter, and no reason to review the run.
-    fn forget_errors(&mut self, index: u32) {
+    pub(super) fn forget_errors(&mut self, index: u32) {
         self.run.errors.retain(|e| e.index != index);
         let (run, data) = (&*self.run, Category::Data);
         let review = run.review
@@ -198,16 +183,10 @@ impl Deciding<'_> {
         self.run.review = review;
     }
 
-    /// A step that a time-out cancelled is executed anew: a new generation of it, from its beginning.
+    /// A step that a time-out cancelled is executed anew, as soon as what it needs is settled.
     fn rebear(&mut self, index: u32) {
-        let old = *self.run.step(index);
-        let generation = old.generation + 1;
-        let fresh = Step { needs_left: old.needs_left, generation, patched: old.patched, ..Step::fresh(0) };
-        self.move_step(index, State::Created, Why::Retried, None, None);
-        self.forget_errors(index);
-        let step = self.run.step_mut(index);
-        *step = Step { dirty: step.dirty, ..fresh };
-        if old.needs_left == 0 {
+        self.renew(index);
+        if self.run.step(index).needs_left == 0 {
             self.enqueue(index);
         }
     }

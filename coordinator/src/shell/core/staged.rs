@@ -13,7 +13,7 @@ use stepfleet_protocol::{
 use super::super::intake::Place;
 use crate::{
     machine::{
-        decision::{Letter, Transition},
+        decision::{Letter, Transition, Why},
         run::Run,
     },
     store::commit::Commit,
@@ -75,4 +75,16 @@ pub struct Staged {
     pub answers: BTreeMap<CommandId, Vec<Answer>>,
     /// Runs that were cancelled before they were known.
     pub tombstones: BTreeSet<RunId>,
+}
+
+/// The counter that a transition raises: those that an operator asks about after the fact.
+pub(super) fn counter(of: &Transition) -> Option<&'static str> {
+    match (of.why, of.step) {
+        (Why::Expired, Some(_)) => Some("expired_steps"),
+        (Why::SkippedFor, Some(_)) => Some("skipped_steps"),
+        (Why::Resolved, Some(_)) if of.to != State::Suspended => Some("resolved_steps"),
+        (Why::Compensating, None) if of.from == of.to => Some("compensations"),
+        (Why::Compensated, None) => Some("compensated_runs"),
+        _ => None,
+    }
 }

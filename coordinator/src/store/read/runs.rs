@@ -16,7 +16,7 @@ use super::{super::client::Client, ClientError, count, reply};
 use crate::{
     machine::{
         event::Timer,
-        run::{AttemptError, Step},
+        run::{AttemptError, Step, Undoing},
     },
     store::record::{self, RunRecord},
 };
@@ -41,6 +41,14 @@ pub struct FoundValue {
     pub bytes: u64,
     /// Its MessagePack bytes; none if it is larger than was asked for.
     pub value: Option<Bytes>,
+}
+
+/// How many steps of a run there are to show: those that undo others only once something is undone.
+pub fn shown_steps(run: &Found) -> u32 {
+    let Some(workflow) = &run.workflow else { return 0 };
+    let undoing = run.record.undoing != Undoing::None;
+    let undo = workflow.steps.values().filter(|s| undoing && s.compensate.is_some()).count();
+    (workflow.steps.len() + undo) as u32
 }
 
 impl Client {
@@ -71,7 +79,8 @@ impl Client {
     pub async fn steps(&self, run: &Found, from: u32, limit: u32) -> Result<Vec<(u32, Step)>, ClientError> {
         let Some(workflow) = &run.workflow else { return Ok(Vec::new()) };
         let keys = self.keys.partition(run.id.partition());
-        let end = from.saturating_add(limit).min(workflow.steps.len() as u32);
+        let regular = workflow.steps.len() as u32;
+        let end = from.saturating_add(limit).min(shown_steps(run));
         let (mut commands, mut out) = (Vec::new(), Vec::new());
         let mut at = from;
         while at < end {
@@ -90,7 +99,8 @@ impl Client {
             for field in reply::array(&value).unwrap_or_default() {
                 let step = match reply::bytes(field) {
                     Some(bytes) => record::unpack_step(bytes).map_err(|_| ClientError::Broken("a step state"))?,
-                    None => Step::fresh(workflow.steps[index as usize].needs.len() as u32),
+                    None if index < regular => Step::fresh(workflow.steps[index as usize].needs.len() as u32),
+                    None => Step::fresh(0),
                 };
                 out.push((index, step));
                 index += 1;

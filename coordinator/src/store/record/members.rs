@@ -12,6 +12,9 @@ pub fn pack_timer(run: RunId, timer: Timer) -> Vec<u8> {
         Timer::Run => w.byte(b'R').raw(&run.bytes()),
         Timer::Retry { index, job } => w.byte(b'T').raw(&run.bytes()).raw(&index.to_be_bytes()).raw(&job.pack()),
         Timer::Attempt { index, job } => w.byte(b'A').raw(&run.bytes()).raw(&index.to_be_bytes()).raw(&job.pack()),
+        Timer::Start { index, by_ms } => {
+            w.byte(b'S').raw(&run.bytes()).raw(&index.to_be_bytes()).raw(&by_ms.to_be_bytes())
+        }
     };
     w.out
 }
@@ -21,6 +24,11 @@ pub fn unpack_timer(bytes: &[u8]) -> Option<(RunId, Timer)> {
     let mut r = Reader::new(bytes);
     let kind = r.byte()?;
     let run = RunId::from_bytes(r.raw(16)?)?;
+    if kind == b'S' {
+        let index = u32::from_be_bytes(r.raw(4)?.try_into().ok()?);
+        let by_ms = u64::from_be_bytes(r.raw(8)?.try_into().ok()?);
+        return Some((run, Timer::Start { index, by_ms }));
+    }
     let mut step = || {
         let index = u32::from_be_bytes(r.raw(4)?.try_into().ok()?);
         Some((index, JobId::unpack(r.raw(JobId::PACKED_BYTES)?)?))
@@ -69,6 +77,9 @@ pub fn pack_work(work: &Work) -> Vec<u8> {
         WorkKind::Resume => (3, 0),
         WorkKind::Reopen => (4, 0),
         WorkKind::Halt => (5, 0),
+        WorkKind::Skip { of } => (6, of),
+        WorkKind::Rewind { of } => (7, of),
+        WorkKind::Restart { of } => (8, of),
     };
     let mut w = Writer::default();
     w.raw(&work.run.bytes()).byte(kind).number(of.into()).number(work.next.into());
@@ -87,6 +98,9 @@ pub fn unpack_work(bytes: &[u8]) -> Option<Work> {
         3 => WorkKind::Resume,
         4 => WorkKind::Reopen,
         5 => WorkKind::Halt,
+        6 => WorkKind::Skip { of },
+        7 => WorkKind::Rewind { of },
+        8 => WorkKind::Restart { of },
         _ => return None,
     };
     Some(Work { run, kind, next })

@@ -212,6 +212,10 @@ plain_keys! {
     counters = "counters";
     /// Set: queues that have a job stream or a ready set.
     queues = "queues";
+    /// Set: gates at which steps of the partition may be parked.
+    gates = "gates";
+    /// Hash: what the auditor's last whole walk found.
+    audited = "audited";
 }
 
 /// The listing that runs in a state are found in.
@@ -266,6 +270,11 @@ impl PartitionKeys {
     /// Sorted set: ready steps of a queue.
     pub fn ready(&self, queue: &Name) -> String {
         format!("{}ready:{queue}", self.stem)
+    }
+
+    /// Sorted set: ready steps that are parked at a gate, with members as in a ready set.
+    pub fn gate(&self, gate: &str) -> String {
+        format!("{}gate:{gate}", self.stem)
     }
 
     /// Stream with the group [`GROUP`]: dispatched jobs of a queue.

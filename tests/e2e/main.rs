@@ -19,10 +19,12 @@ macro_rules! on_one_server {
     };
 }
 
+mod auditor;
 mod commands;
 mod coordinator_death;
 mod failures;
 mod flows;
+mod full_server;
 mod load;
 mod names;
 mod poison;

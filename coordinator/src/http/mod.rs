@@ -6,6 +6,7 @@
 //! | `POST /api/v1/runs/bulk` | NDJSON of [`view::SubmitRequest`] -> NDJSON of [`view::BulkAnswer`], one a line, in order |
 //! | `GET /api/v1/runs?state=&workflow=&limit=&cursor=` | [`view::Page`] of [`view::RunSummary`], newest first |
 //! | `GET /api/v1/runs/{id}` | [`view::RunView`] |
+//! | `GET /api/v1/runs/{id}/explain?step=` | [`view::RunExplanation`]: why it does not go on, and what would make it |
 //! | `GET /api/v1/runs/{id}/steps?limit=&cursor=` | page of [`view::StepView`] |
 //! | `GET /api/v1/runs/{id}/history?limit=&cursor=` | page of [`view::HistoryView`], oldest first |
 //! | `GET /api/v1/runs/{id}/input`, `GET /api/v1/runs/{id}/output?step=` | the value itself as JSON; without `step` an object of the outputs of the last steps |
@@ -36,6 +37,7 @@
 
 mod commands;
 mod error;
+mod explain;
 mod fleet;
 mod guard;
 mod letters;
@@ -101,6 +103,7 @@ struct Description;
 fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(runs::router())
+        .merge(explain::router())
         .merge(submit::router())
         .merge(commands::router())
         .merge(workflows::router())
@@ -158,6 +161,7 @@ pub async fn serve(listener: TcpListener, app: AppState, shutdown: CancellationT
     tokio::select! {
         served = served => served,
         () = client.hear() => Err(io::Error::other("the subscription to answers has ended")),
+        () = client.watch_memory() => Err(io::Error::other("nobody looks at the memory of the servers any more")),
     }
 }
 

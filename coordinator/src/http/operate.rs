@@ -121,6 +121,8 @@ struct Gauges {
     queue_workers: GaugeVec,
     runs: GaugeVec,
     counters: GaugeVec,
+    memory: GaugeVec,
+    hours_to_full: GaugeVec,
 }
 
 static GAUGES: LazyLock<tokio::sync::Mutex<Gauges>> = LazyLock::new(|| tokio::sync::Mutex::new(Gauges::new()));
@@ -140,6 +142,8 @@ impl Gauges {
             queue_workers: gauge("queue_workers", "Live workers that read the queue", "queue"),
             runs: gauge("runs", "Runs that go on or are suspended, and open dead letters", "state"),
             counters: gauge("partition_counter", "What was dropped or repaired, summed over partitions", "name"),
+            memory: gauge("redis_memory_ratio", "Share of maxmemory that is used", "node"),
+            hours_to_full: gauge("redis_memory_hours_to_full", "Hours until it is full at the present rate", "node"),
             registry,
         }
     }
@@ -160,6 +164,14 @@ impl Gauges {
             [("active", runs.active), ("suspended", runs.suspended), ("dead_letters", runs.dead_letters)]
         {
             self.runs.with_label_values(&[state]).set(count as f64);
+        }
+        self.memory.reset();
+        self.hours_to_full.reset();
+        for node in client.memory() {
+            self.memory.with_label_values(&[node.node.as_str()]).set(node.ratio());
+            if let Some(hours) = node.hours_to_full {
+                self.hours_to_full.with_label_values(&[node.node.as_str()]).set(hours);
+            }
         }
         self.counters.reset();
         for seen in client.see_partitions(0, u16::MAX).await? {

@@ -1,6 +1,6 @@
 //! What a coordinator counts. Fleet-wide gauges are not here: they are read from Redis when asked for.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::retention::Expired;
 
@@ -35,6 +35,10 @@ pub struct Metrics {
     pub mass_deaths_held: IntCounter,
     /// What was beyond retention and was deleted.
     pub expired: ExpiredCounters,
+    /// Steps that the auditor found in no place, by what was missing: must stay 0.
+    pub repairs: IntCounterVec,
+    /// Runs that the auditor looked at.
+    pub audited: IntCounter,
     /// Items of a batch.
     pub batch_items: Histogram,
 }
@@ -77,6 +81,12 @@ impl Metrics {
             registry.register(Box::new(counter.clone())).expect("registered once");
             counter
         };
+        let opts = Opts::new("stepfleet_audit_repairs_total", "What the auditor found in no place; must stay 0");
+        let repairs = IntCounterVec::new(opts, &["what"]).expect("a legal metric");
+        registry.register(Box::new(repairs.clone())).expect("registered once");
+        for what in ["ready", "timer", "job", "run"] {
+            repairs.with_label_values(&[what]).reset();
+        }
         let owned =
             IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
         registry.register(Box::new(owned.clone())).expect("registered once");
@@ -102,6 +112,8 @@ impl Metrics {
                 plans: counter("plans_expired_total", "Plans deleted because no run followed them any more"),
                 events: counter("events_expired_total", "Entries of the outbox that were trimmed"),
             },
+            audited: counter("audit_runs_total", "Runs that the auditor looked at"),
+            repairs,
             owned,
             batch_items,
             registry,

@@ -129,7 +129,7 @@ impl World {
             _ => (Vec::new(), 0),
         };
         let continued = if let Event::Continue(work) = &event { work.next } else { 0 };
-        let audited = matches!(event, Event::Audit { .. });
+        let audited = matches!(event, Event::Audit { .. } | Event::AuditJob { .. });
         let decision = decide(&Rules::default(), &mut self.run, event, self.now_ms, &mut self.mint);
         self.follow(&decision.transitions);
         let mut acked = Vec::new();
@@ -165,13 +165,13 @@ impl World {
                     self.awaited.retain(|_, awaited| awaited != job);
                 }
             }
-            Event::Unrenderable { job, .. } | Event::Deferred { job, .. } => {
+            Event::Unrenderable { job, .. } | Event::Deferred { job, .. } | Event::AuditJob { job, .. } => {
                 self.jobs.remove(job);
                 self.awaited.retain(|_, awaited| awaited != job);
             }
             Event::Release { index } => drop(self.ready.remove(index)),
             Event::Continue(work) => self.todo.retain(|w| w != work),
-            Event::Submitted { .. } | Event::Started { .. } | Event::Command(_) | Event::Audit { .. } => {}
+            Event::Submitted { .. } | Event::Started { .. } | Event::Command(_) | Event::Audit { .. } | Event::AuditRun => {}
         }
     }
 

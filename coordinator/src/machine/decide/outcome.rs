@@ -98,7 +98,7 @@ impl Deciding<'_> {
     }
 
     /// The job is no longer in flight.
-    fn landed(&mut self, index: u32, job: JobId) {
+    pub(super) fn landed(&mut self, index: u32, job: JobId) {
         let step = self.run.step_mut(index);
         let (timed, stopping) = (step.timed, step.stopping);
         step.in_flight = false;

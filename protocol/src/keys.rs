@@ -156,6 +156,11 @@ impl Keys {
         format!("{}workflows", self.prefix)
     }
 
+    /// Stream: what operators did, append-only.
+    pub fn audit(&self) -> String {
+        format!("{}{{fleet}}:audit", self.prefix)
+    }
+
     /// Hash: queues that were ever used, with their settings.
     pub fn queues(&self) -> String {
         format!("{}queues", self.prefix)

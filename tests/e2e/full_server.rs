@@ -39,7 +39,7 @@ async fn flood(client: &reqwest::Client, base: &str) -> anyhow::Result<Vec<Strin
 }
 
 #[tokio::test]
-async fn a_flood_is_refused_at_80_percent_what_was_taken_ends_and_freed_space_is_used_again() {
+async fn trap_18_a_flood_is_refused_at_80_percent_what_was_taken_ends_and_freed_space_is_used_again() {
     let server = lab::durable().maxmemory(MAXMEMORY).start().await.unwrap();
     let mut fleet = Fleet::at(&server.url(), 2);
     fleet.add_coordinator_with(&["--retain-runs", "3"]).await.unwrap();

@@ -22,6 +22,7 @@ macro_rules! on_one_server {
 mod auditor;
 mod commands;
 mod coordinator_death;
+mod explain;
 mod failures;
 mod flows;
 mod full_server;

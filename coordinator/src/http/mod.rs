@@ -29,6 +29,7 @@
 //! | `GET /api/v1/queues` | page of [`view::QueueView`] |
 //! | `GET /api/v1/partitions`, `POST` [`view::AddPartitions`] | page of [`view::PartitionView`] |
 //! | `GET /api/v1/quarantine?cursor=`, `GET` and `DELETE /api/v1/quarantine/{id}` | page of, one [`view::QuarantineView`]; [`view::Discarded`] |
+//! | `GET /api/v1/doctor`, `POST /api/v1/doctor/fix` | [`view::DoctorView`], [`view::DoctorFixed`] |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
@@ -36,6 +37,7 @@
 //! Errors are [`view::Problem`].
 
 mod commands;
+mod doctor;
 mod error;
 mod explain;
 mod fleet;
@@ -103,6 +105,7 @@ struct Description;
 fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(runs::router())
+        .merge(doctor::router())
         .merge(explain::router())
         .merge(submit::router())
         .merge(commands::router())

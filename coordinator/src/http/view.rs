@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields; answers may grow. Times are RFC 3339 in UTC with milliseconds, ids and states are text,
 //! spans of time end in `_ms`. A page has `items` and, if there is more, an opaque `next` for `?cursor=`.
 
+mod doctor;
 mod explain;
 mod fleet;
 mod letters;
@@ -15,6 +16,7 @@ mod workflows;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel};
 pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,

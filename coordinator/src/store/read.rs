@@ -3,6 +3,7 @@
 //! Every read is bounded; whatever may be long comes in pages. A page is no snapshot: what moves while somebody turns the
 //! pages may be missed or seen twice.
 
+pub mod doctor;
 pub mod explain;
 pub mod fleet;
 pub mod history;

@@ -161,7 +161,8 @@ async fn with_nothing_broken_nothing_is_repaired_under_load() {
     let api = fleet.api().clone();
     let effects = Effects::default();
     let hands = Hands::start(&server.url(), 2, &effects).unwrap();
-    // Few slots and a slow handler: jobs wait on the stream and in the ready set for longer than an auditor's two looks.
+    // Few slots and a slow handler: jobs wait on the stream and in the ready set for longer than an auditor's two
+    // looks.
     let slow = json!({ "workflow": "slow", "steps": { "only": { "handler": "mark", "with": { "ms": 120 } } } });
     api.register(&slow).await.unwrap();
     let waiting = api.submit_many("slow", 600).await.unwrap();

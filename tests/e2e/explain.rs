@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use serde_json::{Value, json};
 use stepfleet_protocol::{
-    id::PartitionId,
+    id::{PartitionId, RunId},
     keys::{Keys, PREFIX_DEFAULT},
     name::Name,
 };
@@ -76,13 +76,18 @@ async fn lessons_32_why_a_run_does_not_go_on_is_one_question() {
 
 #[tokio::test]
 async fn lessons_6_a_busy_queue_says_how_many_are_before_a_step_and_a_foreign_handler_is_named() {
-    let (_server, mut fleet) = fleet().await;
+    let (server, mut fleet) = fleet().await;
     let api = fleet.api().clone();
     fleet.add_worker(&["--concurrency", "1"]).unwrap();
     let nap = json!({ "workflow": "nap", "steps": { "nap": { "handler": "sleep", "with": { "duration": "1h" } } } });
     api.register(&nap).await.unwrap();
-    let runs = api.submit_many("nap", 300).await.unwrap();
-    let told = explained(&api, &runs[299], None, "slots_busy").await;
+    api.submit_many("nap", 300).await.unwrap();
+    // 256 go to the stream; the last of the others has all of them before it.
+    let ready = Keys::new(PREFIX_DEFAULT).partition(PartitionId(0)).ready(&Name::new("default").unwrap());
+    let mut redis = server.connection().await.unwrap();
+    let last: Vec<Vec<u8>> = redis::cmd("ZRANGE").arg(&ready).arg(-1).arg(-1).query_async(&mut redis).await.unwrap();
+    let last = RunId::from_bytes(&last[0][..16]).unwrap().to_string();
+    let told = explained(&api, &last, None, "slots_busy").await;
     has(&told, "1 of 1 slots are busy");
     assert!(told["details"]["ahead"].as_u64().is_some_and(|ahead| ahead > 200), "{told}");
     let foreign = json!({ "workflow": "odd", "steps": { "odd": { "handler": "unheard-of" } } });

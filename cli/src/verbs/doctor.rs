@@ -2,9 +2,7 @@
 
 use clap::Args;
 use stepfleet_connect::Severity;
-use stepfleet_coordinator::http::view::{
-    DoctorFinding, DoctorFixed, DoctorView, FindingLevel, FleetHealth, Level,
-};
+use stepfleet_coordinator::http::view::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel, FleetHealth, Level};
 
 use super::Session;
 use crate::failure::{Exit, Failure};
@@ -23,7 +21,8 @@ Examples:
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     redis: RedisArgs,
-    /// Put right first what is safe to put right: make missing groups, delete consumers of gone workers with nothing pending.
+    /// Put right first what is safe to put right: make missing groups, delete consumers of gone workers with nothing
+    /// pending.
     #[arg(long)]
     fix: bool,
 }
@@ -123,7 +122,7 @@ async fn api(session: &Session<'_>) -> Vec<Check> {
     }
     checks.push(match api.get(&["workers", "health"]).send().await.and_then(|answer| answer.read()) {
         Ok(health) => workers(&health),
-        Err(failure) => Check::of("workers", failure),
+        Err(failure) => Check::of("load", failure),
     });
     checks
 }
@@ -145,10 +144,10 @@ fn workers(health: &FleetHealth) -> Check {
     let text = format!("{} live, {} silent", health.workers_live, health.workers_silent);
     let reasons = health.reasons.join("; ");
     let check = match health.level {
-        Level::Healthy if health.workers_live == 0 => Check::warning("workers", "none"),
-        Level::Healthy => Check::ok("workers", text),
-        Level::Warning => Check::warning("workers", format!("{text}; {reasons}")),
-        Level::Critical => Check::failed("workers", format!("{text}; {reasons}")),
+        Level::Healthy if health.workers_live == 0 => Check::warning("load", "none"),
+        Level::Healthy => Check::ok("load", text),
+        Level::Warning => Check::warning("load", format!("{text}; {reasons}")),
+        Level::Critical => Check::failed("load", format!("{text}; {reasons}")),
     };
     if health.workers_live > 0 {
         return check;

@@ -1,11 +1,12 @@
 //! Whether a server has room for more: clients are refused before it is full, so that what was accepted can end.
 //!
-//! At `maxmemory` a server refuses every write, the owner's commits too, and before Redis 7.2 everything inside MULTI, even what
-//! frees memory. So new runs are refused at [`SUBMITS_BELOW`] and commands at [`COMMANDS_BELOW`]. Results, `started` and
-//! `lost` do not come through here: they always pass. A cancel is a command: it frees memory in the end, but first it needs
-//! some, and what it frees is little beside what was submitted.
+//! At `maxmemory` a server refuses every write, the owner's commits too, and before Redis 7.2 everything inside
+//! MULTI, even what frees memory. So new runs are refused at [`SUBMITS_BELOW`] and commands at [`COMMANDS_BELOW`].
+//! Results, `started` and `lost` do not come through here: they always pass. A cancel is a command: it frees memory
+//! in the end, but first it needs some, and what it frees is little beside what was submitted.
 //!
-//! What a process writes between two looks is added to the last one, so that a flood cannot fill a small server in between.
+//! What a process writes between two looks is added to the last one, so that a flood cannot fill a small server in
+//! between.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -68,8 +69,8 @@ pub struct NodeMemory {
     pub used: u64,
     /// The limit in bytes; 0 is none.
     pub limit: u64,
-    /// Hours until it is full if it goes on as in the last minutes; none if it does not grow, has no limit, or is not known
-    /// for long enough.
+    /// Hours until it is full if it goes on as in the last minutes; none if it does not grow, has no limit, or is not
+    /// known for long enough.
     pub hours_to_full: Option<f64>,
 }
 
@@ -220,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_the_server_does_not_count_is_not_counted() {
-        let info = "# Memory\r\nused_memory:1000\r\nused_memory_rss:5\r\nmaxmemory:2000\r\nmem_not_counted_for_evict:100\r\n";
+        let info =
+            "# Memory\r\nused_memory:1000\r\nused_memory_rss:5\r\nmaxmemory:2000\r\nmem_not_counted_for_evict:100\r\n";
         assert_eq!(read(&Value::BulkString(info.into())), Some((900, 2_000)));
         assert_eq!(read(&Value::BulkString("# Memory\r\n".into())), None);
     }

@@ -171,7 +171,11 @@ impl World {
             }
             Event::Release { index } => drop(self.ready.remove(index)),
             Event::Continue(work) => self.todo.retain(|w| w != work),
-            Event::Submitted { .. } | Event::Started { .. } | Event::Command(_) | Event::Audit { .. } | Event::AuditRun => {}
+            Event::Submitted { .. }
+            | Event::Started { .. }
+            | Event::Command(_)
+            | Event::Audit { .. }
+            | Event::AuditRun => {}
         }
     }
 

@@ -75,7 +75,8 @@ fn servers(found: &Checkup, all: &mut Findings) {
 fn memory(found: &Checkup, all: &mut Findings) {
     for node in &found.memory {
         let percent = (node.ratio() * 100.0) as u32;
-        let hours = node.hours_to_full.map(|h| format!("; full in {h:.1} hours at the present rate")).unwrap_or_default();
+        let hours =
+            node.hours_to_full.map(|h| format!("; full in {h:.1} hours at the present rate")).unwrap_or_default();
         let advice = "raise `maxmemory`, shorten retention (`--retain-completed`, `--retain-runs`), or submit less";
         if node.limit == 0 {
             let advice = "set `maxmemory`, so that new runs are refused before the host is out of memory";
@@ -109,7 +110,8 @@ fn clock(found: &Checkup, all: &mut Findings) {
 fn partitions(found: &Checkup, all: &mut Findings) {
     let unowned: Vec<u16> = found.partitions.iter().filter(|p| p.owner.is_none()).map(|p| p.id).collect();
     if !unowned.is_empty() {
-        let text = format!("{} of {} partitions have no owner: {}", unowned.len(), found.partitions.len(), named(unowned));
+        let text =
+            format!("{} of {} partitions have no owner: {}", unowned.len(), found.partitions.len(), named(unowned));
         all.add("partitions", Error, text, "start a coordinator; look at the log of the running ones for `ALERT`");
     }
     let quarantined: u64 = found.partitions.iter().map(|p| p.quarantine).sum();
@@ -118,7 +120,11 @@ fn partitions(found: &Checkup, all: &mut Findings) {
         all.add("partitions", Warning, text, "`stepfleet quarantine list`");
     }
     if !found.unarmed.is_empty() {
-        let text = format!("{} open runs are past their time-out and no timer would end them: {}", found.unarmed.len(), named(&found.unarmed));
+        let text = format!(
+            "{} open runs are past their time-out and no timer would end them: {}",
+            found.unarmed.len(),
+            named(&found.unarmed)
+        );
         all.add("runs", Error, text, "`stepfleet runs explain RUN`, then `stepfleet runs cancel RUN`");
     }
     all.close("partitions", &format!("{}, each with an owner", found.partitions.len()));
@@ -126,7 +132,12 @@ fn partitions(found: &Checkup, all: &mut Findings) {
 }
 
 fn auditor(found: &Checkup, all: &mut Findings) {
-    let late: Vec<u16> = found.walks.iter().filter(|(_, walk)| found.clocks_ms.0.saturating_sub(walk.at_ms) > WALK_LATE_MS).map(|(id, _)| *id).collect();
+    let late: Vec<u16> = found
+        .walks
+        .iter()
+        .filter(|(_, walk)| found.clocks_ms.0.saturating_sub(walk.at_ms) > WALK_LATE_MS)
+        .map(|(id, _)| *id)
+        .collect();
     let repairs: i64 = found.partitions.iter().filter_map(|p| p.counters.get("repairs")).sum();
     if repairs > 0 {
         let text = format!("the auditor has repaired {repairs} steps that were in no place; there should be none");
@@ -142,8 +153,11 @@ fn auditor(found: &Checkup, all: &mut Findings) {
 
 fn streams(found: &Checkup, all: &mut Findings) {
     if !found.without_group.is_empty() {
-        let text = format!("{} job streams have no group, so nobody can read them: {}", found.without_group.len(),
-            named(found.without_group.iter().map(|s| format!("{} of partition {}", s.queue, s.partition))));
+        let text = format!(
+            "{} job streams have no group, so nobody can read them: {}",
+            found.without_group.len(),
+            named(found.without_group.iter().map(|s| format!("{} of partition {}", s.queue, s.partition)))
+        );
         all.add("streams", Error, text, "`stepfleet doctor --fix`");
     }
     let (idle, busy): (Vec<_>, Vec<_>) = found.orphans.iter().partition(|orphan| orphan.pending == 0);
@@ -152,7 +166,11 @@ fn streams(found: &Checkup, all: &mut Findings) {
         all.add("streams", Warning, text, "coordinators delete them; or `stepfleet doctor --fix`");
     }
     if !busy.is_empty() {
-        let text = format!("jobs are pending at {} consumers whose workers are gone: {}", busy.len(), named(busy.iter().map(|o| &o.worker)));
+        let text = format!(
+            "jobs are pending at {} consumers whose workers are gone: {}",
+            busy.len(),
+            named(busy.iter().map(|o| &o.worker))
+        );
         all.add("streams", Warning, text, "coordinators take the jobs back within a minute; if not, look at their log");
     }
     for (name, queue) in &found.queues {
@@ -228,10 +246,10 @@ mod tests {
         check(|c| c.clocks_ms.1 = NOW_MS + 90_000, Error, "clock", "90000 ms");
         check(|c| c.partitions[0].owner = None, Error, "partitions", "1 of 1 partitions have no owner: 0");
         check(|c| c.partitions[0].quarantine = 2, Warning, "partitions", "2 entries");
-        check(|c| drop(c.partitions[0].counters.insert("repairs".into(), 4)), Warning, "auditor", "repaired 4 steps");
+        check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "repaired 4 steps");
         check(|c| c.walks.entry(0).or_default().at_ms = 0, Warning, "auditor", "partitions 0");
         let waiting = Queue { ready: 3, ..Queue::default() };
         let name = stepfleet_protocol::name::Name::new("mail").expect("a legal name");
-        check(|c| drop(c.queues.insert(name, waiting)), Error, "streams", "`mail` has 3 waiting jobs");
+        check(|c| c.queues = [(name, waiting)].into(), Error, "streams", "`mail` has 3 waiting jobs");
     }
 }

@@ -24,8 +24,8 @@ async fn doctor(State(app): State<AppState>) -> ApiResult<Json<DoctorView>> {
     Ok(Json(judge::view(&found)))
 }
 
-/// Puts right what is safe: makes missing groups, deletes consumers of gone workers at which nothing is pending. Each act is
-/// noted in the log of operators' actions.
+/// Puts right what is safe: makes missing groups, deletes consumers of gone workers at which nothing is pending. Each
+/// act is noted in the log of operators' actions.
 #[utoipa::path(post, path = "/api/v1/doctor/fix", tag = "operation",
     responses((status = 200, body = DoctorFixed), (status = 503, body = Problem)))]
 async fn fix(State(app): State<AppState>, headers: HeaderMap) -> ApiResult<Json<DoctorFixed>> {

@@ -41,7 +41,8 @@ struct ExplainParams {
 }
 
 /// Says why a run, or a step of it, stands where it stands, and what would make it go on.
-#[utoipa::path(get, path = "/api/v1/runs/{id}/explain", tag = "runs", params(("id" = String, Path, description = "the run"), ExplainParams),
+#[utoipa::path(get, path = "/api/v1/runs/{id}/explain", tag = "runs",
+    params(("id" = String, Path, description = "the run"), ExplainParams),
     responses((status = 200, body = RunExplanation), (status = 404, body = Problem)))]
 async fn explain(
     State(app): State<AppState>,
@@ -60,9 +61,10 @@ async fn explain(
     let mut steps = Vec::new();
     for index in chosen {
         if let Some(found) = client.situation(&run, index, &workers).await? {
-            let letter = found.step.letter.map(|entry| {
-                crate::store::read::PlacedId { entry, partition: run.id.partition() }.to_string()
-            });
+            let letter = found
+                .step
+                .letter
+                .map(|entry| crate::store::read::PlacedId { entry, partition: run.id.partition() }.to_string());
             let seen = say::Seen { run: &run, history: &history, now_ms, letter };
             steps.push(StepExplanation { step: found.name.clone(), why: say::step(&seen, &found) });
         }

@@ -71,21 +71,32 @@ pub(super) fn run(seen: &Seen<'_>, first: Option<&StepExplanation>) -> Explanati
     let record = &seen.run.record;
     let (state, id) = (record.state, seen.id());
     let counts = json!({ "completed": record.completed, "failed": record.failed, "active": record.active });
-    let say = |reason: &str, sentence: String, next: Vec<String>| {
-        answer(state, reason, sentence, counts.clone(), next)
-    };
-    if !state.is_finished() && let Some(ending) = record.ending {
+    let say = |reason: &str, sentence: String, next: Vec<String>| answer(state, reason, sentence, counts.clone(), next);
+    if !state.is_finished()
+        && let Some(ending) = record.ending
+    {
         let (word, whys) = match ending {
             Ending::Cancelled => ("cancelled", Why::Cancelled),
             Ending::TimedOut => ("stopped because it ran past its time-out", Why::TimedOut),
         };
         let who = seen.who(&[whys]);
-        let text = format!("The run is being {word}{who}; it ends when the workers of its {} active steps confirm.", record.active);
-        return say("run_stopping", text, vec!["wait: a worker that does not confirm is found dead within a minute".into()]);
+        let text = format!(
+            "The run is being {word}{who}; it ends when the workers of its {} active steps confirm.",
+            record.active
+        );
+        return say(
+            "run_stopping",
+            text,
+            vec!["wait: a worker that does not confirm is found dead within a minute".into()],
+        );
     }
     match state {
-        State::Completed => say("completed", "The run is completed.".into(), vec![format!("`stepfleet runs output {id}`")]),
-        State::Cancelled => say("cancelled", format!("The run was cancelled{}.", seen.who(&[Why::Cancelled])), Vec::new()),
+        State::Completed => {
+            say("completed", "The run is completed.".into(), vec![format!("`stepfleet runs output {id}`")])
+        }
+        State::Cancelled => {
+            say("cancelled", format!("The run was cancelled{}.", seen.who(&[Why::Cancelled])), Vec::new())
+        }
         State::Failed => {
             let because = first.map(|step| format!(": {}", step.why.sentence)).unwrap_or_default();
             say("failed", format!("The run failed{because}"), vec![format!("`stepfleet runs retry {id}`")])
@@ -105,9 +116,17 @@ pub(super) fn run(seen: &Seen<'_>, first: Option<&StepExplanation>) -> Explanati
                 return say("in_progress", text, vec!["wait a moment and ask again".into()]);
             }
             match first {
-                Some(step) => say(&step.why.reason, step.why.sentence.clone(), step.why.next.clone()),
-                None => say("nothing_to_wait_for", "The run goes on, and no step of it is open.".into(),
-                    vec!["the auditor looks at it within a minute; `stepfleet doctor` says what it found".into()]),
+                Some(step) => {
+                    let mut told = say(&step.why.reason, step.why.sentence.clone(), step.why.next.clone());
+                    told.details.extend(step.why.details.clone());
+                    told.details.insert("step".into(), json!(step.step));
+                    told
+                }
+                None => say(
+                    "nothing_to_wait_for",
+                    "The run goes on, and no step of it is open.".into(),
+                    vec!["the auditor looks at it within a minute; `stepfleet doctor` says what it found".into()],
+                ),
             }
         }
     }
@@ -122,7 +141,9 @@ pub(super) fn step(seen: &Seen<'_>, found: &Situation) -> Explanation {
     let watch = || vec![format!("wait: `stepfleet runs watch {id}`")];
     match state {
         State::Completed => say("completed", format!("Step `{name}` is completed."), json!({}), Vec::new()),
-        State::Cancelled => say("cancelled", format!("Step `{name}` was cancelled with its run."), json!({}), Vec::new()),
+        State::Cancelled => {
+            say("cancelled", format!("Step `{name}` was cancelled with its run."), json!({}), Vec::new())
+        }
         State::Skipped => {
             let text = format!("Step `{name}` is skipped, because a step it needs gave up.");
             say("skipped", text, json!({}), Vec::new())
@@ -141,8 +162,10 @@ pub(super) fn step(seen: &Seen<'_>, found: &Situation) -> Explanation {
                 |due| format!("it waits until {} (in {})", rfc3339(due), span(due.saturating_sub(seen.now_ms))),
             );
             let told = error.as_ref().map(|e| format!(" with {e}")).unwrap_or_default();
-            let text = format!("Try {} of step `{name}` failed{told}; {when} for the next one.", found.step.attempts.max(1));
-            let details = json!({ "due_at": found.due_ms.map(rfc3339), "attempts": found.step.attempts, "error": error });
+            let text =
+                format!("Try {} of step `{name}` failed{told}; {when} for the next one.", found.step.attempts.max(1));
+            let details =
+                json!({ "due_at": found.due_ms.map(rfc3339), "attempts": found.step.attempts, "error": error });
             say("retry_waits", text, details, watch())
         }
         State::Waiting => say("waiting", format!("Step `{name}` waits for something outside."), json!({}), watch()),
@@ -166,7 +189,8 @@ fn failed(seen: &Seen<'_>, found: &Situation) -> Explanation {
     let details = json!({
         "dead_letter": seen.letter, "attempts": found.step.attempts, "losses": found.step.losses,
         "category": error.map(|e| e.failure.category.as_str()), "code": error.and_then(|e| e.failure.code.clone()),
-        "worker": error.and_then(|e| e.worker.as_ref()).map(ToString::to_string), "failed_at": error.map(|e| rfc3339(e.at_ms)),
+        "worker": error.and_then(|e| e.worker.as_ref()).map(ToString::to_string),
+        "failed_at": error.map(|e| rfc3339(e.at_ms)),
     });
     answer(found.step.state, "dead_letter", text, details, next)
 }
@@ -190,7 +214,8 @@ fn needs(seen: &Seen<'_>, found: &Situation) -> Explanation {
 /// A step that is to run, or runs.
 fn placed(seen: &Seen<'_>, found: &Situation) -> Explanation {
     let (name, queue, handler, readers) = (&found.name, &found.queue, &found.handler, &found.readers);
-    let facts = json!({ "queue": queue, "handler": handler, "workers": readers.live, "workers_with_handler": readers.able,
+    let facts = json!({ "queue": queue, "handler": handler,
+        "workers": readers.live, "workers_with_handler": readers.able,
         "slots": readers.slots, "running": readers.running });
     let with = |more: Value| {
         let mut all = facts.as_object().cloned().unwrap_or_default();
@@ -211,7 +236,10 @@ fn placed(seen: &Seen<'_>, found: &Situation) -> Explanation {
         }
         Spot::Held { worker, running_ms: Some(ms), progress, .. } => {
             let progress_text = progress.map(|p| format!(", at {p} %")).unwrap_or_default();
-            let text = format!("Step `{name}` has been running on worker {worker} for {}{progress_text}{stopping}.", span(*ms));
+            let text = format!(
+                "Step `{name}` has been running on worker {worker} for {}{progress_text}{stopping}.",
+                span(*ms)
+            );
             let details = json!({ "worker": worker, "running_ms": ms, "progress": progress });
             say("held", text, details, vec![format!("`stepfleet workers show {worker}`")])
         }
@@ -220,18 +248,32 @@ fn placed(seen: &Seen<'_>, found: &Situation) -> Explanation {
             say("held", text, json!({ "worker": worker }), vec![format!("`stepfleet workers show {worker}`")])
         }
         Spot::Delivered { worker, idle_ms } => {
-            let text = format!("Step `{name}` was given to worker {worker} {} ago; its next beat tells more{stopping}.", span(*idle_ms));
-            say("delivered", text, json!({ "worker": worker, "idle_ms": idle_ms }), vec!["ask again in ten seconds".into()])
+            let text = format!(
+                "Step `{name}` was given to worker {worker} {} ago; its next beat tells more{stopping}.",
+                span(*idle_ms)
+            );
+            say(
+                "delivered",
+                text,
+                json!({ "worker": worker, "idle_ms": idle_ms }),
+                vec!["ask again in ten seconds".into()],
+            )
         }
         Spot::Waiting { ahead, since_ms, .. } if readers.able == 0 => {
             let waits = json!({ "ahead": ahead, "since": rfc3339(*since_ms) });
             let start = format!("start one: `stepfleet worker --queue {queue}`");
             if readers.live == 0 {
-                let text = format!("No live worker subscribes to queue `{queue}`, where step `{name}` has waited for {}.", seen.since(*since_ms));
+                let text = format!(
+                    "No live worker subscribes to queue `{queue}`, where step `{name}` has waited for {}.",
+                    seen.since(*since_ms)
+                );
                 return say("no_worker", text, waits, vec![start, "`stepfleet workers list`".into()]);
             }
             let limit = span(NO_HANDLER_MS);
-            let text = format!("No live worker of queue `{queue}` has the handler `{handler}` of step `{name}`; it gives up after {limit} of that.");
+            let text = format!(
+                "No live worker of queue `{queue}` has the handler `{handler}` of step `{name}`; it gives up after \
+                 {limit} of that."
+            );
             say("no_handler", text, waits, vec![format!("start a worker that has the handler `{handler}`")])
         }
         Spot::Waiting { ahead, since_ms, per_second } => {
@@ -241,8 +283,11 @@ fn placed(seen: &Seen<'_>, found: &Situation) -> Explanation {
                 || "no job of the queue was taken just now".to_owned(),
                 |ms| format!("at the present rate it starts in about {}", span(ms)),
             );
-            let text = format!("Step `{name}` waits for a free slot: {ahead} are before it in queue `{queue}` of its partition, {} of {} slots are busy; {soon}.",
-                readers.running, readers.slots);
+            let text = format!(
+                "Step `{name}` waits for a free slot: {ahead} are before it in queue `{queue}` of its partition, {} of \
+                 {} slots are busy; {soon}.",
+                readers.running, readers.slots
+            );
             let details = json!({ "ahead": ahead, "since": rfc3339(*since_ms), "per_second": per_second,
                 "starts_at": eta.map(|ms| rfc3339(seen.now_ms + ms)) });
             say("slots_busy", text, details, vec![format!("wait, or add workers to queue `{queue}`")])
@@ -260,8 +305,12 @@ fn gated(seen: &Seen<'_>, found: &Situation, gate: &GateFacts) -> Explanation {
     let since = gate.since_ms.map(|at| format!(", shut for {}", seen.since(at))).unwrap_or_default();
     let why = gate.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     let opens = gate.opens_ms.map(|at| format!("; it may open at {}", rfc3339(at))).unwrap_or_default();
-    let text = format!("Step `{name}` is parked at the gate `{}`{since}{why}, with {} before it{opens}.", gate.gate, gate.ahead);
-    let details = json!({ "gate": gate.gate, "ahead": gate.ahead, "parked": gate.parked, "since": gate.since_ms.map(rfc3339),
+    let text = format!(
+        "Step `{name}` is parked at the gate `{}`{since}{why}, with {} before it{opens}.",
+        gate.gate, gate.ahead
+    );
+    let details = json!({ "gate": gate.gate, "ahead": gate.ahead, "parked": gate.parked,
+        "since": gate.since_ms.map(rfc3339),
         "opens_at": gate.opens_ms.map(rfc3339), "why": gate.why });
     let next = match gate.gate.split_once(':') {
         Some(("queue", queue)) => format!("`stepfleet queues resume {queue}`"),

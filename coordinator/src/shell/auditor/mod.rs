@@ -1,13 +1,14 @@
-//! Walks the open runs of the partitions owned here, and looks whether every step that is to run is somewhere: in a ready set, at
-//! a gate, on a stream or at a worker, among the timers. It decides nothing: what is nowhere in two looks, with the step unchanged
-//! from the first to the last, is told to the log, and the owner repairs it there.
+//! Walks the open runs of the partitions owned here, and looks whether every step that is to run is somewhere: in a
+//! ready set, at a gate, on a stream or at a worker, among the timers. It decides nothing: what is nowhere in two
+//! looks, with the step unchanged from the first to the last, is told to the log, and the owner repairs it there.
 //!
-//! Why this is enough: a commit moves a step and its place at once, and a step that waits for a job names it. A step whose packed
-//! state is the same before and after a look was in that state during the look, so its place had to be there.
+//! Why this is enough: a commit moves a step and its place at once, and a step that waits for a job names it. A step
+//! whose packed state is the same before and after a look was in that state during the look, so its place had to be
+//! there.
 //!
-//! The pace is steady: [`RUNS_PER_TICK`] runs a second, so a walk over few runs ends within a second and is repeated every
-//! [`WALK_EVERY`]; one over a million takes half an hour. Letters of finished steps, and steps of finished runs, are
-//! not looked at: retention takes letters away.
+//! The pace is steady: [`RUNS_PER_TICK`] runs a second, so a walk over few runs ends within a second and is repeated
+//! every [`WALK_EVERY`]; one over a million takes half an hour. Letters of finished steps, and steps of finished
+//! runs, are not looked at: retention takes letters away.
 
 mod places;
 mod suspects;

@@ -185,7 +185,8 @@ impl<D: Dial> Auditor<D> {
         Some(queues)
     }
 
-    /// Who is not where it has to be becomes a suspect. Jobs are looked for in the second look only: nearly all are done by then.
+    /// Who is not where it has to be becomes a suspect. Jobs are looked for in the second look only: nearly all are
+    /// done by then.
     async fn first_look(&mut self, wanted: Vec<Wanted>) {
         let look = |w: &Wanted| self.look_at_place(w.subject, w.place, w.queue.as_ref());
         let asks = wanted.iter().map(look).collect();

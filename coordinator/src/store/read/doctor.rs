@@ -1,4 +1,5 @@
-//! What `doctor` looks at, and what it can put right. Everything is bounded; a look at a large fleet costs some pipelines.
+//! What `doctor` looks at, and what it can put right. Everything is bounded; a look at a large fleet costs some
+//! pipelines.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,11 @@ use stepfleet_protocol::{
 
 use super::{
     super::{admission::NodeMemory, client::Client},
-    ClientError, count, fleet::Registered, partitions::Seen, queues::Queue, reply,
+    ClientError, count,
+    fleet::Registered,
+    partitions::Seen,
+    queues::Queue,
+    reply,
 };
 use crate::{
     machine::event::Timer,
@@ -126,8 +131,8 @@ impl Client {
         })
     }
 
-    /// Puts right what is safe to put right: makes missing groups, and deletes consumers of gone workers at which nothing is
-    /// pending. Returns what was done. Each act is noted under `actor`.
+    /// Puts right what is safe to put right: makes missing groups, and deletes consumers of gone workers at which
+    /// nothing is pending. Returns what was done. Each act is noted under `actor`.
     ///
     /// # Errors
     /// [`ClientError`]; what was done before stays done.

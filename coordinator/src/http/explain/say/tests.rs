@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use stepfleet_protocol::{failure::Failure, id::{JobId, PartitionId, Reign, RunId, StreamId}, workflow::Workflow};
+use stepfleet_protocol::{
+    failure::Failure,
+    id::{JobId, PartitionId, Reign, RunId, StreamId},
+    workflow::Workflow,
+};
 
 use super::*;
 use crate::{
@@ -127,7 +131,11 @@ fn lessons_32_a_step_that_does_not_run_says_what_it_waits_for() {
 fn lessons_6_a_queue_without_a_worker_that_can_is_named() {
     let waiting = Spot::Waiting { ahead: 0, since_ms: NOW_MS - 300_000, per_second: None };
     let nobody = |s: &mut Situation| (s.place, s.readers) = (waiting.clone(), Readers::default());
-    check(&situation(State::Queued, nobody), "no_worker", &["queue `cards`", "5 min", "stepfleet worker --queue cards"]);
+    check(
+        &situation(State::Queued, nobody),
+        "no_worker",
+        &["queue `cards`", "5 min", "stepfleet worker --queue cards"],
+    );
     let unable = |s: &mut Situation| {
         (s.place, s.readers) = (waiting.clone(), Readers { live: 3, ..Readers::default() });
     };

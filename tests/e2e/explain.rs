@@ -88,7 +88,7 @@ async fn lessons_6_a_busy_queue_says_how_many_are_before_a_step_and_a_foreign_ha
     let last: Vec<Vec<u8>> = redis::cmd("ZRANGE").arg(&ready).arg(-1).arg(-1).query_async(&mut redis).await.unwrap();
     let last = RunId::from_bytes(&last[0][..16]).unwrap().to_string();
     let told = explained(&api, &last, None, "slots_busy").await;
-    has(&told, "1 of 1 slots are busy");
+    has(&told, "of 1 slots are busy");
     assert!(told["details"]["ahead"].as_u64().is_some_and(|ahead| ahead > 200), "{told}");
     let foreign = json!({ "workflow": "odd", "steps": { "odd": { "handler": "unheard-of" } } });
     let run = api.submit(&foreign, Value::Null).await.unwrap();

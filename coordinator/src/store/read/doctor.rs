@@ -29,6 +29,8 @@ use crate::{
 
 /// The oldest open runs of a partition that are looked at.
 const RUNS_PER_PARTITION: usize = 50;
+/// Open runs that are looked at in all partitions together.
+const RUNS_MAX: usize = 1_000;
 /// A consumer of an unknown worker is done with after so long, in milliseconds.
 const LEFT_AFTER_MS: u64 = 60_000;
 
@@ -252,14 +254,18 @@ impl Client {
 
     /// Open runs that are older than their time-out and have no timer for it: nothing would ever end them.
     async fn unarmed(&self, now_ms: u64) -> Result<Vec<RunId>, ClientError> {
-        let mut out = Vec::new();
+        let (mut out, mut looked_at) = (Vec::new(), 0);
         for partition in self.all_partitions().await? {
+            if looked_at >= RUNS_MAX {
+                break;
+            }
             let keys = self.keys.partition(partition);
             let mut range = redis::cmd("ZRANGE");
             range.arg(keys.runs(State::Processing)).arg(0).arg(RUNS_PER_PARTITION - 1);
             let found = self.ask_partition(partition, range).await?;
             for member in reply::array(&found).unwrap_or_default() {
                 let Some(id) = reply::bytes(member).and_then(RunId::from_bytes) else { continue };
+                looked_at += 1;
                 let Some(run) = self.run(id).await? else { continue };
                 let limit = run.workflow.as_ref().map_or(0, |workflow| workflow.timeout.0);
                 if limit == 0 || now_ms.saturating_sub(id.created_ms()) < limit || run.record.ending.is_some() {

@@ -30,6 +30,8 @@ pub mod action {
     pub const RUN_COMPENSATE: &str = "run.compensate";
     /// Close a dead letter for good.
     pub const LETTER_DISCARD: &str = "letter.discard";
+    /// Put right what a check found.
+    pub const DOCTOR_FIX: &str = "doctor.fix";
     /// Replay a dead letter.
     pub const LETTER_REPLAY: &str = "letter.replay";
     /// Add partitions.

@@ -256,6 +256,8 @@ plain_keys! {
     cursors = "cursors";
     /// Stream: outbox entries that a subscriber did not take.
     undelivered = "undelivered";
+    /// Hash: what the auditor's last whole walk found.
+    audited = "audited";
 }
 
 /// The listing that runs in a state are found in.

@@ -260,6 +260,9 @@ pub struct Audit {
     pub run: RunId,
     /// The step's number; none for the run itself.
     pub index: Option<u32>,
+    /// The job that the step waits for and that is nowhere; none where the step waits for no job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
 }
 
 /// A wish about one run.

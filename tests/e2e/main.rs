@@ -20,12 +20,15 @@ macro_rules! on_one_server {
 }
 
 mod audit;
+mod auditor;
 mod breakers;
 mod calls;
 mod commands;
 mod coordinator_death;
+mod explain;
 mod failures;
 mod flows;
+mod full_server;
 mod load;
 mod names;
 mod outcomes;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use stepfleet_connect::Severity;
-use stepfleet_coordinator::http::view::{FleetHealth, Level, Page, PartitionView};
+use stepfleet_coordinator::http::view::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel, FleetHealth, Level};
 
 use super::Session;
 use crate::failure::{Exit, Failure};
@@ -15,17 +15,22 @@ use crate::process::{Checks, Given};
 #[command(after_help = "\
 Examples:
   stepfleet doctor
-  stepfleet doctor --redis redis://127.0.0.1:6379       the settings of the servers too
+  stepfleet doctor --fix                                make missing groups, delete consumers without a worker
+  stepfleet doctor --redis redis://127.0.0.1:6379       the settings as seen from here, without the API
   stepfleet doctor --output json | jq '.[] | select(.result != \"ok\")'")]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     redis: RedisArgs,
+    /// Put right first what is safe to put right: make missing groups, delete consumers of gone workers with nothing
+    /// pending.
+    #[arg(long)]
+    fix: bool,
 }
 
 /// What became of one check.
 #[derive(Debug, serde::Serialize)]
 struct Check {
-    check: &'static str,
+    check: String,
     result: Verdict,
     text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,19 +48,19 @@ enum Verdict {
 }
 
 impl Check {
-    fn ok(check: &'static str, text: impl Into<String>) -> Self {
-        Self { check, result: Verdict::Ok, text: text.into(), hint: None, exit: Exit::Done }
+    fn ok(check: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { check: check.into(), result: Verdict::Ok, text: text.into(), hint: None, exit: Exit::Done }
     }
 
-    fn warning(check: &'static str, text: impl Into<String>) -> Self {
+    fn warning(check: impl Into<String>, text: impl Into<String>) -> Self {
         Self { result: Verdict::Warning, ..Self::ok(check, text) }
     }
 
-    fn failed(check: &'static str, text: impl Into<String>) -> Self {
+    fn failed(check: impl Into<String>, text: impl Into<String>) -> Self {
         Self { result: Verdict::Failed, exit: Exit::Failed, ..Self::ok(check, text) }
     }
 
-    fn of(check: &'static str, failure: Failure) -> Self {
+    fn of(check: impl Into<String>, failure: Failure) -> Self {
         Self { exit: failure.exit(), hint: failure.hint, ..Self::failed(check, failure.text) }
     }
 }
@@ -65,7 +70,8 @@ impl Check {
 /// # Errors
 /// Bad settings of Redis, or stdout is closed.
 pub(crate) async fn run(args: DoctorArgs, session: &Session<'_>) -> Result<Exit, Failure> {
-    let mut checks = api(session).await;
+    let mut checks = if args.fix { fix(session).await } else { Vec::new() };
+    checks.extend(api(session).await);
     if args.redis.is_given() {
         let given = Given::default();
         let mut settings = Checks::new(&given);
@@ -87,10 +93,16 @@ pub(crate) async fn run(args: DoctorArgs, session: &Session<'_>) -> Result<Exit,
             out.hint(hint);
         }
     }
-    if !args.redis.is_given() {
-        out.hint("with `--redis URL` the settings of the servers are checked too");
-    }
     Ok(checks.iter().map(|check| check.exit).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done))
+}
+
+/// Puts right what is safe to put right, and says what was done.
+async fn fix(session: &Session<'_>) -> Vec<Check> {
+    match session.api.post(&["doctor", "fix"]).send().await.and_then(|answer| answer.read::<DoctorFixed>()) {
+        Ok(fixed) if fixed.done.is_empty() => vec![Check::ok("fix", "there was nothing to put right")],
+        Ok(fixed) => fixed.done.into_iter().map(|done| Check::ok("fix", done)).collect(),
+        Err(failure) => vec![Check::of("fix", failure)],
+    }
 }
 
 async fn api(session: &Session<'_>) -> Vec<Check> {
@@ -104,44 +116,38 @@ async fn api(session: &Session<'_>) -> Vec<Check> {
         Ok(_) => Check::ok("ready", "the coordinator reaches its server"),
         Err(failure) => Check::of("ready", failure),
     });
-    checks.push(
-        match api.get(&["partitions"]).query("limit", Some(100)).send().await.and_then(|answer| answer.read()) {
-            Ok(page) => partitions(&page),
-            Err(failure) => Check::of("partitions", failure),
-        },
-    );
+    match api.get(&["doctor"]).send().await.and_then(|answer| answer.read()) {
+        Ok(view) => checks.extend(findings(view)),
+        Err(failure) => checks.push(Check::of("doctor", failure)),
+    }
     checks.push(match api.get(&["workers", "health"]).send().await.and_then(|answer| answer.read()) {
         Ok(health) => workers(&health),
-        Err(failure) => Check::of("workers", failure),
+        Err(failure) => Check::of("load", failure),
     });
     checks
 }
 
-fn partitions(page: &Page<PartitionView>) -> Check {
-    let total = page.items.len();
-    let without: Vec<String> = page.items.iter().filter(|p| p.owner.is_none()).map(|p| p.id.to_string()).collect();
-    let quarantined: u64 = page.items.iter().map(|partition| partition.quarantine).sum();
-    if !without.is_empty() {
-        return Check::failed(
-            "partitions",
-            format!("{} of {total} have no owner: {}", without.len(), without.join(", ")),
-        );
-    }
-    if quarantined > 0 {
-        let hint = Some("see `stepfleet quarantine list`".to_owned());
-        return Check { hint, ..Check::warning("partitions", format!("{quarantined} entries are in quarantine")) };
-    }
-    Check::ok("partitions", format!("{total}, each with an owner"))
+/// What the coordinator found when it looked at everything.
+fn findings(view: DoctorView) -> Vec<Check> {
+    let check = |found: DoctorFinding| {
+        let check = match found.severity {
+            FindingLevel::Ok => Check::ok(found.check, found.sentence),
+            FindingLevel::Warning => Check::warning(found.check, found.sentence),
+            FindingLevel::Error => Check::failed(found.check, found.sentence),
+        };
+        Check { hint: found.advice, ..check }
+    };
+    view.findings.into_iter().map(check).collect()
 }
 
 fn workers(health: &FleetHealth) -> Check {
     let text = format!("{} live, {} silent", health.workers_live, health.workers_silent);
     let reasons = health.reasons.join("; ");
     let check = match health.level {
-        Level::Healthy if health.workers_live == 0 => Check::warning("workers", "none"),
-        Level::Healthy => Check::ok("workers", text),
-        Level::Warning => Check::warning("workers", format!("{text}; {reasons}")),
-        Level::Critical => Check::failed("workers", format!("{text}; {reasons}")),
+        Level::Healthy if health.workers_live == 0 => Check::warning("load", "none"),
+        Level::Healthy => Check::ok("load", text),
+        Level::Warning => Check::warning("load", format!("{text}; {reasons}")),
+        Level::Critical => Check::failed("load", format!("{text}; {reasons}")),
     };
     if health.workers_live > 0 {
         return check;

@@ -103,6 +103,9 @@ impl From<ClientError> for ApiError {
             ClientError::NoPartitions => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_partitions", detail).retry_after(1)
             }
+            ClientError::ServerFull { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_full", detail)
+                .hint("wait for runs to end and be deleted, shorten retention, or raise `maxmemory`")
+                .retry_after(10),
             ClientError::Mismatch => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", detail)
                 .hint("use a new key for a new request"),
             ClientError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(1),

@@ -6,6 +6,7 @@
 //! | `POST /api/v1/runs/bulk` | NDJSON of [`view::SubmitRequest`] -> NDJSON of [`view::BulkAnswer`], one a line, in order |
 //! | `GET /api/v1/runs?state=&workflow=&limit=&cursor=` | [`view::Page`] of [`view::RunSummary`], newest first |
 //! | `GET /api/v1/runs/{id}` | [`view::RunView`] |
+//! | `GET /api/v1/runs/{id}/explain?step=` | [`view::RunExplanation`]: why it does not go on, and what would make it |
 //! | `GET /api/v1/runs/{id}/steps?limit=&cursor=` | page of [`view::StepView`] |
 //! | `GET /api/v1/runs/{id}/history?limit=&cursor=` | page of [`view::HistoryView`], oldest first |
 //! | `GET /api/v1/runs/{id}/calls?limit=&cursor=` | page of [`view::CallView`] |
@@ -41,6 +42,7 @@
 //! | `GET /api/v1/audit?actor=&action=&target=&since=&until=&limit=&cursor=` | page of [`view::AuditView`], newest first |
 //! | `GET /api/v1/subscribers` | page of [`view::SubscriberView`]: who follows the outbox, and how far it is |
 //! | `GET /api/v1/subscribers/undelivered?subscriber=&limit=&cursor=` | page of [`view::UndeliveredView`], newest first |
+//! | `GET /api/v1/doctor`, `POST /api/v1/doctor/fix` | [`view::DoctorView`], [`view::DoctorFixed`] |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
@@ -50,7 +52,9 @@
 mod audit;
 mod calls;
 mod commands;
+mod doctor;
 mod error;
+mod explain;
 mod fleet;
 mod gates;
 mod guard;
@@ -119,6 +123,8 @@ struct Description;
 fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(runs::router())
+        .merge(doctor::router())
+        .merge(explain::router())
         .merge(submit::router())
         .merge(commands::router())
         .merge(workflows::router())
@@ -181,6 +187,7 @@ pub async fn serve(listener: TcpListener, app: AppState, shutdown: CancellationT
     tokio::select! {
         served = served => served,
         () = client.hear() => Err(io::Error::other("the subscription to answers has ended")),
+        () = client.watch_memory() => Err(io::Error::other("nobody looks at the memory of the servers any more")),
     }
 }
 

@@ -122,6 +122,8 @@ struct Gauges {
     runs: GaugeVec,
     counters: GaugeVec,
     subscriber_lag: GaugeVec,
+    memory: GaugeVec,
+    hours_to_full: GaugeVec,
 }
 
 static GAUGES: LazyLock<tokio::sync::Mutex<Gauges>> = LazyLock::new(|| tokio::sync::Mutex::new(Gauges::new()));
@@ -146,6 +148,8 @@ impl Gauges {
                 "Entries of the outbox that the subscriber has not seen, summed over partitions",
                 "subscriber",
             ),
+            memory: gauge("redis_memory_ratio", "Share of maxmemory that is used", "node"),
+            hours_to_full: gauge("redis_memory_hours_to_full", "Hours until it is full at the present rate", "node"),
             registry,
         }
     }
@@ -170,6 +174,14 @@ impl Gauges {
         self.subscriber_lag.reset();
         for view in subscribers::views(client).await? {
             self.subscriber_lag.with_label_values(&[view.name.as_str()]).set(view.lag as f64);
+        }
+        self.memory.reset();
+        self.hours_to_full.reset();
+        for node in client.memory() {
+            self.memory.with_label_values(&[node.node.as_str()]).set(node.ratio());
+            if let Some(hours) = node.hours_to_full {
+                self.hours_to_full.with_label_values(&[node.node.as_str()]).set(hours);
+            }
         }
         self.counters.reset();
         for seen in client.see_partitions(0, u16::MAX).await? {

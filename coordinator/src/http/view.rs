@@ -5,6 +5,8 @@
 
 mod audit;
 mod calls;
+mod doctor;
+mod explain;
 mod fleet;
 mod gates;
 mod letters;
@@ -21,6 +23,8 @@ use utoipa::ToSchema;
 
 pub use audit::AuditView;
 pub use calls::CallView;
+pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel};
+pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };

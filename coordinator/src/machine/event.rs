@@ -84,6 +84,15 @@ pub enum Event {
         /// The step's number.
         index: u32,
     },
+    /// An auditor found the step's job neither on its stream nor at a worker.
+    AuditJob {
+        /// The step's number.
+        index: u32,
+        /// The job that is nowhere.
+        job: JobId,
+    },
+    /// An auditor found nothing that the run waits for.
+    AuditRun,
 }
 
 /// A timer. Its guard is the job id: a timer of an older job changes nothing.

@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    auditor::Auditor,
     dispatcher::Dispatcher,
     gates::{self, pump},
     lease::{self, Leases},
@@ -68,6 +69,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let partitions = watch::Sender::new(0);
     let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), known.clone(), metrics.clone());
     let pumping = tokio::spawn(pump.run(partitions.subscribe(), shutdown.clone()));
+    let auditor = Auditor::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
+    let auditing = tokio::spawn(auditor.run(shutdown.clone()));
     let mut fleet = Fleet::new(dial, config, metrics, owned, (slots, known));
     fleet.gates = Some(Box::new(gates));
     fleet.told = partitions;
@@ -81,10 +84,10 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
         }
     }
     fleet.leave().await;
-    // Neither has anything to give away.
-    observing.abort();
-    pumping.abort();
-    watching.abort();
+    // None of them has anything to give away.
+    for task in [observing, pumping, watching, auditing] {
+        task.abort();
+    }
 }
 
 /// How an owner task ended.

@@ -201,9 +201,14 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
         }
         Body::Unreadable(unreadable) => push(*NO_RUN, What::Unreadable(unreadable)),
         Body::Audit(audit) => {
-            if let Some(index) = audit.index {
-                push(audit.run, What::Event(Event::Audit { index }));
-            }
+            push(
+                audit.run,
+                What::Event(match (audit.index, audit.job) {
+                    (Some(index), Some(job)) => Event::AuditJob { index, job },
+                    (Some(index), None) => Event::Audit { index },
+                    (None, _) => Event::AuditRun,
+                }),
+            );
         }
     }
 }
@@ -255,6 +260,7 @@ mod tests {
         let good = codec::pack(&LogEntry::new(Body::Audit(stepfleet_protocol::message::Audit {
             run: RunId::new(PartitionId(0), 0, 0),
             index: Some(3),
+            job: None,
         })));
         let entry = |seq, field: &'static str, bytes: &[u8]| {
             (StreamId { ms: 1, seq }, vec![(field.into(), bytes::Bytes::copy_from_slice(bytes))])

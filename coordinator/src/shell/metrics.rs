@@ -37,6 +37,10 @@ pub struct Metrics {
     pub expired: ExpiredCounters,
     /// What subscribers of the outbox were told.
     pub outbox: OutboxCounters,
+    /// Steps that the auditor found in no place, by what was missing: must stay 0.
+    pub repairs: IntCounterVec,
+    /// Runs that the auditor looked at.
+    pub audited: IntCounter,
     /// Items of a batch.
     pub batch_items: Histogram,
     /// Gates that hold something back, by how they stand, as this coordinator last read them.
@@ -120,6 +124,12 @@ impl Metrics {
             registry.register(Box::new(counter.clone())).expect("registered once");
             counter
         };
+        let opts = Opts::new("stepfleet_audit_repairs_total", "What the auditor found in no place; must stay 0");
+        let repairs = IntCounterVec::new(opts, &["what"]).expect("a legal metric");
+        registry.register(Box::new(repairs.clone())).expect("registered once");
+        for what in ["ready", "timer", "job", "run"] {
+            repairs.with_label_values(&[what]).reset();
+        }
         let owned =
             IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
         registry.register(Box::new(owned.clone())).expect("registered once");
@@ -156,6 +166,8 @@ impl Metrics {
                 audit: counter("audit_expired_total", "Audit entries that were trimmed"),
             },
             outbox: OutboxCounters::new(&registry),
+            audited: counter("audit_runs_total", "Runs that the auditor looked at"),
+            repairs,
             owned,
             policies_version,
             policies_unread: counter("policies_unread_total", "Looks at the fleet's policies that failed"),

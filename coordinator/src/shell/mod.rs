@@ -1,5 +1,6 @@
 //! What acts: reads the log and the clock, feeds events in, commits what comes out.
 
+pub mod auditor;
 pub mod cache;
 pub mod core;
 pub mod dispatcher;

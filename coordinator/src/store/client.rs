@@ -20,6 +20,7 @@ use stepfleet_protocol::{
 use uuid::Uuid;
 
 use super::{
+    admission::Load,
     ask::{self, AskError, Swap},
     replies::{Replies, Wait},
     reply,
@@ -56,6 +57,18 @@ pub enum ClientError {
         bytes: usize,
         /// What is allowed.
         allowed: usize,
+    },
+    /// The node has too little memory left for this.
+    #[error("the redis node `{node}` is {percent} % full: {what} are taken below {below} % of its `maxmemory`")]
+    ServerFull {
+        /// The node.
+        node: String,
+        /// How full it is, in per cent of `maxmemory`.
+        percent: u32,
+        /// What is refused.
+        what: &'static str,
+        /// Below what it is taken, in per cent.
+        below: u32,
     },
     /// There is no such workflow or version.
     #[error("there is no workflow `{0}`")]
@@ -125,6 +138,7 @@ pub(super) struct Shared {
     pub(super) replies: Replies,
     pub(super) clock: super::submit::Clock,
     pub(super) read_plans: Mutex<HashMap<String, Arc<stepfleet_protocol::workflow::Workflow>>>,
+    pub(super) memories: super::admission::Memories,
     pub(super) pulses: super::read::fleet::Pulses,
 }
 
@@ -188,11 +202,19 @@ impl Client {
         Ok(total)
     }
 
-    /// The partition of the next new run.
+    /// The partition of the next new run: the next one whose node has room.
     pub(super) async fn next_partition(&self) -> Result<PartitionId, ClientError> {
         let count = self.partitions().await?;
-        let next = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        Ok(PartitionId((next % u32::from(count)) as u16))
+        let mut full = ClientError::NoPartitions;
+        for _ in 0..count {
+            let next = self.shared.next.fetch_add(1, Ordering::Relaxed);
+            let partition = PartitionId((next % u32::from(count)) as u16);
+            match self.admit(partition, Load::Submit) {
+                Ok(()) => return Ok(partition),
+                Err(error) => full = error,
+            }
+        }
+        Err(full)
     }
 
     /// Whether runs of this partition can exist.
@@ -209,6 +231,7 @@ impl Client {
         if !self.knows(partition).await? {
             return Ok(Decided::Answered(Answer::NotFound));
         }
+        self.admit(partition, Load::Command)?;
         let Wish { run, mut verb, actor, reason, id, again } = wish;
         let value = take_large(&mut verb, id);
         if let Some(bytes) = value.as_ref().map(Bytes::len).filter(|bytes| *bytes > PAYLOAD_BYTES_MAX) {

@@ -3,6 +3,7 @@
 //! The owner's side is [`partition`], [`commit`] and [`record`]; the clients' side is [`client`], [`submit`] and [`workflows`], which
 //! append to logs, and [`read`], which only reads.
 
+pub mod admission;
 mod ask;
 pub mod client;
 pub mod commit;

@@ -20,5 +20,5 @@ elseif changed then
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
 redis.call('XADD', KEYS[2], '*', 'm', cmsgpack.pack({ v = 1, actor = ARGV[3], action = 'queue.' .. ARGV[2],
-  target = ARGV[1], reason = ARGV[4], outcome = changed and 'done' or 'it was so already', at_ms = now }))
+  target = ARGV[1], reason = ARGV[4], outcome = changed and 'done' or { refused = 'it was so already' }, at_ms = now }))
 return changed and 1 or 0

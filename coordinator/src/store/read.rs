@@ -5,6 +5,8 @@
 
 pub mod audit;
 pub mod calls;
+pub mod doctor;
+pub mod explain;
 pub mod fleet;
 mod gates;
 pub mod history;

@@ -271,6 +271,8 @@ impl Client {
             pipe.cmd("SET").arg(keys.plan(hash)).arg(&bytes[..]).arg("NX");
         }
         let wire = codec::encode(&LogEntry::new(Body::Submit(submit.clone())));
+        let values = which.iter().map(|i| size(&runs[*i].wanted)).filter(|bytes| *bytes > INLINE_BYTES_MAX);
+        self.note_written(partition, wire.bytes.len() + values.sum::<usize>());
         pipe.cmd("XADD").arg(keys.log()).arg("*").arg(wire.field).arg(&wire.bytes[..]);
         pipe.cmd("EXEC");
         let (entry, durability) = if durable {

@@ -7,6 +7,7 @@ use redis::Value;
 use stepfleet_protocol::{codec, keys::slot_of, name::Name, workflow::Workflow};
 
 use super::{
+    admission::Load,
     ask::{self, Swap},
     client::{Client, ClientError, lock},
     record, reply,
@@ -88,10 +89,11 @@ impl Client {
     /// Registers a checked definition: a new version, unless the latest one is the same. `now_ms` is kept with it.
     ///
     /// # Errors
-    /// Redis' fault.
+    /// Redis' fault, or [`ClientError::ServerFull`].
     pub async fn register(&self, workflow: &Workflow, now_ms: u64) -> Result<Version, ClientError> {
         let stored = Stored::new(workflow);
         let key = self.keys.workflow(&stored.name);
+        self.admit_key(&key, Load::Command)?;
         let names = self.keys.workflows();
         // The set first: a name without a version is skipped by readers, a version without its name would be lost to them.
         let mut add = redis::cmd("SADD");

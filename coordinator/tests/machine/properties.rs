@@ -185,11 +185,15 @@ impl World {
         self.apply(command);
     }
 
-    /// A step falls out of the ready set, and an auditor sees it.
+    /// A step falls out of the ready set, or a job off its stream, and an auditor sees it.
     fn forget_and_audit(&mut self, which: u16) {
         if let Some(index) = pick(&self.ready.iter().copied().collect::<Vec<_>>(), which) {
             self.ready.remove(&index);
             self.apply(Event::Audit { index });
+        } else if let Some((job, index)) = pick(&self.jobs.iter().map(|(j, i)| (*j, *i)).collect::<Vec<_>>(), which) {
+            self.apply(Event::AuditJob { index, job });
+        } else {
+            self.apply(Event::AuditRun);
         }
     }
 

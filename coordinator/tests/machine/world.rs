@@ -135,7 +135,7 @@ impl World {
             _ => (Vec::new(), 0),
         };
         let continued = if let Event::Continue(work) = &event { Some(*work) } else { None };
-        let audited = matches!(event, Event::Audit { .. });
+        let audited = matches!(event, Event::Audit { .. } | Event::AuditJob { .. });
         let decision = decide(&self.rules, &mut self.run, event, self.now_ms, &mut self.mint);
         // A step that expired or was resolved does not wait for its job any more, which is told to stop.
         let fenced = |index: &u32, job: &JobId| {
@@ -182,7 +182,7 @@ impl World {
                     self.awaited.retain(|_, awaited| awaited != job);
                 }
             }
-            Event::Unrenderable { job, .. } | Event::Deferred { job, .. } => {
+            Event::Unrenderable { job, .. } | Event::Deferred { job, .. } | Event::AuditJob { job, .. } => {
                 self.jobs.remove(job);
                 self.awaited.retain(|_, awaited| awaited != job);
             }
@@ -193,7 +193,11 @@ impl World {
                     self.forced.insert(index);
                 }
             }
-            Event::Submitted { .. } | Event::Started { .. } | Event::FellBack { .. } | Event::Audit { .. } => {}
+            Event::Submitted { .. }
+            | Event::Started { .. }
+            | Event::FellBack { .. }
+            | Event::Audit { .. }
+            | Event::AuditRun => {}
         }
     }
 

@@ -3,6 +3,7 @@
 mod bulk;
 mod calls;
 mod command;
+mod explain;
 mod follow;
 mod progress;
 mod show;
@@ -45,6 +46,13 @@ Examples:
   stepfleet runs show 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
   stepfleet runs show 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --output json | jq .steps")]
     Show(RunArg),
+    /// Say why a run, or a step of it, does not go on, and what would make it go on.
+    #[command(after_help = "\
+Examples:
+  stepfleet runs explain 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10
+  stepfleet runs explain 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 charge
+  stepfleet runs explain 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10 --output json | jq -r .reason")]
+    Explain(explain::ExplainArgs),
     /// Print the output of a step, or of the last steps, as JSON.
     #[command(after_help = "\
 Examples:
@@ -161,6 +169,7 @@ pub(crate) async fn run(verb: Runs, session: &Session<'_>) -> Result<Exit, Failu
         Runs::Start(args) => start::run(args, session).await,
         Runs::List(args) => list(&args, session).await,
         Runs::Show(run) => show::run(&run.id, session).await,
+        Runs::Explain(args) => explain::run(&args, session).await,
         Runs::Output(args) => output(&args, session).await,
         Runs::History(args) => history(&args, session).await,
         Runs::Calls(args) => calls::run(&args, session).await,

@@ -3,6 +3,7 @@
 //! `decide` changes the run in place and says what else has to be committed with it. It is total: an event that no longer
 //! concerns anything (a late result, a timer of an old job) is a decision too, one that only acks and remarks.
 
+mod audit;
 mod command;
 mod escalate;
 mod finish;
@@ -103,6 +104,8 @@ impl Deciding<'_> {
             Event::Unrenderable { index, job, failure } => self.unrenderable(index, job, failure),
             Event::Continue(work) => self.work(work),
             Event::Audit { index } => self.audit(index),
+            Event::AuditJob { index, job } => self.audit_job(index, job),
+            Event::AuditRun => self.audit_run(),
         }
     }
 

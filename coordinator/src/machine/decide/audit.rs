@@ -1,0 +1,45 @@
+//! What an auditor found: a job in no place, a run with nothing left to wait for. Whatever it saw, the run as it is now has
+//! the last word: an observation that came late changes nothing.
+
+use stepfleet_protocol::{id::JobId, state::State};
+
+use super::{
+    super::decision::{Effect, Why},
+    Deciding,
+};
+
+impl Deciding<'_> {
+    /// The job that the step waits for is neither on its stream nor at a worker: the step is done again, uncounted, as after a
+    /// delivery that was lost. A worker that has it after all is fenced out by its job id.
+    pub(super) fn audit_job(&mut self, index: u32, job: JobId) {
+        let waits = self.run.steps().get(index as usize).is_some_and(|s| s.in_flight && s.job == Some(job));
+        if !waits {
+            return;
+        }
+        self.landed(index, job);
+        if self.run.ending.is_some() {
+            self.remark(index, Why::Repaired, None);
+            self.move_step(index, State::Cancelled, self.stop_why(), None, None);
+            return self.settle();
+        }
+        match self.run.step(index).state {
+            State::Processing => self.move_step(index, State::Queued, Why::Repaired, None, None),
+            _ => self.remark(index, Why::Repaired, None),
+        }
+        self.effect(Effect::Ready { index });
+        self.settle();
+    }
+
+    /// The run goes on although nothing of it is active: it ends now, as what its steps say.
+    pub(super) fn audit_run(&mut self) {
+        let idle = self.run.active == 0 && self.run.work == 0;
+        if !idle || self.run.state.is_finished() || self.run.state == State::Suspended {
+            return;
+        }
+        let before = self.out.transitions.len();
+        self.settle();
+        if self.out.transitions.len() > before {
+            self.remark_run(Why::Repaired, None);
+        }
+    }
+}

@@ -76,7 +76,7 @@ impl Filter {
     }
 
     fn apply<'a>(&self, call: Call<'a>) -> Call<'a> {
-        let LetterFilter { workflow, handler, queue, category } = self.clone().into();
+        let LetterFilter { workflow, handler, queue, category, .. } = self.clone().into();
         let call = call.query("workflow", workflow).query("handler", handler);
         call.query("queue", queue).query("category", category)
     }
@@ -85,7 +85,7 @@ impl Filter {
 impl From<Filter> for LetterFilter {
     fn from(filter: Filter) -> Self {
         let Filter { workflow, handler, queue, category } = filter;
-        Self { workflow, handler, queue, category }
+        Self { workflow, handler, queue, category, ..Self::default() }
     }
 }
 
@@ -298,7 +298,7 @@ async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
     if !args.dry_run {
         out.confirm(&format!("replay {which}?"), args.yes)?;
     }
-    let LetterFilter { workflow, handler, queue, category } = args.filter.clone().into();
+    let LetterFilter { workflow, handler, queue, category, .. } = args.filter.clone().into();
     let mut request =
         ReplayAll { all: true, workflow, handler, queue, category, limit: None, cursor: None, dry_run: args.dry_run };
     let mut sum = Replayed::default();

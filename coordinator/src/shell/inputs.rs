@@ -25,15 +25,14 @@ use super::{
     cache::{Compiled, StepInput},
     core::{Blame, Core, Dispatch, Poison, patch_id},
     intake::Place,
+    letters,
     owner::OwnerError,
 };
 use crate::{
-    machine::{decision::Letter, event::Event, run::Run},
+    machine::{event::Event, run::Run},
     store::{
         link::Link,
         partition::{Partition, TurnError},
-        record::{DeadLetter, VERSION},
-        reply,
     },
     workflow::template::{RunScope, Scope, Source},
 };
@@ -64,8 +63,6 @@ const TIME_MAX: Duration = Duration::from_millis(250);
 const BYTES_MAX: usize = 4 << 20;
 /// Dispatches whose values are read together.
 const DISPATCHES_PER_READ: usize = 32;
-/// Letters whose jobs are read together: each is a message of about 10 KiB at most.
-const LETTERS_PER_READ: usize = 100;
 
 /// Resolves every staged dispatch and letter: loads, renders, and stages the jobs. An input that cannot be made fails its
 /// step, in this same batch. What would take the batch too long goes back to the ready set.
@@ -89,15 +86,8 @@ pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> 
                 done.map_err(|_| poison(dispatch.of))?;
             }
         }
-        let mut letters = std::mem::take(&mut core.staged.letters);
-        while !letters.is_empty() {
-            let part: Vec<(Place, Letter)> = letters.drain(..letters.len().min(LETTERS_PER_READ)).collect();
-            let inputs = load_inputs(partition, part.iter().map(|(_, letter)| letter)).await?;
-            for ((of, letter), input) in part.into_iter().zip(inputs) {
-                let done = catch_unwind(AssertUnwindSafe(|| stage_letter(core, of.1, letter, input)));
-                done.map_err(|_| poison(of))?;
-            }
-        }
+        letters::open(core, partition).await?;
+        letters::close(core, partition).await?;
     }
     Ok(())
 }
@@ -116,10 +106,12 @@ pub fn resolve_at_hand(core: &mut Core) -> Result<bool, OwnerError> {
         }
     }
     core.staged.dispatches = left;
-    Ok(core.staged.dispatches.is_empty() && core.staged.letters.is_empty())
+    let staged = &core.staged;
+    Ok(staged.dispatches.is_empty() && staged.letters.is_empty() && staged.closing.is_empty())
 }
 
-fn poison(item: Place) -> OwnerError {
+/// The item whose input or letter made this panic.
+pub(super) fn poison(item: Place) -> OwnerError {
     OwnerError::Poison(Poison { item, by: Blame::Input })
 }
 
@@ -301,52 +293,6 @@ fn stage_job(core: &mut Core, dispatch: &Dispatch, input: Input) {
         undo: false,
     };
     core.staged.commit.jobs.push((step.queue.clone(), codec::encode(&job)));
-}
-
-/// The inputs that the jobs of these letters were done with: their stream entries still hold them.
-async fn load_inputs<L: Link>(
-    partition: &mut Partition<L>,
-    letters: impl Iterator<Item = &Letter>,
-) -> Result<Vec<Option<Input>>, TurnError> {
-    let mut pipe = redis::pipe();
-    let mut asked = Vec::new();
-    for letter in letters {
-        asked.push(letter.of.is_some());
-        if let Some(of) = &letter.of {
-            let (key, entry) = (partition.keys.jobs(&of.queue), of.entry.to_string());
-            pipe.cmd("XRANGE").arg(key).arg(&entry).arg(&entry);
-        }
-    }
-    let mut replies = if pipe.is_empty() { Vec::new() } else { partition.load(&pipe).await? }.into_iter();
-    let input = |asked: bool| {
-        let found = if asked { replies.next().map(reply::entries) } else { None }.unwrap_or_default();
-        let (field, bytes) = found.first()?.1.first()?;
-        codec::decode::<Job>(field, bytes).ok().map(|job| job.input)
-    };
-    Ok(asked.into_iter().map(input).collect())
-}
-
-fn stage_letter(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>) {
-    let run = &core.cache.runs[&id];
-    let step = &run.plan.steps[letter.index as usize];
-    let dead = DeadLetter {
-        v: VERSION,
-        run: id,
-        workflow: run.plan.workflow.clone(),
-        version: run.version,
-        step: step.name.clone(),
-        index: letter.index,
-        generation: run.step(letter.index).generation,
-        handler: step.handler.clone(),
-        queue: step.queue.clone(),
-        cause: letter.cause,
-        category: letter.category,
-        attempts: letter.attempts,
-        input,
-        at_ms: core.now_ms,
-    };
-    *core.staged.commit.counters.entry("dead_letters").or_default() += 1;
-    core.staged.commit.letters.push((letter.id, codec::encode(&dead)));
 }
 
 /// Handlers over whose inputs this panics, for the tests of what follows from a bug.

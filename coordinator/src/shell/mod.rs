@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod inputs;
 pub mod intake;
 pub mod lease;
+mod letters;
 pub mod links;
 pub mod metrics;
 pub mod observer;

@@ -7,6 +7,7 @@ mod ask;
 pub mod client;
 pub mod commit;
 pub mod history;
+pub mod letters;
 pub mod link;
 pub mod memory;
 pub mod pack;

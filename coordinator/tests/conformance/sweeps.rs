@@ -126,6 +126,9 @@ fn job(partition: PartitionId) -> Job {
         timeout_ms: 60_000,
         input: Input::None,
         traceparent: None,
+        target: None,
+        canary: false,
+        undo: false,
     }
 }
 

@@ -57,6 +57,9 @@ pub(crate) fn job(handler: &str, input: Json) -> Job {
         timeout_ms: 60_000,
         input,
         traceparent: None,
+        target: None,
+        canary: false,
+        undo: false,
     }
 }
 

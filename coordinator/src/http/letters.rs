@@ -28,7 +28,8 @@ use super::{
     show,
     take::{self, Optional, Params, Strict},
     view::{
-        DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, Page, Problem, ReplayAll, ReplayRequest, Replayed,
+        DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, Page, Problem, ReplayAll, ReplayRequest,
+        Replayed,
     },
 };
 use crate::{
@@ -91,21 +92,12 @@ struct ListParams {
 impl ListParams {
     /// Which letters, what page.
     fn split(self) -> ApiResult<(Filter, usize, Option<String>)> {
-        let Self { workflow, handler, queue, category, cause, fingerprint, older_than_ms, newer_than_ms, text, .. } = self;
+        let Self { workflow, handler, queue, category, cause, fingerprint, older_than_ms, newer_than_ms, text, .. } =
+            self;
         let ids = self.ids.iter().flat_map(|ids| ids.split(',')).filter(|id| !id.is_empty()).map(placed);
         let ids = ids.collect::<ApiResult<Vec<_>>>()?;
-        let filter = Filter {
-            workflow,
-            handler,
-            queue,
-            category,
-            cause,
-            fingerprint,
-            older_than_ms,
-            newer_than_ms,
-            text,
-            ids,
-        };
+        let filter =
+            Filter { workflow, handler, queue, category, cause, fingerprint, older_than_ms, newer_than_ms, text, ids };
         Ok((checked(filter)?, take::limit(self.limit)?, self.cursor))
     }
 }
@@ -141,7 +133,9 @@ async fn groups(State(app): State<AppState>, Params(p): Params<ListParams>) -> A
     let found = app.client.letter_groups(&filter, after, limit).await?;
     let mut items: Vec<GroupView> = found.groups.iter().filter_map(show::group).collect();
     let versions: HashMap<String, String> = match items.iter().any(|group| !group.workers.is_empty()) {
-        true => app.client.workers().await?.into_iter().filter_map(|w| Some((w.id.to_string(), w.beat?.version))).collect(),
+        true => {
+            app.client.workers().await?.into_iter().filter_map(|w| Some((w.id.to_string(), w.beat?.version))).collect()
+        }
         false => HashMap::new(),
     };
     for group in &mut items {

@@ -14,11 +14,13 @@ mod workflows;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::store::letters::Filter as LetterFilter;
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
-pub use crate::store::letters::Filter as LetterFilter;
-pub use letters::{AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayAll, ReplayRequest, Replayed};
+pub use letters::{
+    AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayAll, ReplayRequest, Replayed,
+};
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use problem::{FieldProblem, Problem};
 pub use runs::{

@@ -123,7 +123,8 @@ fn is_word(c: char) -> bool {
 /// One word, as what it is.
 fn word_into(word: &str, out: &mut String) {
     let slashes = word.bytes().filter(|b| matches!(b, b'/' | b'\\')).count();
-    let rooted = word.starts_with(['/', '\\']) || word.starts_with("./") || word.starts_with("../") || word.starts_with("~/");
+    let rooted =
+        word.starts_with(['/', '\\']) || word.starts_with("./") || word.starts_with("../") || word.starts_with("~/");
     if word.contains("://") {
         return out.push_str("<url>");
     }
@@ -252,7 +253,10 @@ mod tests {
             of("exec", Category::Permanent, Some(""), "exit 4"),
             of("exec", Category::Data, None, "exit 3"),
         ];
-        assert_eq!(golden, ["GOLDEN0", "GOLDEN0", "GOLDEN1", "GOLDEN1", "GOLDEN2"]);
+        assert_eq!(
+            golden,
+            ["bf6db00452e29b3c", "bf6db00452e29b3c", "01b691e5c0eb4b7c", "01b691e5c0eb4b7c", "4800e7b2c7a348ef"]
+        );
     }
 
     #[test]

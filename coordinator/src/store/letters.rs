@@ -102,7 +102,8 @@ fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PlacedId>, D::E
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-            let read = |part: &str| part.trim().parse().map_err(|()| E::invalid_value(de::Unexpected::Str(part), &self));
+            let read =
+                |part: &str| part.trim().parse().map_err(|()| E::invalid_value(de::Unexpected::Str(part), &self));
             text.split(',').filter(|part| !part.trim().is_empty()).map(read).collect()
         }
 

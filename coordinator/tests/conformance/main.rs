@@ -14,6 +14,7 @@ mod world;
 mod bounds;
 mod fence;
 mod leases;
+mod letters;
 mod liveness;
 mod losses;
 mod plans;

@@ -163,7 +163,8 @@ impl Deciding<'_> {
     }
 
     fn closed(&self) -> Answer {
-        let message = "the dead letter is closed: its step was retried, its run cancelled, it was discarded, or it expired";
+        let message =
+            "the dead letter is closed: its step was retried, its run cancelled, it was discarded, or it expired";
         Answer::Conflict { state: self.run.state, message: message.into() }
     }
 

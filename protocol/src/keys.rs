@@ -166,6 +166,11 @@ impl Keys {
         format!("{}campaigns", self.prefix)
     }
 
+    /// Sorted set: the campaigns that go on, by when they began.
+    pub fn campaigns_active(&self) -> String {
+        format!("{}campaigns-active", self.prefix)
+    }
+
     /// Hash: one campaign. What belongs to it shares its slot.
     pub fn campaign(&self, id: impl Display) -> String {
         format!("{}campaign:{{{id}}}", self.prefix)

@@ -21,6 +21,7 @@ macro_rules! on_one_server {
 
 mod commands;
 mod coordinator_death;
+mod dead_letters;
 mod failures;
 mod flows;
 mod load;

@@ -34,6 +34,7 @@
 //!
 //! Errors are [`view::Problem`].
 
+mod campaigns;
 mod commands;
 mod error;
 mod fleet;
@@ -105,6 +106,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(commands::router())
         .merge(workflows::router())
         .merge(letters::router())
+        .merge(campaigns::router())
         .merge(fleet::router())
         .merge(partitions::router())
         .merge(operate::router())

@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields; answers may grow. Times are RFC 3339 in UTC with milliseconds, ids and states are text,
 //! spans of time end in `_ms`. A page has `items` and, if there is more, an opaque `next` for `?cursor=`.
 
+mod campaigns;
 mod fleet;
 mod letters;
 mod partitions;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::store::letters::Filter as LetterFilter;
+pub use campaigns::{CampaignItem, CampaignRequest, CampaignView, Outcomes};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };

@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    campaign::Campaigns,
     lease::{self, Leases},
     metrics::Metrics,
     observer::Observer,
@@ -55,6 +56,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
+    let campaigns = Campaigns::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
+    let campaigning = tokio::spawn(campaigns.run(shutdown.clone()));
     let mut fleet = Fleet::new(dial, config, metrics, owned, slots);
     while !shutdown.is_cancelled() {
         fleet.look().await;
@@ -68,6 +71,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     fleet.leave().await;
     // The observer has nothing to give away.
     observing.abort();
+    // What it was about to send, its successor sends.
+    campaigning.abort();
 }
 
 /// How an owner task ended.

@@ -1,6 +1,6 @@
 //! What a coordinator counts. Fleet-wide gauges are not here: they are read from Redis when asked for.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::retention::Expired;
 
@@ -37,6 +37,10 @@ pub struct Metrics {
     pub expired: ExpiredCounters,
     /// Items of a batch.
     pub batch_items: Histogram,
+    /// Campaigns over dead letters that go on, wherever they are run.
+    pub campaigns: IntGauge,
+    /// Letters of the campaigns that are run here, by outcome.
+    pub campaign_items: IntCounterVec,
 }
 
 /// Counters of what retention deletes.
@@ -84,7 +88,14 @@ impl Metrics {
         let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
         let batch_items = Histogram::with_opts(opts).expect("a legal metric");
         registry.register(Box::new(batch_items.clone())).expect("registered once");
+        let campaigns = IntGauge::new("stepfleet_campaigns_active", "Campaigns that go on").expect("a legal metric");
+        registry.register(Box::new(campaigns.clone())).expect("registered once");
+        let opts = Opts::new("stepfleet_campaign_items_total", "Dead letters of campaigns, by outcome");
+        let campaign_items = IntCounterVec::new(opts, &["outcome"]).expect("a legal metric");
+        registry.register(Box::new(campaign_items.clone())).expect("registered once");
         Self {
+            campaigns,
+            campaign_items,
             commits: counter("owner_commits_total", "Commits of this coordinator"),
             ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
             decided: counter("owner_events_total", "Events that this coordinator decided"),

@@ -1,6 +1,7 @@
 //! What acts: reads the log and the clock, feeds events in, commits what comes out.
 
 pub mod cache;
+pub mod campaign;
 pub mod core;
 pub mod fleet;
 pub mod inputs;

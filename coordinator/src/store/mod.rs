@@ -4,6 +4,7 @@
 //! append to logs, and [`read`], which only reads.
 
 mod ask;
+pub mod campaigns;
 pub mod client;
 pub mod commit;
 pub mod history;

@@ -184,7 +184,10 @@ impl World {
             assert_eq!(*state, t.from, "{t} does not go on from where the history stands");
             let remark = t.from == t.to
                 && (t.step.is_none()
-                    || matches!(t.why, Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost));
+                    || matches!(
+                        t.why,
+                        Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost | Why::Discarded
+                    ));
             let reborn = t.step.is_some() && t.from == State::Cancelled && t.to == State::Created;
             assert!(remark || reborn || t.from.may_become(t.to), "illegal: {t}");
             assert!(t.at_ms <= self.now_ms, "{t} is in the future");

@@ -196,6 +196,31 @@ impl Keys {
     pub fn fleet_policies_of(&self, version: u64) -> String {
         self.fleet(format_args!("policies:{version}"))
     }
+
+    /// Sorted set: campaigns over dead letters, by when they began.
+    pub fn campaigns(&self) -> String {
+        format!("{}campaigns", self.prefix)
+    }
+
+    /// Sorted set: the campaigns that go on, by when they began.
+    pub fn campaigns_active(&self) -> String {
+        format!("{}campaigns-active", self.prefix)
+    }
+
+    /// Hash: one campaign. What belongs to it shares its slot.
+    pub fn campaign(&self, id: impl Display) -> String {
+        format!("{}campaign:{{{id}}}", self.prefix)
+    }
+
+    /// Hash: the letters that a campaign has taken up, whose outcome is not known yet.
+    pub fn campaign_open(&self, id: impl Display) -> String {
+        format!("{}campaign:{{{id}}}:open", self.prefix)
+    }
+
+    /// List: what became of the letters of a campaign, in the order in which it was known.
+    pub fn campaign_items(&self, id: impl Display) -> String {
+        format!("{}campaign:{{{id}}}:items", self.prefix)
+    }
 }
 
 /// Keys of one partition.
@@ -258,6 +283,8 @@ plain_keys! {
     undelivered = "undelivered";
     /// Hash: what the auditor's last whole walk found.
     audited = "audited";
+    /// Sorted set: groups of open dead letters by when the last one came, in milliseconds; members are fingerprints.
+    letter_groups = "letter-groups";
 }
 
 /// The listing that runs in a state are found in.
@@ -312,6 +339,16 @@ impl PartitionKeys {
     /// String: a plan that no run follows, until it is deleted or followed again.
     pub fn plan_aside(&self, hash: &str) -> String {
         format!("{}plan-aside:{hash}", self.stem)
+    }
+
+    /// Sorted set: the open dead letters of a group by when they came, in milliseconds; members are packed ids.
+    pub fn letters(&self, fingerprint: impl Display) -> String {
+        format!("{}letters:{fingerprint}", self.stem)
+    }
+
+    /// Hash: how many dead letters each step of a run has had.
+    pub fn letter_counts(&self, run: &RunId) -> String {
+        format!("{}letter-counts:{run}", self.stem)
     }
 
     /// Sorted set: ready steps of a queue.

@@ -118,7 +118,7 @@ async fn doctor_finds_a_destroyed_group_and_puts_it_right_and_says_so_in_the_log
     assert_eq!((status, fixed["done"].as_array().unwrap().len()), (200, 1), "{fixed}");
     fleet.add_worker(&[]).unwrap();
     api.until_state(&run, "completed", START).await.unwrap();
-    let noted: usize = redis::cmd("XLEN").arg(keys.audit()).query_async(&mut redis).await.unwrap();
+    let noted: usize = redis::cmd("XLEN").arg(keys.fleet_audit()).query_async(&mut redis).await.unwrap();
     assert_eq!(noted, 1);
     wait::until(START, "everything to be well", async || {
         let text = fleet.verb(&["doctor", "--fix"]).await?;

@@ -25,6 +25,7 @@ mod breakers;
 mod calls;
 mod commands;
 mod coordinator_death;
+mod dead_letters;
 mod explain;
 mod failures;
 mod flows;

@@ -1,12 +1,15 @@
 //! `dead-letters`: look at the steps that gave up, and replay them.
 
+mod filter;
+mod groups;
+
 use clap::{Args, Subcommand};
 use stepfleet_coordinator::http::view::{LetterFilter, LetterView, Page, ReplayAll, ReplayRequest, Replayed};
-use stepfleet_protocol::failure::Category;
 
+use self::filter::Filter;
 use super::runs::{error_text, shortened, worker_name};
 use super::{Paging, Session};
-use crate::api::{Call, exit_of};
+use crate::api::exit_of;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::out::{Ink, plain};
@@ -30,6 +33,17 @@ Examples:
 Examples:
   stepfleet dead-letters show 3-1795132799999-0")]
     Show(LetterArg),
+    /// What failed in the same way, the largest group first.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters groups
+  stepfleet dead-letters groups --workflow orders --newer-than 1h")]
+    Groups(groups::GroupsArgs),
+    /// Close dead letters for good: their steps stay failed.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters discard 3-1795132799999-0 --reason 'paid by hand'")]
+    Discard(groups::DiscardArgs),
     /// Try the steps of dead letters again, which reopens their runs.
     #[command(after_help = "\
 Examples:
@@ -48,54 +62,13 @@ pub(crate) struct LetterArg {
     id: String,
 }
 
-/// Which dead letters.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Filter {
-    /// Only of this workflow.
-    #[arg(long, value_name = "NAME")]
-    workflow: Option<String>,
-    /// Only of this handler.
-    #[arg(long, value_name = "NAME")]
-    handler: Option<String>,
-    /// Only of this queue.
-    #[arg(long, value_name = "NAME")]
-    queue: Option<String>,
-    /// Only of this category of errors.
-    #[arg(long, value_name = "CATEGORY", value_parser = category)]
-    category: Option<Category>,
-}
-
-fn category(text: &str) -> Result<Category, String> {
-    let found = Category::ALL.into_iter().find(|category| category.as_str() == text);
-    found.ok_or_else(|| format!("allowed are {}", Category::ALL.map(Category::as_str).join(", ")))
-}
-
-impl Filter {
-    fn is_empty(&self) -> bool {
-        self.workflow.is_none() && self.handler.is_none() && self.queue.is_none() && self.category.is_none()
-    }
-
-    fn apply<'a>(&self, call: Call<'a>) -> Call<'a> {
-        let LetterFilter { workflow, handler, queue, category } = self.clone().into();
-        let call = call.query("workflow", workflow).query("handler", handler);
-        call.query("queue", queue).query("category", category)
-    }
-}
-
-impl From<Filter> for LetterFilter {
-    fn from(filter: Filter) -> Self {
-        let Filter { workflow, handler, queue, category } = filter;
-        Self { workflow, handler, queue, category }
-    }
-}
-
 /// `dead-letters list`
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     filter: Filter,
     /// Only of this run; without other filters.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["workflow", "handler", "queue", "category", "cursor"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = filter::NAMES)]
     run: Option<String>,
     #[command(flatten)]
     paging: Paging,
@@ -134,6 +107,8 @@ pub(crate) async fn run(verb: DeadLetters, session: &Session<'_>) -> Result<Exit
     match verb {
         DeadLetters::List(args) => list(&args, session).await,
         DeadLetters::Show(letter) => show(&letter.id, session).await,
+        DeadLetters::Groups(args) => groups::list(&args, session).await,
+        DeadLetters::Discard(args) => groups::discard(args, session).await,
         DeadLetters::Replay(args) if args.all => replay_all(&args, session).await,
         DeadLetters::Replay(args) => replay_each(args, session).await,
     }
@@ -223,6 +198,8 @@ async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
             ("queue", plain(&letter.queue)),
             ("cause", cause(&letter)),
             ("category", out.ink(letter.category.as_str(), Ink::Bad)),
+            ("group", letter.fingerprint.clone().unwrap_or_default()),
+            ("came back", letter.returns.to_string()),
             ("when", format!("{} ({})", ago(&letter.at, now), letter.at)),
             ("error", plain(&letter.message)),
             ("input", input.unwrap_or_default()),
@@ -294,11 +271,15 @@ async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
 
 async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let out = session.out;
-    let which = described(&args.filter);
+    let which = args.filter.described();
+    if !args.filter.is_simple() {
+        return Err(Failure::usage("`replay --all` knows the filters --workflow, --handler, --queue and --category")
+            .hint("list the others with `dead-letters list`, and replay them by their ids"));
+    }
     if !args.dry_run {
         out.confirm(&format!("replay {which}?"), args.yes)?;
     }
-    let LetterFilter { workflow, handler, queue, category } = args.filter.clone().into();
+    let LetterFilter { workflow, handler, queue, category, .. } = args.filter.clone().into();
     let mut request =
         ReplayAll { all: true, workflow, handler, queue, category, limit: None, cursor: None, dry_run: args.dry_run };
     let mut sum = Replayed::default();
@@ -332,17 +313,6 @@ async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
     Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
-fn described(filter: &Filter) -> String {
-    let parts = [
-        filter.workflow.as_ref().map(|name| format!("workflow `{name}`")),
-        filter.handler.as_ref().map(|name| format!("handler `{name}`")),
-        filter.queue.as_ref().map(|name| format!("queue `{name}`")),
-        filter.category.map(|category| format!("category `{category}`")),
-    ];
-    let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { "ALL dead letters".to_owned() } else { format!("all dead letters of {}", parts.join(", ")) }
-}
-
 fn summary(sum: &Replayed, is_dry: bool) -> String {
     if is_dry {
         return format!("{} would be replayed", sum.matched);
@@ -360,16 +330,6 @@ fn summary(sum: &Replayed, is_dry: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_question_says_how_much_is_meant() {
-        let mut filter = Filter { workflow: None, handler: None, queue: None, category: None };
-        assert_eq!(described(&filter), "ALL dead letters");
-        filter.workflow = Some("orders".into());
-        filter.category = Some(Category::Data);
-        assert_eq!(described(&filter), "all dead letters of workflow `orders`, category `data`");
-        assert!(category("dta").expect_err("unknown").contains("worker_lost"));
-    }
 
     #[test]
     fn a_replay_sums_up() {

@@ -1,4 +1,6 @@
-//! Dead letters: list, show, replay.
+//! Dead letters: list, group, show, replay, discard.
+
+use std::collections::{BTreeSet, HashMap};
 
 use axum::{
     Json,
@@ -25,12 +27,19 @@ use super::{
     error::{ApiError, ApiResult, state_of},
     show,
     take::{self, Optional, Params, Strict},
-    view::{LetterFilter, LetterView, Page, Problem, ReplayAll, ReplayRequest, Replayed},
+    view::{
+        DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, Page, Problem, ReplayAll, ReplayRequest,
+        Replayed,
+    },
 };
-use crate::store::{
-    client::{Decided, Wish},
-    read::{PlacedId, letters::Filter},
-    record::DeadLetter,
+use crate::{
+    machine::{decision::Cause, fingerprint::Fingerprint},
+    store::{
+        client::{Decided, Wish},
+        letters::Filter,
+        read::{PlacedId, groups::GroupCursor},
+        record::DeadLetter,
+    },
 };
 
 /// Letters of one bulk replay.
@@ -39,7 +48,13 @@ const REPLAYS_MAX: usize = 100;
 const IN_FLIGHT: usize = 12;
 
 pub(super) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(replay_all)).routes(routes!(get)).routes(routes!(replay))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(groups))
+        .routes(routes!(replay_all))
+        .routes(routes!(get))
+        .routes(routes!(replay))
+        .routes(routes!(discard))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -52,24 +67,82 @@ struct ListParams {
     handler: Option<String>,
     /// Of this queue.
     queue: Option<String>,
-    /// Of this category.
+    /// Whose last failure has this category.
     #[param(value_type = Option<String>)]
     category: Option<Category>,
+    /// Which gave up for this cause.
+    cause: Option<Cause>,
+    /// Of this group: 16 hex digits.
+    #[param(value_type = Option<String>)]
+    fingerprint: Option<Fingerprint>,
+    /// At least this old, in milliseconds.
+    older_than_ms: Option<u64>,
+    /// Less than this old, in milliseconds.
+    newer_than_ms: Option<u64>,
+    /// Whose last message contains this; at most 200 bytes.
+    text: Option<String>,
+    /// These ones, with commas; at most 1,000.
+    ids: Option<String>,
     /// 1 to 100; 20 if it is left out.
     limit: Option<usize>,
     /// `next` of the page before.
     cursor: Option<String>,
 }
 
+impl ListParams {
+    /// Which letters, what page.
+    fn split(self) -> ApiResult<(Filter, usize, Option<String>)> {
+        let Self { workflow, handler, queue, category, cause, fingerprint, older_than_ms, newer_than_ms, text, .. } =
+            self;
+        let ids = self.ids.iter().flat_map(|ids| ids.split(',')).filter(|id| !id.is_empty()).map(placed);
+        let ids = ids.collect::<ApiResult<Vec<_>>>()?;
+        let filter =
+            Filter { workflow, handler, queue, category, cause, fingerprint, older_than_ms, newer_than_ms, text, ids };
+        Ok((checked(filter)?, take::limit(self.limit)?, self.cursor))
+    }
+}
+
+/// A filter within its bounds.
+pub(super) fn checked(filter: Filter) -> ApiResult<Filter> {
+    filter.check().map_err(|text| ApiError::bad("bad_filter", text))?;
+    Ok(filter)
+}
+
+fn placed(text: &str) -> ApiResult<PlacedId> {
+    let bad = |()| ApiError::bad("bad_letter_id", "a dead letter's id is `<partition>-<milliseconds>-<sequence>`");
+    text.parse().map_err(bad)
+}
+
 /// Lists open dead letters, newest first.
 #[utoipa::path(get, path = "/api/v1/dead-letters", tag = "dead letters", params(ListParams),
     responses((status = 200, body = Page<LetterView>), (status = "4XX", body = Problem)))]
 async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<LetterView>>> {
-    let filter = Filter { workflow: p.workflow, handler: p.handler, queue: p.queue, category: p.category };
-    let after = take::cursor::<PlacedId>(p.cursor.as_deref())?;
-    let page = app.client.letters(&filter, after, take::limit(p.limit)?).await?;
+    let (filter, limit, cursor) = p.split()?;
+    let after = take::cursor::<PlacedId>(cursor.as_deref())?;
+    let page = app.client.letters(&filter, after, limit).await?;
     let items = page.letters.iter().map(|(id, l)| show::letter(*id, l)).collect();
     Ok(Json(Page { items, next: page.next.map(|id| id.to_string()) }))
+}
+
+/// Lists groups of dead letters that failed in the same way, the largest first.
+#[utoipa::path(get, path = "/api/v1/dead-letters/groups", tag = "dead letters", params(ListParams),
+    responses((status = 200, body = GroupPage), (status = "4XX", body = Problem)))]
+async fn groups(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<GroupPage>> {
+    let (filter, limit, cursor) = p.split()?;
+    let after = take::cursor::<GroupCursor>(cursor.as_deref())?;
+    let found = app.client.letter_groups(&filter, after, limit).await?;
+    let mut items: Vec<GroupView> = found.groups.iter().filter_map(show::group).collect();
+    let versions: HashMap<String, String> = match items.iter().any(|group| !group.workers.is_empty()) {
+        true => {
+            app.client.workers().await?.into_iter().filter_map(|w| Some((w.id.to_string(), w.beat?.version))).collect()
+        }
+        false => HashMap::new(),
+    };
+    for group in &mut items {
+        let known: BTreeSet<&String> = group.workers.iter().filter_map(|worker| versions.get(worker)).collect();
+        group.worker_versions = known.into_iter().cloned().collect();
+    }
+    Ok(Json(GroupPage { items, next: found.next.map(|next| next.to_string()), partial: found.is_partial }))
 }
 
 /// Shows a dead letter with every attempt and the input.
@@ -95,7 +168,7 @@ async fn replay(
     let request = format!("replay {id} {:?} {:?}", body.input, body.reason);
     let command = take::command_id(&app.client, &headers, &request).await?;
     let (actor, reason) = (take::actor(&headers), take::reason(body.reason));
-    let decided = send(&app, id, &letter, input, (actor, reason), command).await?;
+    let decided = send(&app, &letter, replay_of(id, &letter, input), (actor, reason), command).await?;
     let mut replayed = Replayed { matched: 1, ..Replayed::default() };
     let status = match decided {
         Decided::Answered(answer) => {
@@ -124,9 +197,8 @@ async fn replay_all(
     }
     let limit = take::limit(Some(body.limit.unwrap_or(REPLAYS_MAX)))?;
     let after = take::cursor::<PlacedId>(body.cursor.as_deref())?;
-    let LetterFilter { workflow, handler, queue, category } =
-        LetterFilter { workflow: body.workflow, handler: body.handler, queue: body.queue, category: body.category };
-    let filter = Filter { workflow, handler, queue, category };
+    let ReplayAll { workflow, handler, queue, category, .. } = body;
+    let filter = Filter { workflow, handler, queue, category, ..Filter::default() };
     let page = app.client.letters(&filter, after, limit).await?;
     let mut out = Replayed {
         matched: page.letters.len() as u64,
@@ -141,7 +213,7 @@ async fn replay_all(
         let (app, actor) = (&app, actor.clone());
         async move {
             let command = (CommandId(uuid::Uuid::now_v7()), false);
-            (id, send(app, id, &letter, None, (actor, None), command).await)
+            (id, send(app, &letter, replay_of(id, &letter, None), (actor, None), command).await)
         }
     });
     let answers: Vec<_> = stream::iter(sendings).buffered(IN_FLIGHT).collect().await;
@@ -159,22 +231,48 @@ async fn replay_all(
     Ok(Json(out))
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
+/// Sends a command about a letter's step.
 async fn send(
     app: &AppState,
-    id: PlacedId,
     letter: &DeadLetter,
-    input: Option<Payload>,
+    verb: Verb,
     (actor, reason): (String, Option<String>),
     (command, again): (CommandId, bool),
 ) -> ApiResult<Decided> {
-    let verb = Verb::Replay { index: letter.index, letter: id.entry, input };
     let wish = Wish { run: letter.run, verb, actor, reason, id: command, again };
     let decided = app.client.command(wish).await?;
     if decided == Decided::Answered(Answer::NotFound) {
         return Err(ApiError::not_found("run_not_found", format!("run `{}` of the letter is gone", letter.run)));
     }
     Ok(decided)
+}
+
+fn replay_of(id: PlacedId, letter: &DeadLetter, input: Option<Payload>) -> Verb {
+    Verb::Replay { index: letter.index, letter: id.entry, input }
+}
+
+/// Closes a dead letter for good: its step stays failed, and only a retry of its run moves it.
+#[utoipa::path(post, path = "/api/v1/dead-letters/{id}/discard", tag = "dead letters",
+    params(("id" = String, Path, description = "the letter")), request_body = DiscardRequest,
+    responses((status = 200, body = LetterDiscarded), (status = 202, body = LetterDiscarded), (status = "4XX", body = Problem)))]
+async fn discard(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Strict(body): Strict<DiscardRequest>,
+) -> ApiResult<Response> {
+    let (id, letter) = find(&app, &id).await?;
+    let reason = take::reason(Some(body.reason)).ok_or_else(|| {
+        ApiError::bad("reason_missing", "`reason` is empty: what is discarded is gone for good, so say why")
+    })?;
+    let command = take::command_id(&app.client, &headers, &format!("discard {id} {reason:?}")).await?;
+    let verb = Verb::Discard { index: letter.index, letter: id.entry };
+    let decided = send(&app, &letter, verb, (take::actor(&headers), Some(reason)), command).await?;
+    let (status, state) = match decided {
+        Decided::Answered(answer) => (StatusCode::OK, Some(state_of(answer)?)),
+        Decided::Pending => (StatusCode::ACCEPTED, None),
+    };
+    Ok((status, Json(LetterDiscarded { id: id.to_string(), state })).into_response())
 }
 
 /// A value that an operator gives to a step.
@@ -188,8 +286,7 @@ pub(super) fn payload(input: &serde_json::Value) -> ApiResult<Payload> {
 }
 
 async fn find(app: &AppState, text: &str) -> ApiResult<(PlacedId, DeadLetter)> {
-    let bad = |()| ApiError::bad("bad_letter_id", "a dead letter's id is `<partition>-<milliseconds>-<sequence>`");
-    let id: PlacedId = text.parse().map_err(bad)?;
+    let id = placed(text)?;
     let gone = || {
         ApiError::not_found("letter_not_found", format!("there is no open dead letter `{id}`"))
             .hint("a letter is closed when its step is retried or replayed, and expires after a time; `runs retry` needs none")

@@ -51,6 +51,7 @@
 
 mod audit;
 mod calls;
+mod campaigns;
 mod commands;
 mod doctor;
 mod error;
@@ -129,6 +130,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(commands::router())
         .merge(workflows::router())
         .merge(letters::router())
+        .merge(campaigns::router())
         .merge(fleet::router())
         .merge(gates::router())
         .merge(partitions::router())

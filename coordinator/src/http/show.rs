@@ -1,6 +1,6 @@
 //! From what the store found to what the API shows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use stepfleet_protocol::{
     codec,
@@ -12,17 +12,18 @@ use stepfleet_protocol::{
 
 use super::{
     error::ApiResult,
-    view::{AttemptView, HistoryView, LetterView, RunSummary, StepCounts, StepView, ValueView},
+    view::{AttemptView, GroupView, HistoryView, LetterView, RunSummary, StepCounts, StepView, ValueView},
 };
 use crate::{
     machine::{
         decision::{Cause, Transition, Why},
+        fingerprint::normalised,
         run::{AttemptError, Step},
         verdict::{self, Fate, Severity},
     },
     store::{
         client::Client,
-        read::{PlacedId, runs::Found},
+        read::{PlacedId, groups::Group, runs::Found},
         record::DeadLetter,
     },
     time::rfc3339,
@@ -225,11 +226,40 @@ pub(super) fn letter(id: PlacedId, letter: &DeadLetter) -> LetterView {
         category: letter.category,
         severity: Some(Severity::of(letter.category, letter.attempts.len() as u32, true)),
         at: rfc3339(letter.at_ms),
-        message: letter.attempts.last().map(|a| a.failure.message.clone()).unwrap_or_default(),
+        message: letter.message().to_owned(),
+        fingerprint: letter.group().map(|group| group.to_string()),
+        returns: letter.returns,
         attempts_count: letter.attempts.len() as u32,
         attempts: Vec::new(),
         input: None,
     }
+}
+
+/// A group of dead letters, by what its sample tells.
+pub(super) fn group(group: &Group) -> Option<GroupView> {
+    let (id, newest) = group.sample.first()?;
+    let failure = newest.attempts.last().map(|last| &last.failure);
+    let workers: BTreeSet<String> = group
+        .sample
+        .iter()
+        .flat_map(|(_, letter)| letter.attempts.iter().filter_map(|attempt| attempt.worker.as_ref()))
+        .map(ToString::to_string)
+        .collect();
+    Some(GroupView {
+        fingerprint: group.fingerprint.to_string(),
+        count: group.count,
+        first_seen: rfc3339(group.first_ms),
+        last_seen: rfc3339(group.last_ms),
+        handler: newest.handler.to_string(),
+        category: newest.category,
+        code: failure.and_then(|failure| failure.code.clone()),
+        message: normalised(newest.message()),
+        workflows: group.facet(|letter| Some(letter.workflow.to_string())),
+        workers: workers.into_iter().collect(),
+        worker_versions: Vec::new(),
+        sampled: group.sample.len() as u64,
+        example: letter(*id, newest),
+    })
 }
 
 /// A dead letter with everything that is known.

@@ -5,6 +5,7 @@
 
 mod audit;
 mod calls;
+mod campaigns;
 mod doctor;
 mod explain;
 mod fleet;
@@ -21,15 +22,19 @@ mod workflows;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::store::letters::Filter as LetterFilter;
 pub use audit::AuditView;
 pub use calls::CallView;
+pub use campaigns::{CampaignItem, CampaignRequest, CampaignView, Outcomes};
 pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel};
 pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
 pub use gates::{BreakerNumbers, BreakerView, OpenRequest, PauseView, QueueTaken};
-pub use letters::{AttemptView, LetterFilter, LetterView, ReplayAll, ReplayRequest, Replayed};
+pub use letters::{
+    AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayAll, ReplayRequest, Replayed,
+};
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use policies::{CategoryView, EffectivePolicies, PoliciesApplied, PoliciesView, Setting};
 pub use problem::{FieldProblem, Problem};

@@ -7,6 +7,7 @@
 pub mod decide;
 pub mod decision;
 pub mod event;
+pub mod fingerprint;
 pub mod plan;
 pub mod retry;
 pub mod rules;

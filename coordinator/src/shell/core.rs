@@ -286,7 +286,7 @@ impl Core {
             }
             Effect::KeepError(error) => commit.errors.push((id, stepfleet_protocol::codec::pack(&error))),
             Effect::Letter(letter) => self.staged.letters.push((self.at, *letter)),
-            Effect::CloseLetter(letter) => commit.letters_closed.push(letter),
+            Effect::CloseLetter(letter) => self.staged.closing.push(letter),
             Effect::Answer(given) => *answer = Some(given),
             Effect::Work(work) => {
                 commit.work_added.push(record::pack_work(&work));

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     auditor::Auditor,
+    campaign::Campaigns,
     dispatcher::Dispatcher,
     gates::{self, pump},
     lease::{self, Leases},
@@ -71,6 +72,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let pumping = tokio::spawn(pump.run(partitions.subscribe(), shutdown.clone()));
     let auditor = Auditor::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
     let auditing = tokio::spawn(auditor.run(shutdown.clone()));
+    let campaigns = Campaigns::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
+    let campaigning = tokio::spawn(campaigns.run(shutdown.clone()));
     let mut fleet = Fleet::new(dial, config, metrics, owned, (slots, known));
     fleet.gates = Some(Box::new(gates));
     fleet.told = partitions;
@@ -84,8 +87,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
         }
     }
     fleet.leave().await;
-    // None of them has anything to give away.
-    for task in [observing, pumping, watching, auditing] {
+    // None of them has anything to give away; what a campaign was about to send, its successor sends.
+    for task in [observing, pumping, watching, auditing, campaigning] {
         task.abort();
     }
 }

@@ -1,8 +1,6 @@
 //! Making the inputs of jobs: values are loaded, templates rendered in a bounded pool, and what cannot be made is an event
 //! of the same batch. A panic here is blamed on the item that led to the job.
 
-mod letters;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -28,10 +26,11 @@ use super::{
     cache::{Compiled, StepInput, Target},
     core::{Blame, Core, Dispatch, Poison, patch_id},
     intake::Place,
+    letters,
     owner::OwnerError,
 };
 use crate::{
-    machine::{decision::Letter, event::Event, run::Run},
+    machine::{event::Event, run::Run},
     store::{
         link::Link,
         partition::{Partition, TurnError},
@@ -65,8 +64,6 @@ const TIME_MAX: Duration = Duration::from_millis(250);
 const BYTES_MAX: usize = 4 << 20;
 /// Dispatches whose values are read together.
 const DISPATCHES_PER_READ: usize = 32;
-/// Letters whose jobs are read together: each is a message of about 10 KiB at most.
-const LETTERS_PER_READ: usize = 100;
 
 /// Resolves every staged dispatch and letter: loads, renders, and stages the jobs. An input that cannot be made fails its
 /// step, in this same batch. What would take the batch too long goes back to the ready set.
@@ -91,15 +88,8 @@ pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> 
                 done.map_err(|_| poison(of))?;
             }
         }
-        let mut letters = std::mem::take(&mut core.staged.letters);
-        while !letters.is_empty() {
-            let part: Vec<(Place, Letter)> = letters.drain(..letters.len().min(LETTERS_PER_READ)).collect();
-            let inputs = letters::load_inputs(partition, part.iter().map(|(_, letter)| letter)).await?;
-            for ((of, letter), input) in part.into_iter().zip(inputs) {
-                let done = catch_unwind(AssertUnwindSafe(|| letters::stage_letter(core, of.1, letter, input)));
-                done.map_err(|_| poison(of))?;
-            }
-        }
+        letters::open(core, partition).await?;
+        letters::close(core, partition).await?;
     }
     Ok(())
 }
@@ -118,10 +108,12 @@ pub fn resolve_at_hand(core: &mut Core) -> Result<bool, OwnerError> {
         }
     }
     core.staged.dispatches = left;
-    Ok(core.staged.dispatches.is_empty() && core.staged.letters.is_empty())
+    let staged = &core.staged;
+    Ok(staged.dispatches.is_empty() && staged.letters.is_empty() && staged.closing.is_empty())
 }
 
-fn poison(item: Place) -> OwnerError {
+/// The item whose input or letter made this panic.
+pub(super) fn poison(item: Place) -> OwnerError {
     OwnerError::Poison(Poison { item, by: Blame::Input })
 }
 

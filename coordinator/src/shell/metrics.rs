@@ -51,6 +51,10 @@ pub struct Metrics {
     pub policies_version: IntGauge,
     /// Looks at the fleet's policies that failed.
     pub policies_unread: IntCounter,
+    /// Campaigns over dead letters that go on, wherever they are run.
+    pub campaigns: IntGauge,
+    /// Letters of the campaigns that are run here, by outcome.
+    pub campaign_items: IntCounterVec,
 }
 
 /// Counters of what retention deletes.
@@ -146,7 +150,14 @@ impl Metrics {
         let moves = Opts::new("stepfleet_breaker_moves_total", "Changes of circuit breakers, by the new state");
         let breaker_moves = IntCounterVec::new(moves, &["state"]).expect("a legal metric");
         registry.register(Box::new(breaker_moves.clone())).expect("registered once");
+        let campaigns = IntGauge::new("stepfleet_campaigns_active", "Campaigns that go on").expect("a legal metric");
+        registry.register(Box::new(campaigns.clone())).expect("registered once");
+        let opts = Opts::new("stepfleet_campaign_items_total", "Dead letters of campaigns, by outcome");
+        let campaign_items = IntCounterVec::new(opts, &["outcome"]).expect("a legal metric");
+        registry.register(Box::new(campaign_items.clone())).expect("registered once");
         Self {
+            campaigns,
+            campaign_items,
             commits: counter("owner_commits_total", "Commits of this coordinator"),
             ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
             decided: counter("owner_events_total", "Events that this coordinator decided"),

@@ -2,6 +2,7 @@
 
 pub mod auditor;
 pub mod cache;
+pub mod campaign;
 pub mod core;
 pub mod dispatcher;
 pub mod fleet;
@@ -9,6 +10,7 @@ pub mod gates;
 pub mod inputs;
 pub mod intake;
 pub mod lease;
+mod letters;
 pub mod links;
 pub mod metrics;
 pub mod observer;

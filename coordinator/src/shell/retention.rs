@@ -10,7 +10,7 @@ mod runs;
 
 use std::ops::AddAssign;
 
-use super::core::Core;
+use super::{core::Core, letters as letters_of};
 use crate::store::{
     link::Link,
     partition::{Partition, TurnError},
@@ -101,6 +101,7 @@ pub async fn expire<L: Link>(
     let out = Look { expired: Expired { events, ..Expired::default() }, more: false };
     let mut sweep = Sweep { retention, partition, core, now_ms, out };
     sweep.runs().await?;
+    letters_of::close(sweep.core, sweep.partition).await?;
     sweep.letters().await?;
     sweep.plans().await?;
     sweep.audit().await?;

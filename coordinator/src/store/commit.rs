@@ -4,6 +4,7 @@
 //! that cannot fail on keys that only we write are used: an error inside EXEC would be a torn commit.
 
 mod announce;
+mod letters;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use stepfleet_protocol::{
 };
 
 use super::plans::{self, PlanMove};
+pub use letters::{LetterIndex, letter_id, letter_member};
 
 /// How long the answer to a command is kept, in milliseconds: longer than an idempotency key, so that a key that is known
 /// always has its answer.
@@ -82,6 +84,8 @@ pub struct Commit {
     pub letters: Vec<(StreamId, Wire)>,
     /// Dead letters to close.
     pub letters_closed: Vec<StreamId>,
+    /// The index of dead letters.
+    pub letter_index: LetterIndex,
     /// The outbox entry.
     pub event: Option<Vec<u8>>,
     /// Audit entries, packed.
@@ -284,6 +288,7 @@ impl Commit {
                 cmd.arg(id.to_string());
             }
         }
+        self.letter_index.write(out);
         for (why, bytes) in &self.quarantined {
             out.cmd("XADD").arg(&quarantine).arg("*").arg("why").arg(why).arg("m").arg(&bytes[..]);
         }

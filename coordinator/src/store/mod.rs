@@ -5,10 +5,12 @@
 
 pub mod admission;
 mod ask;
+pub mod campaigns;
 pub mod client;
 pub mod commit;
 pub mod gates;
 pub mod history;
+pub mod letters;
 pub mod link;
 pub mod memory;
 pub mod outbox;

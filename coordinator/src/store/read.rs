@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod explain;
 pub mod fleet;
 mod gates;
+pub mod groups;
 pub mod history;
 pub mod letters;
 pub mod listing;
@@ -62,6 +63,20 @@ impl std::str::FromStr for PlacedId {
     fn from_str(text: &str) -> Result<Self, ()> {
         let (partition, entry) = text.split_once('-').ok_or(())?;
         Ok(Self { partition: PartitionId(partition.parse().map_err(|_| ())?), entry: entry.parse().map_err(|_| ())? })
+    }
+}
+
+impl serde::Serialize for PlacedId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PlacedId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bad = |()| serde::de::Error::custom(format!("`{text}` is not `<partition>-<milliseconds>-<sequence>`"));
+        text.parse().map_err(bad)
     }
 }
 

@@ -23,6 +23,7 @@ pub use members::*;
 use super::pack::{Reader, Writer};
 use crate::machine::{
     decision::Cause,
+    fingerprint::Fingerprint,
     plan::Plan,
     run::{AttemptError, Ending, Run, Step, Undoing},
 };
@@ -353,4 +354,23 @@ pub struct DeadLetter {
     pub input: Option<Input>,
     /// When, in Unix milliseconds of the server.
     pub at_ms: u64,
+    /// Its group; none in a letter of an older version, which is in no index.
+    #[serde(default)]
+    pub fingerprint: Option<Fingerprint>,
+    /// Earlier letters of the same step: how often it came back.
+    #[serde(default)]
+    pub returns: u32,
+}
+
+impl DeadLetter {
+    /// Its group, also of a letter of an older version; none without an attempt.
+    pub fn group(&self) -> Option<Fingerprint> {
+        let last = self.attempts.last();
+        self.fingerprint.or_else(|| last.map(|last| Fingerprint::of(self.handler.as_str(), &last.failure)))
+    }
+
+    /// Message of the last failure.
+    pub fn message(&self) -> &str {
+        self.attempts.last().map_or("", |last| &last.failure.message)
+    }
 }

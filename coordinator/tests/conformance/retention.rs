@@ -53,7 +53,7 @@ impl<D: Dial> World<D> {
     }
 
     /// A run of one step that gave up, with its letter.
-    async fn failed(&mut self) -> (RunId, StreamId) {
+    pub(crate) async fn failed(&mut self) -> (RunId, StreamId) {
         let run = self.submit(&chain(1)).await;
         let (mut owner, mut worker) = (self.own().await, self.worker(1));
         let (of, _) = self.jobs(&mut owner, &mut worker).await.swap_remove(0);
@@ -68,7 +68,7 @@ impl<D: Dial> World<D> {
         self.stored(run).await.steps[&0].letter
     }
 
-    async fn letters(&mut self) -> i64 {
+    pub(crate) async fn letters(&mut self) -> i64 {
         self.number(&["XLEN", &keys().dead()]).await
     }
 }

@@ -207,6 +207,11 @@ impl Scene {
                 let input = more.contains(&"patched").then(|| Payload::Inline(vec![1, 2].into()));
                 wish(Verb::Replay { index, letter, input })
             }
+            ("discard", [step]) => {
+                let index = self.index(step);
+                let letter = self.world.run.step(index).letter.unwrap_or(StreamId { ms: 1, seq: 1 });
+                wish(Verb::Discard { index, letter })
+            }
             (verb, words) => panic!("unknown line `{verb} {words:?}`"),
         }
     }

@@ -212,7 +212,12 @@ impl World {
                 && (t.step.is_none()
                     || matches!(
                         t.why,
-                        Why::Ignored | Why::Repaired | Why::Returned | Why::DeliveryLost | Why::Escalated
+                        Why::Ignored
+                            | Why::Repaired
+                            | Why::Returned
+                            | Why::DeliveryLost
+                            | Why::Escalated
+                            | Why::Discarded
                     )
                     || (t.why == Why::GaveUp && t.to == State::Failed));
             let reborn = t.step.is_some() && t.from.is_finished() && t.to == State::Created;

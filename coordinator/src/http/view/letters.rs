@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use stepfleet_protocol::{failure::Category, id::RunId, state::State};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::{Problem, ValueView};
 use crate::machine::{
@@ -87,6 +87,12 @@ pub struct LetterView {
     pub at: String,
     /// Message of the last failure.
     pub message: String,
+    /// Its group: letters that failed in the same way have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Earlier letters of the same step: how often it came back.
+    #[serde(default)]
+    pub returns: u32,
     /// Failed attempts of the budget.
     pub attempts_count: u32,
     /// Every failed attempt, oldest first; only where one letter is shown.
@@ -97,24 +103,50 @@ pub struct LetterView {
     pub input: Option<ValueView>,
 }
 
-/// Which dead letters.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct LetterFilter {
-    /// Of this workflow.
+/// Dead letters that failed in the same way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    /// What they have in common: 16 hex digits.
+    pub fingerprint: String,
+    /// How many are open.
+    pub count: u64,
+    /// When the first open one came.
+    pub first_seen: String,
+    /// When the last one came.
+    pub last_seen: String,
+    /// The handler.
+    pub handler: String,
+    /// Category of the last failure.
+    #[schema(value_type = String)]
+    pub category: Category,
+    /// The handler's word for the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workflow: Option<String>,
-    /// Of this handler.
+    pub code: Option<String>,
+    /// The message without numbers, ids, quoted texts, paths and addresses.
+    pub message: String,
+    /// Workflows of the sampled letters.
+    pub workflows: Vec<String>,
+    /// Workers of the sampled letters' attempts.
+    pub workers: Vec<String>,
+    /// Versions of those workers, of the ones that are still registered.
+    pub worker_versions: Vec<String>,
+    /// Letters that `workflows`, `workers` and `worker_versions` were read from: the newest, at most 200.
+    pub sampled: u64,
+    /// The newest letter.
+    pub example: LetterView,
+}
+
+/// A page of groups, the largest first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GroupPage {
+    /// What was found.
+    pub items: Vec<GroupView>,
+    /// Where the next page begins; none at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub handler: Option<String>,
-    /// Of this queue.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queue: Option<String>,
-    /// Of this category.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    #[param(value_type = Option<String>)]
-    pub category: Option<Category>,
+    pub next: Option<String>,
+    /// There are more groups or letters than one answer looks at: the newest were taken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// Replays one letter. The body may be left out.
@@ -176,6 +208,25 @@ pub struct Replayed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
     /// The run's state, where one letter was replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub state: Option<State>,
+}
+
+/// Closes one letter for good.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiscardRequest {
+    /// Why, for the history: what is discarded is gone for good.
+    pub reason: String,
+}
+
+/// A letter that was discarded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LetterDiscarded {
+    /// The letter.
+    pub id: String,
+    /// The run's state; none if the coordinator has not answered yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub state: Option<State>,

@@ -32,9 +32,7 @@ impl Deciding<'_> {
             Verb::RetryFrom { index } => self.retry_from(index, reason),
             Verb::Resolve { index, resolution } => self.resolve(index, resolution, reason),
             Verb::Compensate => self.compensate(reason),
-            Verb::Discard { .. } => {
-                Answer::Refused { code: "unknown_verb".into(), message: "this version does not know the verb".into() }
-            }
+            Verb::Discard { index, letter } => self.discard(index, letter, reason),
         };
         self.effect(Effect::Answer(answer));
     }
@@ -151,12 +149,8 @@ impl Deciding<'_> {
     }
 
     fn replay(&mut self, index: u32, letter: StreamId, input: Option<Payload>, reason: Option<Arc<str>>) -> Answer {
-        let open = self.run.steps().get(index as usize).is_some_and(|s| s.letter == Some(letter));
-        if !open {
-            return Answer::Conflict {
-                state: self.run.state,
-                message: "the dead letter is closed: its step was retried, its run cancelled, or it expired".into(),
-            };
+        if !self.is_open(index, letter) {
+            return self.closed();
         }
         if self.run.state.is_final() || self.run.ending.is_some() || self.run.rewinding {
             return self.conflict("replay a dead letter of", "failed, suspended, queued or processing");
@@ -179,6 +173,30 @@ impl Deciding<'_> {
         }
         self.reopen(index, Why::Replayed);
         self.done()
+    }
+
+    /// Closes a dead letter for good: its step stays failed, and only a retry of the run moves it.
+    fn discard(&mut self, index: u32, letter: StreamId, reason: Option<Arc<str>>) -> Answer {
+        if !self.is_open(index, letter) {
+            return self.closed();
+        }
+        self.run.step_mut(index).letter = None;
+        self.effect(Effect::CloseLetter(letter));
+        self.remark(index, Why::Discarded, None);
+        if let Some(remark) = self.out.transitions.last_mut() {
+            remark.note = reason;
+        }
+        self.done()
+    }
+
+    fn is_open(&self, index: u32, letter: StreamId) -> bool {
+        self.run.steps().get(index as usize).is_some_and(|s| s.letter == Some(letter))
+    }
+
+    fn closed(&self) -> Answer {
+        let message =
+            "the dead letter is closed: its step was retried, its run cancelled, it was discarded, or it expired";
+        Answer::Conflict { state: self.run.state, message: message.into() }
     }
 
     /// The run goes on, with a fresh time-out.

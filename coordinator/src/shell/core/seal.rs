@@ -26,6 +26,7 @@ impl Core {
     /// Turns what was staged into a commit. Every dispatch and letter must have been resolved.
     pub fn seal(&mut self) -> Commit {
         debug_assert!(self.staged.dispatches.is_empty() && self.staged.letters.is_empty(), "resolved by the shell");
+        debug_assert!(self.staged.closing.is_empty(), "resolved by the shell");
         let mut staged = std::mem::take(&mut self.staged);
         let mut event = Vec::with_capacity(staged.touched.len());
         for (id, touched) in &staged.touched {

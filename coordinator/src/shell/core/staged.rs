@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stepfleet_protocol::{
     gate::Gate,
-    id::{CommandId, JobId, RunId},
+    id::{CommandId, JobId, RunId, StreamId},
     message::Answer,
     name::Name,
     state::State,
@@ -69,6 +69,8 @@ pub struct Staged {
     pub dispatches: Vec<Dispatch>,
     /// Dead letters without their inputs yet, with the items that led to them.
     pub letters: Vec<(Place, Letter)>,
+    /// Dead letters to close, whose groups have to be read.
+    pub closing: Vec<StreamId>,
     /// Bytes of rendered inputs so far.
     pub made_bytes: usize,
     /// Answers so far, by command.

@@ -7,7 +7,10 @@ use stepfleet_protocol::{
     limits::CHUNK_STEPS,
 };
 
-use super::{super::core::Touched, Sweep};
+use super::{
+    super::{core::Touched, letters},
+    Sweep,
+};
 use crate::store::{
     link::Link,
     partition::TurnError,
@@ -56,15 +59,15 @@ impl<L: Link> Sweep<'_, L> {
     /// Stages the deletion of these letters, but for those that the batch closes anyway. Returns how many that is.
     async fn delete_letters(&mut self, found: Vec<(StreamId, Fields)>) -> Result<u64, TurnError> {
         let before = self.out.expired.letters;
-        let mut unloaded = Vec::new();
+        let (mut unloaded, mut closed) = (Vec::new(), Vec::new());
         for (id, fields) in found {
             if self.core.staged.commit.letters_closed.contains(&id) {
                 continue;
             }
-            self.core.staged.commit.letters_closed.push(id);
             self.out.expired.letters += 1;
             // One that cannot be read has no step that could be told.
             let letter = fields.first().and_then(|(field, bytes)| codec::decode::<DeadLetter>(field, bytes).ok());
+            closed.push((id, letter.as_ref().and_then(|letter| letter.fingerprint)));
             let Some(letter) = letter else { continue };
             let Some(run) = self.core.cache.runs.get_mut(&letter.run) else {
                 unloaded.push((id, letter.run, letter.index));
@@ -76,6 +79,7 @@ impl<L: Link> Sweep<'_, L> {
                 self.core.staged.touched.entry(letter.run).or_insert(touched);
             }
         }
+        letters::close_known(self.core, self.partition, closed).await?;
         self.forget_letters(unloaded).await?;
         Ok(self.out.expired.letters - before)
     }

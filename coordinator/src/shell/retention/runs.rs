@@ -107,7 +107,8 @@ impl<L: Link> Sweep<'_, L> {
             return Ok(false);
         }
         let commit = &mut self.core.staged.commit;
-        commit.keys_deleted.extend([keys.run(&run), keys.history(&run), keys.errors(&run), keys.calls(&run)]);
+        let own = [keys.run(&run), keys.history(&run), keys.errors(&run), keys.calls(&run), keys.letter_counts(&run)];
+        commit.keys_deleted.extend(own);
         commit.keys_deleted.extend(record.has_input.then(|| keys.value(run)));
         commit.unlisted.entry(state).or_default().push(run);
         *commit.plan_uses.entry(record.plan).or_default() -= 1;
@@ -140,12 +141,11 @@ impl<L: Link> Sweep<'_, L> {
     /// Stages the deletion of a step's values, and closes its dead letter.
     fn delete_step(&mut self, run: RunId, (index, step): (u32, &Step), compiled: Option<&Compiled>) {
         let keys = &self.partition.keys;
-        let commit = &mut self.core.staged.commit;
         if let Some(letter) = step.letter {
-            commit.letters_closed.push(letter);
+            self.core.staged.closing.push(letter);
             self.out.expired.letters += 1;
         }
-        let deleted = &mut commit.keys_deleted;
+        let deleted = &mut self.core.staged.commit.keys_deleted;
         deleted.extend(step.job.filter(|_| step.has_output).map(|job| keys.value(job)));
         deleted.extend(step.patched.then(|| keys.value(patch_id(run, index))));
         let may_be_large = match compiled.and_then(|c| c.inputs.get(index as usize)) {

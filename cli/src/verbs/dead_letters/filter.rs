@@ -1,0 +1,116 @@
+//! Which dead letters, as options.
+
+use clap::Args;
+use stepfleet_coordinator::http::view::LetterFilter;
+use stepfleet_protocol::{duration::Millis, failure::Category};
+
+use crate::api::Call;
+
+/// The options, for those that exclude them.
+pub(super) const NAMES: [&str; 10] =
+    ["workflow", "handler", "queue", "category", "cause", "fingerprint", "older_than", "newer_than", "text", "cursor"];
+
+/// Causes of a dead letter, as the API spells them.
+const CAUSES: [&str; 6] = ["exhausted", "permanent", "data", "poison", "expired", "compensation"];
+
+/// Which dead letters.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Filter {
+    /// Only of this workflow.
+    #[arg(long, value_name = "NAME")]
+    pub(super) workflow: Option<String>,
+    /// Only of this handler.
+    #[arg(long, value_name = "NAME")]
+    pub(super) handler: Option<String>,
+    /// Only of this queue.
+    #[arg(long, value_name = "NAME")]
+    pub(super) queue: Option<String>,
+    /// Only of this category of errors.
+    #[arg(long, value_name = "CATEGORY", value_parser = category)]
+    pub(super) category: Option<Category>,
+    /// Only those that gave up for this cause.
+    #[arg(long, value_name = "CAUSE", value_parser = CAUSES)]
+    cause: Option<String>,
+    /// Only of this group: 16 hex digits, see `dead-letters groups`.
+    #[arg(long, value_name = "HEX")]
+    fingerprint: Option<String>,
+    /// Only those that are at least this old: `2h`.
+    #[arg(long, value_name = "TIME")]
+    older_than: Option<Millis>,
+    /// Only those that are younger than this: `30m`.
+    #[arg(long, value_name = "TIME")]
+    newer_than: Option<Millis>,
+    /// Only those whose last message contains this.
+    #[arg(long, value_name = "TEXT")]
+    text: Option<String>,
+}
+
+fn category(text: &str) -> Result<Category, String> {
+    let found = Category::ALL.into_iter().find(|category| category.as_str() == text);
+    found.ok_or_else(|| format!("allowed are {}", Category::ALL.map(Category::as_str).join(", ")))
+}
+
+impl Filter {
+    /// Whether nothing is said that only listings know.
+    pub(super) fn is_simple(&self) -> bool {
+        let others = [&self.cause, &self.fingerprint, &self.text];
+        others.iter().all(|option| option.is_none()) && self.older_than.is_none() && self.newer_than.is_none()
+    }
+
+    /// Whether nothing is said.
+    pub(super) fn is_empty(&self) -> bool {
+        let names = [&self.workflow, &self.handler, &self.queue];
+        names.iter().all(|option| option.is_none()) && self.category.is_none() && self.is_simple()
+    }
+
+    /// With the query parameters of this filter.
+    pub(super) fn apply<'a>(&self, call: Call<'a>) -> Call<'a> {
+        call.query("workflow", self.workflow.as_ref())
+            .query("handler", self.handler.as_ref())
+            .query("queue", self.queue.as_ref())
+            .query("category", self.category)
+            .query("cause", self.cause.as_ref())
+            .query("fingerprint", self.fingerprint.as_ref())
+            .query("older_than_ms", self.older_than.map(|time| time.0))
+            .query("newer_than_ms", self.newer_than.map(|time| time.0))
+            .query("text", self.text.as_ref())
+    }
+
+    /// In words, for a question.
+    pub(super) fn described(&self) -> String {
+        let parts = [
+            self.workflow.as_ref().map(|name| format!("workflow `{name}`")),
+            self.handler.as_ref().map(|name| format!("handler `{name}`")),
+            self.queue.as_ref().map(|name| format!("queue `{name}`")),
+            self.category.map(|category| format!("category `{category}`")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() {
+            "ALL dead letters".to_owned()
+        } else {
+            format!("all dead letters of {}", parts.join(", "))
+        }
+    }
+}
+
+impl From<Filter> for LetterFilter {
+    fn from(filter: Filter) -> Self {
+        let Filter { workflow, handler, queue, category, .. } = filter;
+        Self { workflow, handler, queue, category, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_says_how_much_is_meant() {
+        let mut filter = Filter::default();
+        assert_eq!(filter.described(), "ALL dead letters");
+        filter.workflow = Some("orders".into());
+        filter.category = Some(Category::Data);
+        assert_eq!(filter.described(), "all dead letters of workflow `orders`, category `data`");
+        assert!(category("dta").expect_err("unknown").contains("worker_lost"));
+    }
+}

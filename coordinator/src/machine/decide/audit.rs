@@ -14,7 +14,8 @@ impl Deciding<'_> {
     pub(super) fn audit_job(&mut self, index: u32, job: JobId) {
         let waits = self.run.steps().get(index as usize).is_some_and(|s| s.in_flight && s.job == Some(job));
         if !waits {
-            return;
+            // Whoever was told to stop it is gone with it.
+            return self.effect(Effect::Stopped(job));
         }
         self.landed(index, job);
         if self.run.ending.is_some() {

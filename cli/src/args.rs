@@ -99,6 +99,9 @@ pub(crate) enum Command {
     /// Queues: how much waits, and for how long.
     #[command(subcommand)]
     Queues(verbs::queues::Queues),
+    /// Campaigns over dead letters: replay or close many, with canaries, a rate and a report.
+    #[command(subcommand, visible_alias = "campaign")]
+    Campaigns(verbs::campaigns::Campaigns),
     /// Look at circuit breakers, and switch them by hand.
     #[command(subcommand)]
     Breakers(verbs::breakers::Breakers),

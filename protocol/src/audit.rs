@@ -30,6 +30,14 @@ pub mod action {
     pub const RUN_COMPENSATE: &str = "run.compensate";
     /// Close a dead letter for good.
     pub const LETTER_DISCARD: &str = "letter.discard";
+    /// Begin a campaign over dead letters.
+    pub const CAMPAIGN_BEGIN: &str = "campaign.begin";
+    /// Hold a campaign.
+    pub const CAMPAIGN_PAUSE: &str = "campaign.pause";
+    /// Let a campaign go on.
+    pub const CAMPAIGN_RESUME: &str = "campaign.resume";
+    /// End a campaign.
+    pub const CAMPAIGN_CANCEL: &str = "campaign.cancel";
     /// Put right what a check found.
     pub const DOCTOR_FIX: &str = "doctor.fix";
     /// Replay a dead letter.

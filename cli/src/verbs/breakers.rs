@@ -130,7 +130,7 @@ fn state(text: &str) -> Word {
         "open" => Ink::Bad,
         _ => Ink::Warn,
     };
-    Word::new(text.to_owned(), ink)
+    Word::new(text, ink)
 }
 
 fn show(answer: &crate::api::Answer, out: &Out) -> Result<Exit, Failure> {

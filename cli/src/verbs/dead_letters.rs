@@ -1,6 +1,6 @@
 //! `dead-letters`: look at the steps that gave up, and replay them.
 
-mod filter;
+pub(super) mod filter;
 mod groups;
 
 use clap::{Args, Subcommand};

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod breakers;
+pub(crate) mod campaigns;
 pub(crate) mod completions;
 pub(crate) mod dead_letters;
 pub(crate) mod doctor;
@@ -40,6 +41,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::DeadLetters(verb) => dead_letters::run(verb, &ask()?).await,
         Command::Workers(verb) => workers::run(verb, &ask()?).await,
         Command::Breakers(verb) => breakers::run(verb, &ask()?).await,
+        Command::Campaigns(verb) => campaigns::run(verb, &ask()?).await,
         Command::Queues(verb) => queues::run(verb, &ask()?).await,
         Command::Policies(verb) => policies::run(verb, out, ask).await,
         Command::Partitions(verb) => partitions::run(verb, &ask()?).await,

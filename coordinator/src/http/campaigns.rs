@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
+use stepfleet_protocol::audit::{AuditEntry, action};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -96,6 +97,8 @@ async fn begin(
         let text = format!("{ACTIVE_MAX} campaigns go on already");
         return Err(ApiError::new(StatusCode::CONFLICT, "too_many_campaigns", text).hint("wait for one, or cancel one"));
     }
+    let (actor, reason) = (campaign.actor.clone(), campaign.reason.clone());
+    audit(&app, actor, action::CAMPAIGN_BEGIN, &campaign.id, reason).await?;
     Ok((StatusCode::CREATED, Json(view(find(&app, &campaign.id.to_string()).await?))).into_response())
 }
 
@@ -152,31 +155,56 @@ async fn items(
 /// Holds a campaign: it takes up no more letters.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/pause", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
     responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
-async fn pause(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Paused).await
+async fn pause(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<Json<CampaignView>> {
+    want(&app, &id, Want::Paused, &headers).await
 }
 
 /// Lets a held campaign go on.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/resume", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
     responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
-async fn resume(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Running).await
+async fn resume(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<Json<CampaignView>> {
+    want(&app, &id, Want::Running, &headers).await
 }
 
 /// Ends a campaign. What it has replayed goes on.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/cancel", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
     responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
-async fn cancel(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Cancelled).await
+async fn cancel(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult<Json<CampaignView>> {
+    want(&app, &id, Want::Cancelled, &headers).await
 }
 
-async fn want(app: &AppState, id: &str, want: Want) -> ApiResult<Json<CampaignView>> {
+/// Writes down who did it, right behind the change.
+async fn audit(app: &AppState, actor: String, action: &str, id: &Uuid, reason: Option<String>) -> ApiResult<()> {
+    let now_ms = app.client.server_time_ms().await?;
+    let entry = AuditEntry::new(actor, action, format!("campaign:{id}"), now_ms).because(reason);
+    Ok(app.client.audit_fleet(&entry).await?)
+}
+
+async fn want(app: &AppState, id: &str, want: Want, headers: &HeaderMap) -> ApiResult<Json<CampaignView>> {
     let found = find(app, id).await?;
     if found.phase.is_final() {
         let text = format!("the campaign is {}: it has ended", found.phase.as_str());
         return Err(ApiError::new(StatusCode::CONFLICT, "campaign_ended", text));
     }
     app.client.want_campaign(found.campaign.id, want).await?;
+    let action = match want {
+        Want::Running => action::CAMPAIGN_RESUME,
+        Want::Paused => action::CAMPAIGN_PAUSE,
+        Want::Cancelled => action::CAMPAIGN_CANCEL,
+    };
+    audit(app, take::actor(headers), action, &found.campaign.id, None).await?;
     Ok(Json(view(find(app, id).await?)))
 }
 

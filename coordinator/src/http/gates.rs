@@ -131,7 +131,6 @@ async fn reset(
     act(&app, &name, &headers, Act::Reset, body.reason).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 async fn act(
     app: &AppState,
     name: &str,
@@ -177,7 +176,6 @@ async fn resume(
     set_paused(&app, &name, false, &headers, body.reason).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 async fn set_paused(
     app: &AppState,
     name: &str,

@@ -120,7 +120,7 @@ impl Client {
         read.arg(self.keys.fleet_breakers()).arg(0).arg(-1);
         let found = self.fleet(read).await?;
         let names = reply::array(&found).unwrap_or_default().iter().filter_map(reply::text);
-        let mut gates: Vec<Gate> = names.filter_map(|name| Gate::parse(&name).ok()).collect();
+        let mut gates: Vec<Gate> = names.filter_map(|name| Gate::parse(name).ok()).collect();
         gates.sort_unstable();
         Ok(gates.into_iter().filter(|gate| after.is_none_or(|after| gate > after)).take(limit).collect())
     }

@@ -76,6 +76,22 @@ impl Filter {
             .query("text", self.text.as_ref())
     }
 
+    /// As the API takes it in a body.
+    pub(crate) fn body(&self) -> serde_json::Value {
+        let all: [(&str, Option<serde_json::Value>); 9] = [
+            ("workflow", self.workflow.as_ref().map(|name| name.as_str().into())),
+            ("handler", self.handler.as_ref().map(|name| name.as_str().into())),
+            ("queue", self.queue.as_ref().map(|name| name.as_str().into())),
+            ("category", self.category.map(|category| category.as_str().into())),
+            ("cause", self.cause.as_ref().map(|cause| cause.as_str().into())),
+            ("fingerprint", self.fingerprint.as_ref().map(|hex| hex.as_str().into())),
+            ("older_than_ms", self.older_than.map(|time| time.0.into())),
+            ("newer_than_ms", self.newer_than.map(|time| time.0.into())),
+            ("text", self.text.as_ref().map(|text| text.as_str().into())),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
     /// In words, for a question.
     pub(super) fn described(&self) -> String {
         let parts = [

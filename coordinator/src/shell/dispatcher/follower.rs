@@ -97,9 +97,9 @@ impl Follower {
         let read = self.client.events_behind(self.partition, after, count).await?;
         self.pass_trimmed(read.trimmed);
         let entries = read.entries.len();
-        if entries > 0 {
-            let bytes = read.entries.iter().flat_map(|(_, fields)| fields).map(|(_, value)| value.len()).sum::<usize>();
-            self.entry_bytes = bytes / entries;
+        let bytes = read.entries.iter().flat_map(|(_, fields)| fields).map(|(_, value)| value.len()).sum::<usize>();
+        if let Some(average) = bytes.checked_div(entries) {
+            self.entry_bytes = average;
         }
         let mut batch = Vec::with_capacity(entries);
         for (entry, fields) in read.entries {

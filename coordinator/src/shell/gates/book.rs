@@ -114,6 +114,7 @@ impl Book {
     }
 
     /// Counts a result that its step waited for.
+    #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
     pub fn count(&mut self, job: JobId, gate: Option<&Gate>, handler: &Name, outcome: &Outcome, rules: &Rules) {
         self.ended(job, Verdict::of(outcome));
         let gate = match gate {
@@ -240,7 +241,7 @@ impl Book {
     }
 
     /// What the pump has to know now.
-    pub(super) fn to_say(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
+    pub(super) fn words(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
         let mut out = Vec::new();
         let due = crate::shell::upkeep::is_due(self.told_ms, TELL_EVERY_MS, now_ms);
         if !self.tallies.is_empty() && (self.urgent || due) {

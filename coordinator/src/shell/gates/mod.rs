@@ -1,7 +1,7 @@
 //! Gates between a ready step and the stream: circuit breakers that the whole fleet shares, and paused queues.
 //!
 //! An owner looks at a view of the gates that its process keeps fresh ([`pump`]), parks what may not pass, and counts what
-//! results say about dependencies ([`book`]). It never waits for a gate: a view that is a moment old only means that a few
+//! results say about dependencies ([`Book`]). It never waits for a gate: a view that is a moment old only means that a few
 //! more jobs are dispatched, which workers hand back uncounted.
 
 mod book;
@@ -83,7 +83,7 @@ impl Link {
             let granted = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
             book.take_tokens(granted);
         }
-        for said in book.to_say(now_ms, &self.inbox) {
+        for said in book.words(now_ms, &self.inbox) {
             // Without a pump nobody has to know.
             let _ = self.say.send(said);
         }

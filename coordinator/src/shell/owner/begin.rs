@@ -127,7 +127,7 @@ impl<L: Link> Owner<L> {
         pipe.cmd("SMEMBERS").arg(keys.gates());
         let replies = self.partition.load(&pipe).await?;
         let names = replies.first().and_then(reply::array).unwrap_or_default();
-        let gates: Vec<Gate> = names.iter().filter_map(reply::text).filter_map(|t| Gate::parse(&t).ok()).collect();
+        let gates: Vec<Gate> = names.iter().filter_map(reply::text).filter_map(|t| Gate::parse(t).ok()).collect();
         for part in gates.chunks(PER_TRIP) {
             let mut pipe = redis::pipe();
             for gate in part {

@@ -43,7 +43,7 @@ pub struct Situation {
     pub queue: String,
     /// Its state.
     pub step: Step,
-    /// The steps it needs, with their states, at most [`NEEDS_MAX`].
+    /// The steps it needs, with their states, at most 100.
     pub needs: Vec<(String, State)>,
     /// When its next attempt is due, in Unix milliseconds of the server.
     pub due_ms: Option<u64>,

@@ -124,3 +124,57 @@ async fn a_canary_that_fails_again_stops_the_campaign(fleet: &Fleet) {
     let again = letters.iter().filter(|letter| letter["returns"] == 1).count();
     assert_eq!((letters.len(), again), (6, 2), "{letters:#?}");
 }
+
+/// A bulk replay that ran from a laptop ended with it, and nobody knew what it had done.
+#[tokio::test]
+async fn lesson_38_a_campaign_outlives_the_command_line_and_the_coordinator_and_replays_each_letter_once() {
+    const LETTERS: usize = 30;
+    let server = stepfleet_tests::lab::server().await.unwrap();
+    let mut fleet = Fleet::start(&server.url(), 2, 1).await.unwrap();
+    let mut runs = Vec::new();
+    for _ in 0..LETTERS {
+        runs.push(fails(&fleet, "bad", 7).await);
+    }
+    let words = [
+        "campaigns",
+        "begin",
+        "--workflow",
+        "bad",
+        "--rate",
+        "10",
+        "--reason",
+        "the bank is back",
+        "--detach",
+        "--yes",
+    ];
+    let begun: serde_json::Value = serde_json::from_str(&fleet.verb(&words).await.unwrap()).unwrap();
+    let id = begun["id"].as_str().unwrap().to_owned();
+    let path = format!("/api/v1/campaigns/{id}");
+    // Held while the other coordinator comes up, so that most of it is still to be done.
+    fleet.verb(&["campaigns", "pause", &id]).await.unwrap();
+    let other = fleet.add_coordinator().await.unwrap().api.clone();
+    let before = other.get(&path).await.unwrap();
+    assert!(before["outcomes"]["failed_again"].as_u64().unwrap() < LETTERS as u64, "{before:#}");
+    let mut first = fleet.coordinators.remove(0).program;
+    first.kill_9().unwrap();
+    other.post(&format!("{path}/resume"), &[], &json!({})).await.unwrap();
+    let view = wait::until(SOON * 2, "the campaign to end", async || {
+        let view = other.get(&path).await?;
+        anyhow::ensure!(view["phase"] == "completed", "{view:#}");
+        Ok(view)
+    })
+    .await
+    .unwrap();
+    assert_eq!(view["outcomes"]["failed_again"], LETTERS, "{view:#}");
+    for run in &runs {
+        let history = other.history(run).await.unwrap();
+        let replays =
+            history.iter().filter(|h| h["reason"] == "replayed" && h["from"] == "failed" && !h["step"].is_null());
+        assert_eq!(replays.count(), 1, "{history:#?}");
+    }
+    let report = fleet.verb(&["campaigns", "export", &id]).await.unwrap();
+    assert_eq!(report.lines().count(), LETTERS, "one line for each letter: {report}");
+    let audit = other.items(&format!("/api/v1/audit?target=campaign:{id}")).await.unwrap();
+    let actions: Vec<&str> = audit.iter().filter_map(|entry| entry["action"].as_str()).collect();
+    assert_eq!(actions, ["campaign.resume", "campaign.pause", "campaign.begin"]);
+}

@@ -79,6 +79,9 @@ pub(crate) struct BeginArgs {
     /// Close the letters for good instead of replaying them.
     #[arg(long)]
     discard: bool,
+    /// All open letters are meant, where no filter says which.
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     filter: Filter,
     /// Try so many first; the others follow if none of them failed again.
@@ -148,6 +151,9 @@ pub(crate) async fn run(verb: Campaigns, session: &Session<'_>) -> Result<Exit, 
 }
 
 async fn begin(args: &BeginArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    if args.filter.is_empty() != args.all {
+        return Err(Failure::usage("which letters? give filters, or `--all` for every open dead letter"));
+    }
     let counted = session.api.post(&["campaigns"]).json(&args.body(true)).send().await?;
     let found: Replayed = counted.read()?;
     if args.dry_run {

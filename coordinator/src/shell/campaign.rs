@@ -150,7 +150,13 @@ impl<D: Dial> Campaigns<D> {
     async fn take(&mut self, id: Uuid) -> Result<Option<Running>, LinkError> {
         let (key, open) = (self.keys.campaign(id), self.keys.campaign_open(id));
         let fields = self.links.one(&key, redis::cmd("HGETALL").arg(&key).clone()).await?;
-        let Some(Standing { campaign, .. }) = standing(&reply::pairs(fields), 0) else { return Ok(None) };
+        let Some(Standing { campaign, phase, .. }) = standing(&reply::pairs(fields), 0) else { return Ok(None) };
+        if phase.is_final() {
+            // RACE: its runner died between writing the end and taking it off the list.
+            let active = self.keys.campaigns_active();
+            self.links.one(&active, redis::cmd("ZREM").arg(&active).arg(id.to_string()).clone()).await?;
+            return Ok(None);
+        }
         if !self.owned.borrow().contains(&campaign.home()) {
             return Ok(None);
         }

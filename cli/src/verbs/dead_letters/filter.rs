@@ -58,7 +58,7 @@ impl Filter {
     }
 
     /// Whether nothing is said.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let names = [&self.workflow, &self.handler, &self.queue];
         names.iter().all(|option| option.is_none()) && self.category.is_none() && self.is_simple()
     }

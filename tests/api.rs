@@ -288,8 +288,11 @@ async fn a_dead_letter_is_shown_and_replayed_with_another_input() -> anyhow::Res
     let (status, replayed) = site.post(&path, large).await?;
     ensure!(status == StatusCode::OK && replayed["replayed"] == 1, "{status} {replayed}");
     site.until_state(text(&left["items"][0], "run"), "completed").await?;
-    let (_, all) = site.post("/api/v1/dead-letters/replay", json!({ "all": true, "category": "permanent" })).await?;
-    ensure!(all["matched"] == 1 && all["replayed"] == 1, "{all}");
+    let (status, refused) = site.post("/api/v1/campaigns", json!({ "kind": "replay", "dry_run": true })).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && refused["code"] == "all_missing", "{status} {refused}");
+    let some = json!({ "kind": "replay", "filter": { "category": "permanent" }, "dry_run": true });
+    let (_, counted) = site.post("/api/v1/campaigns", some).await?;
+    ensure!(counted["matched"] == 1 && counted["more"] == false, "{counted}");
     Ok(())
 }
 

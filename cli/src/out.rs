@@ -180,18 +180,32 @@ impl Out {
         if yes {
             return Ok(());
         }
+        let answer = self.asked(what, " [y/N] ")?;
+        match answer.trim().to_ascii_lowercase().as_str() {
+            "y" | "yes" => Ok(()),
+            _ => Err(Failure::failed("nothing was done")),
+        }
+    }
+
+    /// Asks before something large that cannot be undone: the answer has to be this very word.
+    ///
+    /// # Errors
+    /// As [`Self::confirm`].
+    pub(crate) fn confirm_by_typing(&self, what: &str, word: &str, yes: bool) -> Result<(), Failure> {
+        if yes || self.asked(what, ": ")?.trim() == word { Ok(()) } else { Err(Failure::failed("nothing was done")) }
+    }
+
+    /// The answer to a question.
+    fn asked(&self, what: &str, behind: &str) -> Result<String, Failure> {
         if !stdin().is_terminal() || !stderr().is_terminal() {
             let text = format!("not confirmed: {what}");
             return Err(Failure::usage(text).hint("without a terminal to ask on, say so with `--yes`"));
         }
         let mut stderr = stderr().lock();
         let mut answer = String::new();
-        let asked = write!(stderr, "{what} [y/N] ").and_then(|()| stderr.flush());
+        let asked = write!(stderr, "{what}{behind}").and_then(|()| stderr.flush());
         asked.and_then(|()| stdin().lock().read_line(&mut answer)).map_err(|e| Failure::failed(e.to_string()))?;
-        match answer.trim().to_ascii_lowercase().as_str() {
-            "y" | "yes" => Ok(()),
-            _ => Err(Failure::failed("nothing was done")),
-        }
+        Ok(answer)
     }
 
     fn talk(&self, text: &str) {

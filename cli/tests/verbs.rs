@@ -104,9 +104,14 @@ fn an_api_that_is_not_there_is_named_with_a_hint() {
 #[test]
 fn what_cannot_be_undone_needs_a_yes() {
     let taken = json!({ "id": RUN, "state": "cancelled", "command_id": "c", "url": "u" }).to_string();
-    let peer = Peer::start(vec![("POST /api/v1/runs/", Reply::new(200, &taken))]);
+    let counted = json!({ "matched": 7 }).to_string();
+    let peer = Peer::start(vec![
+        ("POST /api/v1/runs/", Reply::new(200, &taken)),
+        ("POST /api/v1/campaigns", Reply::new(200, &counted)),
+    ]);
     for verb in [
         vec!["runs", "cancel", RUN],
+        vec!["dead-letters", "purge", "--workflow", "old", "--reason", "over"],
         vec!["dead-letters", "replay", "--all"],
         vec!["quarantine", "discard", "0-1-0"],
         vec!["workers", "drain", "alpha@1"],
@@ -115,10 +120,16 @@ fn what_cannot_be_undone_needs_a_yes() {
         assert_eq!(shown.code, 2, "{shown:?}");
         assert!(shown.err.contains("--yes"), "{shown:?}");
     }
-    assert!(peer.asked().is_empty(), "nothing was sent: {:?}", peer.asked());
+    // Of many letters the number is asked for first.
+    assert!(
+        peer.bodies().iter().all(|body| body.contains(r#""dry_run":true"#)),
+        "nothing was done: {:?}",
+        peer.bodies()
+    );
+    assert_eq!(peer.asked(), vec!["POST /api/v1/campaigns"; 2]);
     let shown = run(&peer, &["runs", "cancel", RUN, "--yes", "--reason", "twice"]);
     assert_eq!((shown.code, shown.out.trim_end()), (0, format!("{RUN} cancelled").as_str()));
-    assert_eq!(peer.bodies(), [r#"{"reason":"twice"}"#]);
+    assert_eq!(peer.bodies().last().map(String::as_str), Some(r#"{"reason":"twice"}"#));
 }
 
 #[test]
@@ -177,11 +188,24 @@ fn bulk_gives_each_line_its_answer() {
 
 #[test]
 fn a_dry_run_replays_nothing() {
-    let replayed = json!({ "matched": 7, "replayed": 0, "pending": 0, "failed": [] }).to_string();
-    let peer = Peer::start(vec![("POST /api/v1/dead-letters/replay", Reply::new(200, &replayed))]);
-    let shown = run(&peer, &["dead-letters", "replay", "--all", "--category", "data", "--dry-run"]);
-    assert_eq!((shown.code, shown.out.trim_end()), (0, "7 would be replayed"), "{shown:?}");
-    assert_eq!(peer.bodies(), [r#"{"all":true,"category":"data","dry_run":true}"#]);
+    let peer = Peer::start(vec![("POST /api/v1/campaigns", Reply::new(200, r#"{"matched":7}"#))]);
+    let shown = run(&peer, &["dead-letters", "replay", "--category", "data", "--dry-run"]);
+    assert_eq!(
+        (shown.code, shown.out.trim_end()),
+        (0, "7 would be replayed: all dead letters of category `data`"),
+        "{shown:?}"
+    );
+    let body: serde_json::Value = serde_json::from_str(&peer.bodies()[0]).expect("JSON");
+    assert_eq!((&body["dry_run"], &body["filter"]), (&json!(true), &json!({ "category": "data" })));
+    for words in [
+        &["dead-letters", "replay"][..],
+        &["dead-letters", "purge", "--yes"],
+        &["dead-letters", "replay", "0-1-0", "--all"],
+    ] {
+        let shown = run(&peer, words);
+        assert_eq!((shown.code, peer.bodies().len()), (2, 1), "nobody is asked: {shown:?}");
+        assert!(shown.err.contains("allowed"), "{shown:?}");
+    }
 }
 
 #[test]

@@ -93,7 +93,7 @@ async fn a_campaign_replays_each_letter_once_and_tells_what_became_of_it(fleet: 
     fails(fleet, "other", 7).await;
     let request = json!({ "kind": "replay", "filter": { "workflow": "bad" }, "dry_run": true });
     let (_, dry) = api.post("/api/v1/campaigns", &[], &request).await.unwrap();
-    assert_eq!((&dry["matched"], &dry["replayed"]), (&json!(12), &json!(0)), "{dry:#}");
+    assert_eq!((&dry["matched"], &dry["more"]), (&json!(12), &json!(false)), "{dry:#}");
     let view = ended(fleet, &json!({ "kind": "replay", "filter": { "workflow": "bad" }, "reason": "try" })).await;
     assert_eq!((&view["phase"], &view["outcomes"]["failed_again"]), (&json!("completed"), &json!(12)), "{view:#}");
     let items = api.items(&format!("/api/v1/campaigns/{}/items", view["id"].as_str().unwrap())).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_canary_that_fails_again_stops_the_campaign(fleet: &Fleet) {
     for _ in 0..6 {
         fails(fleet, "bad", 7).await;
     }
-    let view = ended(fleet, &json!({ "kind": "replay", "canary": 2 })).await;
+    let view = ended(fleet, &json!({ "kind": "replay", "all": true, "canary": 2 })).await;
     assert_eq!((&view["phase"], &view["outcomes"]["failed_again"]), (&json!("stopped"), &json!(2)), "{view:#}");
     assert!(view["why"].as_str().unwrap().contains("of the first 2 letters failed again"), "{view:#}");
     let letters = fleet.api().items("/api/v1/dead-letters").await.unwrap();
@@ -136,8 +136,8 @@ async fn lesson_38_a_campaign_outlives_the_command_line_and_the_coordinator_and_
         runs.push(fails(&fleet, "bad", 7).await);
     }
     let words = [
-        "campaigns",
-        "begin",
+        "dead-letters",
+        "replay",
         "--workflow",
         "bad",
         "--rate",

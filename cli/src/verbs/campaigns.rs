@@ -1,10 +1,11 @@
-//! `campaigns`: replays, or closes, many dead letters. The coordinator runs them: this program may end meanwhile.
+//! `campaigns`: replays or closes many dead letters. The coordinator runs them: this program may end meanwhile. They begin with
+//! `dead-letters replay` and `dead-letters purge`.
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use stepfleet_coordinator::http::view::{CampaignItem, CampaignView, Page, Replayed};
+use stepfleet_coordinator::http::view::{CampaignDryRun, CampaignItem, CampaignView, CommandRequest, Page};
 
 use super::dead_letters::filter::Filter;
 use super::{Paging, Session};
@@ -21,13 +22,6 @@ const PAGE: usize = 100;
 /// `campaigns …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum Campaigns {
-    /// Begin a campaign over the dead letters that are open now.
-    #[command(after_help = "\
-Examples:
-  stepfleet campaigns begin --handler charge --dry-run
-  stepfleet campaigns begin --fingerprint 4f1c9a7be2d3508a --canary 5 --rate 50 --stop-when-failing 20 --reason 'bank is back'
-  stepfleet campaigns begin --discard --workflow old-report --older-than 30d --reason 'nobody needs them'")]
-    Begin(Box<BeginArgs>),
     /// List the newest campaigns.
     #[command(after_help = "\
 Examples:
@@ -47,17 +41,17 @@ Examples:
     #[command(after_help = "\
 Examples:
   stepfleet campaigns pause 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10")]
-    Pause(Named),
+    Pause(Wish),
     /// Let a held campaign go on.
     #[command(after_help = "\
 Examples:
   stepfleet campaigns resume 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10")]
-    Resume(Named),
+    Resume(Wish),
     /// End a campaign. What it has replayed goes on.
     #[command(after_help = "\
 Examples:
   stepfleet campaigns cancel 0198c2f4-6f5c-7000-8a3e-2f1d5b7c9e10")]
-    Cancel(Named),
+    Cancel(Wish),
     /// Tell what became of each letter, as CSV, or as JSON with `--output json` (one item a line).
     #[command(after_help = "\
 Examples:
@@ -73,39 +67,37 @@ pub(crate) struct Named {
     id: String,
 }
 
-/// `campaigns begin`
+/// What is wished of a campaign.
 #[derive(Debug, Args)]
-pub(crate) struct BeginArgs {
-    /// Close the letters for good instead of replaying them.
-    #[arg(long)]
-    discard: bool,
-    /// All open letters are meant, where no filter says which.
-    #[arg(long)]
-    all: bool,
+pub(crate) struct Wish {
     #[command(flatten)]
-    filter: Filter,
-    /// Try so many first; the others follow if none of them failed again.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    canary: u32,
+    named: Named,
+    /// Why, for the audit.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+/// What `dead-letters replay` and `purge` say of many letters.
+#[derive(Debug, Args)]
+pub(crate) struct Many {
+    /// All of them, or all that the filters let through.
+    #[arg(long)]
+    pub(super) all: bool,
+    #[command(flatten)]
+    pub(super) filter: Filter,
     /// Letters a second; 0 for no limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rate: u32,
-    /// Stop when so many per cent of the letters that ended, 10 at least, failed again; 0 for never.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
-    stop_when_failing: u8,
     /// Take up at most so many letters.
     #[arg(long, value_name = "N")]
     max: Option<u64>,
-    /// Also letters whose step came back three times or more.
-    #[arg(long)]
-    force: bool,
     /// Why, for the history and the audit.
     #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
-    /// Only count the letters that are meant.
+    pub(super) reason: Option<String>,
+    /// Only say how many are meant.
     #[arg(long)]
-    dry_run: bool,
-    /// Do not wait for its end.
+    pub(super) dry_run: bool,
+    /// Do not wait for the end of the campaign.
     #[arg(long)]
     detach: bool,
     /// Do not ask.
@@ -113,17 +105,39 @@ pub(crate) struct BeginArgs {
     yes: bool,
 }
 
-impl BeginArgs {
-    fn body(&self, dry_run: bool) -> Value {
+/// What `dead-letters replay` says beside that.
+#[derive(Debug, Args)]
+pub(crate) struct Caution {
+    /// Try so many first; the others follow if none of them failed again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    canary: u32,
+    /// Stop when so many per cent of the letters that ended, 10 at least, failed again; 0 for never.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    stop_when_failing: u8,
+    /// Also letters whose step came back three times or more.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Many {
+    /// Whether letters are meant by what they are, and not by their ids.
+    pub(super) fn is_said(&self) -> bool {
+        self.all || !self.filter.is_empty()
+    }
+
+    fn body(&self, caution: Option<&Caution>, dry_run: bool) -> Value {
         let mut body = json!({
-            "kind": if self.discard { "discard" } else { "replay" },
+            "kind": if caution.is_some() { "replay" } else { "discard" },
             "filter": self.filter.body(),
-            "canary": self.canary,
+            "all": self.all,
             "rate": self.rate,
-            "stop_when_failing": self.stop_when_failing,
-            "force": self.force,
             "dry_run": dry_run,
         });
+        if let Some(caution) = caution {
+            body["canary"] = caution.canary.into();
+            body["stop_when_failing"] = caution.stop_when_failing.into();
+            body["force"] = caution.force.into();
+        }
         for (name, value) in [("reason", self.reason.clone().map(Value::from)), ("max", self.max.map(Value::from))] {
             if let Some(value) = value {
                 body[name] = value;
@@ -139,44 +153,54 @@ impl BeginArgs {
 /// Whatever kept it from its answer.
 pub(crate) async fn run(verb: Campaigns, session: &Session<'_>) -> Result<Exit, Failure> {
     match verb {
-        Campaigns::Begin(args) => begin(&args, session).await,
         Campaigns::List(paging) => list(&paging, session).await,
         Campaigns::Show(named) => show(&session.api.get(&["campaigns", &named.id]).send().await?, session.out),
         Campaigns::Watch(named) => watch(&named.id, session).await,
-        Campaigns::Pause(named) => want(&named.id, "pause", session).await,
-        Campaigns::Resume(named) => want(&named.id, "resume", session).await,
-        Campaigns::Cancel(named) => want(&named.id, "cancel", session).await,
+        Campaigns::Pause(wish) => want(wish, "pause", session).await,
+        Campaigns::Resume(wish) => want(wish, "resume", session).await,
+        Campaigns::Cancel(wish) => want(wish, "cancel", session).await,
         Campaigns::Export(named) => export(&named.id, session).await,
     }
 }
 
-async fn begin(args: &BeginArgs, session: &Session<'_>) -> Result<Exit, Failure> {
-    if args.filter.is_empty() != args.all {
-        return Err(Failure::usage("which letters? give filters, or `--all` for every open dead letter"));
-    }
-    let counted = session.api.post(&["campaigns"]).json(&args.body(true)).send().await?;
-    let found: Replayed = counted.read()?;
-    if args.dry_run {
+/// Begins a campaign: of replays with `caution`, else of letters that are closed for good. Waits for its end unless told
+/// otherwise.
+///
+/// # Errors
+/// The answer to the question was no; or whatever kept it from its answer.
+pub(super) async fn begin(many: &Many, caution: Option<&Caution>, session: &Session<'_>) -> Result<Exit, Failure> {
+    let counted = session.api.post(&["campaigns"]).json(&many.body(caution, true)).send().await?;
+    let found: CampaignDryRun = counted.read()?;
+    let count = format!("{}{}", found.matched, if found.more { " or more" } else { "" });
+    let which = many.filter.described();
+    if many.dry_run {
         if session.out.is_json() {
             session.out.line(counted.text.trim_end())?;
         } else {
-            session.out.line(&format!("{} dead letters are meant", found.matched))?;
+            let done = if caution.is_some() { "replayed" } else { "closed for good" };
+            session.out.line(&format!("{count} would be {done}: {which}"))?;
         }
         return Ok(Exit::Done);
     }
-    let does = if args.discard { "close for good" } else { "replay" };
-    session.out.confirm(&format!("{does} {} dead letters?", found.matched), args.yes)?;
-    let answer = session.api.post(&["campaigns"]).json(&args.body(false)).send().await?;
+    match caution {
+        Some(_) => session.out.confirm(&format!("replay {which}: {count}?"), many.yes)?,
+        None => {
+            let what = format!("close {which} for good: {count}; type the number of letters to go on");
+            session.out.confirm_by_typing(&what, &found.matched.to_string(), many.yes)?;
+        }
+    }
+    let answer = session.api.post(&["campaigns"]).json(&many.body(caution, false)).send().await?;
     let campaign: CampaignView = answer.read()?;
-    if args.detach {
+    if many.detach {
         return show(&answer, session.out);
     }
     session.out.hint(&format!("it goes on without this program: `stepfleet campaigns watch {}`", campaign.id));
     watch(&campaign.id, session).await
 }
 
-async fn want(id: &str, verb: &str, session: &Session<'_>) -> Result<Exit, Failure> {
-    let answer = session.api.post(&["campaigns", id, verb]).json(&json!({})).send().await?;
+async fn want(wish: Wish, verb: &str, session: &Session<'_>) -> Result<Exit, Failure> {
+    let body = CommandRequest { reason: wish.reason };
+    let answer = session.api.post(&["campaigns", &wish.named.id, verb]).json(&body).send().await?;
     show(&answer, session.out)
 }
 
@@ -191,7 +215,9 @@ async fn watch(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
             told = line;
         }
         if campaign.phase.is_final() {
-            return show(&answer, session.out);
+            show(&answer, session.out)?;
+            let stopped = campaign.phase.as_str() == "stopped";
+            return Ok(if stopped { Exit::Failed } else { Exit::Done });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

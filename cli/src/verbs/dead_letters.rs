@@ -4,12 +4,12 @@ pub(super) mod filter;
 mod groups;
 
 use clap::{Args, Subcommand};
-use stepfleet_coordinator::http::view::{LetterFilter, LetterView, Page, ReplayAll, ReplayRequest, Replayed};
+use stepfleet_coordinator::http::view::{LetterView, Page, ReplayRequest, Replayed};
 
 use self::filter::Filter;
+use super::campaigns::{self, Caution, Many};
 use super::runs::{error_text, shortened, worker_name};
 use super::{Paging, Session};
-use crate::api::exit_of;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::out::{Ink, plain};
@@ -50,8 +50,15 @@ Examples:
   stepfleet dead-letters replay 3-1795132799999-0
   stepfleet dead-letters replay 3-1795132799999-0 --input '{\"amount\": 12}'
   stepfleet dead-letters replay --all --workflow orders --dry-run
-  stepfleet dead-letters replay --all --category transient --yes")]
-    Replay(ReplayArgs),
+  stepfleet dead-letters replay --fingerprint 4f1c9a7be2d3508a --canary 5 --rate 50 --stop-when-failing 20
+  stepfleet dead-letters replay --all --category transient --yes --detach")]
+    Replay(Box<ReplayArgs>),
+    /// Close very many dead letters for good.
+    #[command(after_help = "\
+Examples:
+  stepfleet dead-letters purge --workflow old-report --older-than 30d --dry-run
+  stepfleet dead-letters purge --workflow old-report --older-than 30d --reason 'nobody needs them'")]
+    Purge(Box<Many>),
 }
 
 /// One dead letter.
@@ -77,26 +84,16 @@ pub(crate) struct ListArgs {
 /// `dead-letters replay`
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
-    /// The dead letters to replay.
-    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    /// The dead letters to replay; or say which with filters, or `--all`.
+    #[arg(value_name = "ID")]
     ids: Vec<String>,
-    /// All of them, or all that the filters let through.
-    #[arg(long)]
-    all: bool,
-    #[command(flatten)]
-    filter: Filter,
     /// Another input for the step: `JSON`, `@file`, or `-`. For one dead letter only.
-    #[arg(short, long, value_name = "JSON", conflicts_with_all = ["all", "dry_run"])]
+    #[arg(short, long, value_name = "JSON")]
     input: Option<String>,
-    /// Why, for the history.
-    #[arg(long, value_name = "TEXT", conflicts_with = "all")]
-    reason: Option<String>,
-    /// Only say what would be replayed.
-    #[arg(long)]
-    dry_run: bool,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    many: Many,
+    #[command(flatten)]
+    caution: Caution,
 }
 
 /// Runs a verb of `dead-letters`.
@@ -109,8 +106,9 @@ pub(crate) async fn run(verb: DeadLetters, session: &Session<'_>) -> Result<Exit
         DeadLetters::Show(letter) => show(&letter.id, session).await,
         DeadLetters::Groups(args) => groups::list(&args, session).await,
         DeadLetters::Discard(args) => groups::discard(args, session).await,
-        DeadLetters::Replay(args) if args.all => replay_all(&args, session).await,
-        DeadLetters::Replay(args) => replay_each(args, session).await,
+        DeadLetters::Replay(args) => replay(*args, session).await,
+        DeadLetters::Purge(many) if many.is_said() => campaigns::begin(&many, None, session).await,
+        DeadLetters::Purge(_) => Err(nothing_said()),
     }
 }
 
@@ -230,15 +228,26 @@ async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+fn nothing_said() -> Failure {
+    Failure::usage("which dead letters? found none named: allowed are ids, filters, or `--all`")
+}
+
+async fn replay(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
+    match (args.ids.is_empty(), args.many.is_said()) {
+        (true, false) => Err(nothing_said()),
+        (false, true) => Err(Failure::usage("ids were given, and filters or `--all` too: allowed is one of the two")),
+        (true, true) if args.input.is_some() => Err(Failure::usage("`--input` is for one dead letter")),
+        (true, true) => campaigns::begin(&args.many, Some(&args.caution), session).await,
+        (false, false) => replay_each(args, session).await,
+    }
+}
+
 async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let out = session.out;
-    if !args.filter.is_empty() {
-        return Err(Failure::usage("filters go with `--all`, not with ids"));
-    }
     if args.input.is_some() && args.ids.len() > 1 {
         return Err(Failure::usage("`--input` is for one dead letter").hint("replay them one by one"));
     }
-    if args.dry_run {
+    if args.many.dry_run {
         for id in &args.ids {
             let letter: LetterView = session.api.get(&["dead-letters", id]).send().await?.read()?;
             out.line(&format!("{id} would try `{}` of run {} again", plain(&letter.step), letter.run))?;
@@ -246,7 +255,7 @@ async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
         return Ok(Exit::Done);
     }
     let input = args.input.as_deref().map(|given| input::json("--input", given)).transpose()?;
-    let request = ReplayRequest { input, reason: args.reason };
+    let request = ReplayRequest { input, reason: args.many.reason };
     let mut worst = Exit::Done;
     for id in &args.ids {
         let sent = session.api.post(&["dead-letters", id, "replay"]).json(&request).send().await;
@@ -267,74 +276,4 @@ async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
         }
     }
     Ok(worst)
-}
-
-async fn replay_all(args: &ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
-    let out = session.out;
-    let which = args.filter.described();
-    if !args.filter.is_simple() {
-        return Err(Failure::usage("`replay --all` knows the filters --workflow, --handler, --queue and --category")
-            .hint("list the others with `dead-letters list`, and replay them by their ids"));
-    }
-    if !args.dry_run {
-        out.confirm(&format!("replay {which}?"), args.yes)?;
-    }
-    let LetterFilter { workflow, handler, queue, category, .. } = args.filter.clone().into();
-    let mut request =
-        ReplayAll { all: true, workflow, handler, queue, category, limit: None, cursor: None, dry_run: args.dry_run };
-    let mut sum = Replayed::default();
-    loop {
-        let answer = session.api.post(&["dead-letters", "replay"]).json(&request).send().await?;
-        let part: Replayed = answer.read()?;
-        if out.is_json() {
-            out.line(answer.text.trim_end())?;
-        }
-        sum.matched += part.matched;
-        sum.replayed += part.replayed;
-        sum.pending += part.pending;
-        sum.failed.extend(part.failed);
-        if part.next.is_none() {
-            break;
-        }
-        out.detail(&format!("{} so far", sum.matched));
-        request.cursor = part.next;
-    }
-    if !out.is_json() {
-        out.line(&summary(&sum, args.dry_run))?;
-        for (id, problem) in &sum.failed {
-            out.warn(&format!("{}: {}", plain(id), plain(problem.detail.trim_end_matches('.'))));
-        }
-    }
-    let exit_of = |problem: &stepfleet_coordinator::http::view::Problem| {
-        exit_of(reqwest::StatusCode::from_u16(problem.status).unwrap_or_default(), &problem.code)
-    };
-    // A letter that somebody else replayed meanwhile is no failure of this command.
-    let failed = sum.failed.iter().any(|(_, problem)| !matches!(exit_of(problem), Exit::NotFound | Exit::Conflict));
-    Ok(if failed { Exit::Failed } else { Exit::Done })
-}
-
-fn summary(sum: &Replayed, is_dry: bool) -> String {
-    if is_dry {
-        return format!("{} would be replayed", sum.matched);
-    }
-    let mut text = format!("{} of {} replayed", sum.replayed, sum.matched);
-    if sum.pending > 0 {
-        text += &format!(", {} without an answer yet", sum.pending);
-    }
-    if !sum.failed.is_empty() {
-        text += &format!(", {} failed", sum.failed.len());
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replay_sums_up() {
-        let sum = Replayed { matched: 5, replayed: 3, pending: 2, ..Replayed::default() };
-        assert_eq!(summary(&sum, false), "3 of 5 replayed, 2 without an answer yet");
-        assert_eq!(summary(&sum, true), "5 would be replayed");
-    }
 }

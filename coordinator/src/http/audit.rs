@@ -75,7 +75,7 @@ async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> Api
     let filter = Filter { actor, action, target, since_ms: at(since), until_ms: at(until) };
     let after = take::cursor::<AuditId>(p.cursor.as_deref())?;
     let page = app.client.audit(&filter, after, take::limit(p.limit)?).await?;
-    let items = page.entries.into_iter().map(|(id, entry)| view(id, entry)).collect();
+    let items = page.items.into_iter().map(|(id, entry)| view(id, entry)).collect();
     Ok(Json(Page { items, next: page.next.map(|id| id.to_string()) }))
 }
 

@@ -6,9 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
 use stepfleet_protocol::audit::{AuditEntry, action};
-use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -16,8 +14,8 @@ use super::{
     AppState,
     error::{ApiError, ApiResult},
     letters,
-    take::{self, Params, Strict},
-    view::{CampaignItem, CampaignRequest, CampaignView, Outcomes, Page, Problem, Replayed},
+    take::{self, Optional, Paging, Params, Strict},
+    view::{CampaignDryRun, CampaignItem, CampaignRequest, CampaignView, CommandRequest, Outcomes, Page, Problem},
 };
 use crate::{
     store::campaigns::{ACTIVE_MAX, Campaign, Item, Kind, LETTERS_MAX, Outcome, Standing, Want},
@@ -43,13 +41,17 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
 
 /// Begins a campaign over the letters that are open now. With `dry_run` they are only counted: `200`.
 #[utoipa::path(post, path = "/api/v1/campaigns", tag = "campaigns", request_body = CampaignRequest,
-    responses((status = 201, body = CampaignView), (status = 200, body = Replayed), (status = "4XX", body = Problem)))]
+    responses((status = 201, body = CampaignView), (status = 200, body = CampaignDryRun), (status = "4XX", body = Problem)))]
 async fn begin(
     State(app): State<AppState>,
     headers: HeaderMap,
     Strict(body): Strict<CampaignRequest>,
 ) -> ApiResult<Response> {
     let filter = letters::checked(body.filter)?;
+    if filter.is_empty() && !body.all {
+        let text = "no filter says which letters are meant: allowed is a filter, or `all` to mean every open one";
+        return Err(ApiError::bad("all_missing", text));
+    }
     let reason = take::reason(body.reason);
     if body.kind == Kind::Discard && reason.is_none() {
         return Err(ApiError::bad(
@@ -69,14 +71,13 @@ async fn begin(
         let (mut matched, mut after) = (0, None);
         for _ in 0..COUNT_PAGES {
             let page = app.client.letters(&filter, after, COUNT_PAGE).await?;
-            matched += page.letters.len() as u64;
+            matched += page.items.len() as u64;
             after = page.next;
             if after.is_none() {
                 break;
             }
         }
-        let next = after.map(|id| id.to_string());
-        return Ok(Json(Replayed { matched: matched.min(max), next, ..Replayed::default() }).into_response());
+        return Ok(Json(CampaignDryRun { matched: matched.min(max), more: after.is_some() }).into_response());
     }
     let campaign = Campaign {
         v: 1,
@@ -102,20 +103,14 @@ async fn begin(
     Ok((StatusCode::CREATED, Json(view(find(&app, &campaign.id.to_string()).await?))).into_response())
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-}
-
 /// Lists the newest campaigns.
-#[utoipa::path(get, path = "/api/v1/campaigns", tag = "campaigns", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/campaigns", tag = "campaigns", params(Paging),
     responses((status = 200, body = Page<CampaignView>), (status = "4XX", body = Problem)))]
-async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<CampaignView>>> {
-    let found = app.client.campaigns(take::limit(p.limit)?).await?;
-    Ok(Json(Page { items: found.into_iter().map(view).collect(), next: None }))
+async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<CampaignView>>> {
+    let (limit, from) = (take::limit(p.limit)?, take::cursor::<u32>(p.cursor.as_deref())?.unwrap_or(0) as usize);
+    let found = app.client.campaigns(from, limit).await?;
+    let next = (found.len() == limit).then(|| (from + limit).to_string());
+    Ok(Json(Page { items: found.into_iter().map(view).collect(), next }))
 }
 
 /// Shows a campaign.
@@ -125,24 +120,14 @@ async fn get(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<J
     Ok(Json(view(find(&app, &id).await?)))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ItemParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Tells what became of each letter, in the order in which it was known.
 #[utoipa::path(get, path = "/api/v1/campaigns/{id}/items", tag = "campaigns",
-    params(("id" = String, Path, description = "the campaign"), ItemParams),
+    params(("id" = String, Path, description = "the campaign"), Paging),
     responses((status = 200, body = Page<CampaignItem>), (status = "4XX", body = Problem)))]
 async fn items(
     State(app): State<AppState>,
     Path(id): Path<String>,
-    Params(p): Params<ItemParams>,
+    Params(p): Params<Paging>,
 ) -> ApiResult<Json<Page<CampaignItem>>> {
     let found = find(&app, &id).await?;
     let (from, limit) = (take::cursor::<u64>(p.cursor.as_deref())?.unwrap_or(0), take::limit(p.limit)?);
@@ -154,35 +139,38 @@ async fn items(
 
 /// Holds a campaign: it takes up no more letters.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/pause", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
-    responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
+    request_body = Option<CommandRequest>, responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
 async fn pause(
     State(app): State<AppState>,
     Path(id): Path<String>,
     headers: HeaderMap,
+    Optional(body): Optional<CommandRequest>,
 ) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Paused, &headers).await
+    want(&app, &id, Want::Paused, (&headers, body)).await
 }
 
 /// Lets a held campaign go on.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/resume", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
-    responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
+    request_body = Option<CommandRequest>, responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
 async fn resume(
     State(app): State<AppState>,
     Path(id): Path<String>,
     headers: HeaderMap,
+    Optional(body): Optional<CommandRequest>,
 ) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Running, &headers).await
+    want(&app, &id, Want::Running, (&headers, body)).await
 }
 
 /// Ends a campaign. What it has replayed goes on.
 #[utoipa::path(post, path = "/api/v1/campaigns/{id}/cancel", tag = "campaigns", params(("id" = String, Path, description = "the campaign")),
-    responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
+    request_body = Option<CommandRequest>, responses((status = 200, body = CampaignView), (status = "4XX", body = Problem)))]
 async fn cancel(
     State(app): State<AppState>,
     Path(id): Path<String>,
     headers: HeaderMap,
+    Optional(body): Optional<CommandRequest>,
 ) -> ApiResult<Json<CampaignView>> {
-    want(&app, &id, Want::Cancelled, &headers).await
+    want(&app, &id, Want::Cancelled, (&headers, body)).await
 }
 
 /// Writes down who did it, right behind the change.
@@ -192,7 +180,12 @@ async fn audit(app: &AppState, actor: String, action: &str, id: &Uuid, reason: O
     Ok(app.client.audit_fleet(&entry).await?)
 }
 
-async fn want(app: &AppState, id: &str, want: Want, headers: &HeaderMap) -> ApiResult<Json<CampaignView>> {
+async fn want(
+    app: &AppState,
+    id: &str,
+    want: Want,
+    (headers, body): (&HeaderMap, CommandRequest),
+) -> ApiResult<Json<CampaignView>> {
     let found = find(app, id).await?;
     if found.phase.is_final() {
         let text = format!("the campaign is {}: it has ended", found.phase.as_str());
@@ -204,7 +197,7 @@ async fn want(app: &AppState, id: &str, want: Want, headers: &HeaderMap) -> ApiR
         Want::Paused => action::CAMPAIGN_PAUSE,
         Want::Cancelled => action::CAMPAIGN_CANCEL,
     };
-    audit(app, take::actor(headers), action, &found.campaign.id, None).await?;
+    audit(app, take::actor(headers), action, &found.campaign.id, take::reason(body.reason)).await?;
     Ok(Json(view(find(app, id).await?)))
 }
 

@@ -8,7 +8,6 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::get as http_get,
 };
-use serde::Deserialize;
 use stepfleet_protocol::{
     audit::action,
     beat::{Beat, Phase},
@@ -16,7 +15,6 @@ use stepfleet_protocol::{
     id::WorkerId,
     name::Name,
 };
-use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -24,7 +22,7 @@ use super::{
     error::{ApiError, ApiResult},
     gates,
     operate::metrics_of,
-    take::{self, Params},
+    take::{self, Paging, Params},
     view::{
         Draining, FleetHealth, FleetStats, HeldView, Level, Page, Problem, QueueStats, QueueView, Range, WorkerView,
     },
@@ -57,20 +55,10 @@ pub(super) fn legacy(router: Router<AppState>) -> Router<AppState> {
     router.route("/workers/health", http_get(health)).route("/workers/stats", http_get(stats))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Lists workers, the longest registered first.
-#[utoipa::path(get, path = "/api/v1/workers", tag = "fleet", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/workers", tag = "fleet", params(Paging),
     responses((status = 200, body = Page<WorkerView>)))]
-async fn workers(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<WorkerView>>> {
+async fn workers(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<WorkerView>>> {
     let (limit, from) = (take::limit(p.limit)?, take::cursor::<usize>(p.cursor.as_deref())?.unwrap_or(0));
     let all = app.client.workers().await?;
     let items = all.iter().skip(from).take(limit).map(worker_view).collect();

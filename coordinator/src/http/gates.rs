@@ -5,19 +5,17 @@ use axum::{
     extract::{Path, State},
     http::HeaderMap,
 };
-use serde::Deserialize;
 use stepfleet_protocol::{
     duration::Millis,
     gate::{About, Gate, GateState, Stand},
 };
-use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState,
     error::{ApiError, ApiResult},
-    take::{self, Optional, Params},
-    view::{BreakerNumbers, BreakerView, CommandRequest, OpenRequest, Page, PauseView, Problem, QueueTaken},
+    take::{self, Optional, Paging, Params},
+    view::{BreakerView, CommandRequest, OpenRequest, Page, PauseView, Problem, QueueTaken},
 };
 use crate::{
     machine::rules::{Breaker, Rules},
@@ -39,20 +37,10 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(resume))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Lists the circuit breakers that were heard of within a day, by name.
-#[utoipa::path(get, path = "/api/v1/breakers", tag = "gates", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/breakers", tag = "gates", params(Paging),
     responses((status = 200, body = Page<BreakerView>)))]
-async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<BreakerView>>> {
+async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<BreakerView>>> {
     let limit = take::limit(p.limit)?;
     let after = match &p.cursor {
         None => None,
@@ -66,7 +54,7 @@ async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> Api
     let rules = rules(&app).await?;
     let mut items = Vec::with_capacity(gates.len());
     for (gate, parked) in gates.iter().zip(app.client.parked(&gates).await?) {
-        let policy = policy(&rules, gate);
+        let policy = rules.breaker_of(gate);
         let stored = app.client.breaker(gate, &policy).await?;
         items.push(view(gate, &stored, parked, None));
     }
@@ -139,14 +127,14 @@ async fn act(
     reason: Option<String>,
 ) -> ApiResult<Json<BreakerView>> {
     let gate = breaker(name)?;
-    let policy = policy(&rules(app).await?, &gate);
+    let policy = rules(app).await?.breaker_of(&gate);
     let (actor, reason) = (take::actor(headers), take::reason(reason).unwrap_or_default());
     app.client.act_on_breaker(&gate, &policy, act, (&actor, &reason)).await?;
     look(app, &gate).await.map(Json)
 }
 
 async fn look(app: &AppState, gate: &Gate) -> ApiResult<BreakerView> {
-    let policy = policy(&rules(app).await?, gate);
+    let policy = rules(app).await?.breaker_of(gate);
     let stored = app.client.breaker(gate, &policy).await?;
     let parked = app.client.parked(std::slice::from_ref(gate)).await?.into_iter().sum();
     Ok(view(gate, &stored, parked, Some(&policy)))
@@ -195,10 +183,6 @@ async fn rules(app: &AppState) -> ApiResult<Rules> {
     Ok(Rules::new(stored.version, stored.policies))
 }
 
-fn policy(rules: &Rules, gate: &Gate) -> Breaker {
-    rules.breaker_of(gate)
-}
-
 fn breaker(name: &str) -> ApiResult<Gate> {
     let gate = Gate::parse(name).map_err(|e| ApiError::bad("bad_breaker", e.to_string()))?;
     if let About::Queue(queue) = gate.about() {
@@ -223,16 +207,7 @@ fn view(gate: &Gate, stored: &Stored, parked: u64, policy: Option<&Breaker>) -> 
         row: stored.row,
         trips: stored.trips,
         trying: stored.trying,
-        policy: policy.map(|p| BreakerNumbers {
-            enabled: p.enabled,
-            failures: p.failures,
-            ratio: p.ratio,
-            minimum_calls: p.minimum_calls,
-            window_ms: p.window_ms,
-            break_ms: p.break_ms,
-            break_cap_ms: p.break_cap_ms,
-            canaries: p.canaries,
-        }),
+        policy: policy.copied(),
     }
 }
 

@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{StreamExt, stream};
 use serde::Deserialize;
 use stepfleet_protocol::{
     codec,
@@ -27,10 +26,7 @@ use super::{
     error::{ApiError, ApiResult, state_of},
     show,
     take::{self, Optional, Params, Strict},
-    view::{
-        DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, Page, Problem, ReplayAll, ReplayRequest,
-        Replayed,
-    },
+    view::{DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, Page, Problem, ReplayRequest, Replayed},
 };
 use crate::{
     machine::{decision::Cause, fingerprint::Fingerprint},
@@ -42,16 +38,10 @@ use crate::{
     },
 };
 
-/// Letters of one bulk replay.
-const REPLAYS_MAX: usize = 100;
-/// Replays on their way at once.
-const IN_FLIGHT: usize = 12;
-
 pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(groups))
-        .routes(routes!(replay_all))
         .routes(routes!(get))
         .routes(routes!(replay))
         .routes(routes!(discard))
@@ -120,7 +110,7 @@ async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> Api
     let (filter, limit, cursor) = p.split()?;
     let after = take::cursor::<PlacedId>(cursor.as_deref())?;
     let page = app.client.letters(&filter, after, limit).await?;
-    let items = page.letters.iter().map(|(id, l)| show::letter(*id, l)).collect();
+    let items = page.items.iter().map(|(id, l)| show::letter(*id, l)).collect();
     Ok(Json(Page { items, next: page.next.map(|id| id.to_string()) }))
 }
 
@@ -182,53 +172,6 @@ async fn replay(
         }
     };
     Ok((status, Json(replayed)).into_response())
-}
-
-/// Replays many dead letters, at most 100 with one request.
-#[utoipa::path(post, path = "/api/v1/dead-letters/replay", tag = "dead letters", request_body = ReplayAll,
-    responses((status = 200, body = Replayed), (status = "4XX", body = Problem)))]
-async fn replay_all(
-    State(app): State<AppState>,
-    headers: HeaderMap,
-    Strict(body): Strict<ReplayAll>,
-) -> ApiResult<Json<Replayed>> {
-    if !body.all {
-        return Err(ApiError::bad("all_missing", "`all` must be true: it says that many letters are meant"));
-    }
-    let limit = take::limit(Some(body.limit.unwrap_or(REPLAYS_MAX)))?;
-    let after = take::cursor::<PlacedId>(body.cursor.as_deref())?;
-    let ReplayAll { workflow, handler, queue, category, .. } = body;
-    let filter = Filter { workflow, handler, queue, category, ..Filter::default() };
-    let page = app.client.letters(&filter, after, limit).await?;
-    let mut out = Replayed {
-        matched: page.letters.len() as u64,
-        next: page.next.map(|id| id.to_string()),
-        ..Replayed::default()
-    };
-    if body.dry_run {
-        return Ok(Json(out));
-    }
-    let actor = take::actor(&headers);
-    let sendings = page.letters.into_iter().map(|(id, letter)| {
-        let (app, actor) = (&app, actor.clone());
-        async move {
-            let command = (CommandId(uuid::Uuid::now_v7()), false);
-            (id, send(app, &letter, replay_of(id, &letter, None), (actor, None), command).await)
-        }
-    });
-    let answers: Vec<_> = stream::iter(sendings).buffered(IN_FLIGHT).collect().await;
-    for (id, answer) in answers {
-        let answered = answer.and_then(|decided| match decided {
-            Decided::Answered(answer) => state_of(answer).map(Some),
-            Decided::Pending => Ok(None),
-        });
-        match answered {
-            Ok(Some(_)) => out.replayed += 1,
-            Ok(None) => out.pending += 1,
-            Err(e) => out.failed.push((id.to_string(), *e.problem)),
-        }
-    }
-    Ok(Json(out))
 }
 
 /// Sends a command about a letter's step.

@@ -23,7 +23,6 @@
 //! | `GET /api/v1/dead-letters?workflow=&handler=&queue=&category=&limit=&cursor=` | page of [`view::LetterView`], newest first |
 //! | `GET /api/v1/dead-letters/{id}` | [`view::LetterView`] with attempts and input |
 //! | `POST /api/v1/dead-letters/{id}/replay` | [`view::ReplayRequest`] (optional) -> [`view::Replayed`] |
-//! | `POST /api/v1/dead-letters/replay` | [`view::ReplayAll`] -> [`view::Replayed`] |
 //! | `GET /api/v1/workers` | page of [`view::WorkerView`] |
 //! | `GET /api/v1/workers/health` | [`view::FleetHealth`]; 200 whatever the level |
 //! | `GET /api/v1/workers/stats` | [`view::FleetStats`] |

@@ -5,17 +5,15 @@ use axum::{
     extract::{Path, State},
     http::HeaderMap,
 };
-use serde::Deserialize;
 use stepfleet_protocol::{
     audit::action, codec, id::PartitionId, keys::slot, limits::PARTITIONS_MAX, message::LogEntry,
 };
-use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     AppState, audit,
     error::{ApiError, ApiResult},
-    take::{self, Params, Strict},
+    take::{self, Paging, Params, Strict},
     view::{AddPartitions, Discarded, Page, PartitionView, Problem, QuarantineView},
 };
 use crate::{
@@ -30,20 +28,10 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(quarantine)).routes(routes!(quarantined, discard))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Lists partitions with their owners.
-#[utoipa::path(get, path = "/api/v1/partitions", tag = "operation", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/partitions", tag = "operation", params(Paging),
     responses((status = 200, body = Page<PartitionView>)))]
-async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<PartitionView>>> {
+async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<PartitionView>>> {
     let (limit, from) = (take::limit(p.limit)? as u16, take::cursor::<u16>(p.cursor.as_deref())?.unwrap_or(0));
     page(&app, from, limit).await.map(Json)
 }
@@ -98,12 +86,9 @@ fn view(seen: Seen) -> PartitionView {
 }
 
 /// Lists entries that could not be decided, newest first.
-#[utoipa::path(get, path = "/api/v1/quarantine", tag = "operation", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/quarantine", tag = "operation", params(Paging),
     responses((status = 200, body = Page<QuarantineView>)))]
-async fn quarantine(
-    State(app): State<AppState>,
-    Params(p): Params<ListParams>,
-) -> ApiResult<Json<Page<QuarantineView>>> {
+async fn quarantine(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<QuarantineView>>> {
     let after = take::cursor::<PlacedId>(p.cursor.as_deref())?;
     let (found, next) = app.client.quarantine(after, take::limit(p.limit)?).await?;
     Ok(Json(Page { items: found.iter().map(entry_view).collect(), next: next.map(|id| id.to_string()) }))

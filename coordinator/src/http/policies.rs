@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::{ApiError, ApiResult, field_problems},
-    take::{self, Params, Raw},
+    take::{self, Paging, Params, Raw},
     view::{CategoryView, EffectivePolicies, Page, PoliciesApplied, PoliciesView, Problem, Setting},
 };
 use crate::{
@@ -72,21 +72,16 @@ fn view(stored: Stored, whole: bool) -> ApiResult<PoliciesView> {
     })
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct HistoryParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-}
-
 /// Lists the last versions, newest first, without their documents.
-#[utoipa::path(get, path = "/api/v1/policies/history", tag = "policies", params(HistoryParams),
+#[utoipa::path(get, path = "/api/v1/policies/history", tag = "policies", params(Paging),
     responses((status = 200, body = Page<PoliciesView>)))]
-async fn history(State(app): State<AppState>, Params(p): Params<HistoryParams>) -> ApiResult<Json<Page<PoliciesView>>> {
-    let found = app.client.policies_history(take::limit(p.limit)? as u64).await?;
+async fn history(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<PoliciesView>>> {
+    let (limit, before) = (take::limit(p.limit)?, take::cursor::<u64>(p.cursor.as_deref())?);
+    let found = app.client.policies_history(before, limit as u64).await?;
+    let next =
+        found.last().filter(|last| found.len() == limit && last.version > 1).map(|last| last.version.to_string());
     let items = found.into_iter().map(|stored| view(stored, false)).collect::<ApiResult<_>>()?;
-    Ok(Json(Page { items, next: None }))
+    Ok(Json(Page { items, next }))
 }
 
 /// Gives the JSON Schema of the policies.

@@ -10,7 +10,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::ApiResult,
-    take::{self, Params},
+    take::{self, Paging, Params},
     view::{FollowedPartition, Page, Problem, SubscriberView, UndeliveredView},
 };
 use crate::{
@@ -22,20 +22,10 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(undelivered))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Lists the subscribers of the outbox by name.
-#[utoipa::path(get, path = "/api/v1/subscribers", tag = "operation", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/subscribers", tag = "operation", params(Paging),
     responses((status = 200, body = Page<SubscriberView>), (status = "4XX", body = Problem)))]
-async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<SubscriberView>>> {
+async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<SubscriberView>>> {
     let (limit, after) = (take::limit(p.limit)?, p.cursor.unwrap_or_default());
     let mut items = views(&app.client).await?;
     items.retain(|view| view.name > after);

@@ -7,12 +7,14 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Query, Request, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, request::Parts},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use stepfleet_protocol::{
     failure::cut,
     id::{CommandId, RunId},
     name::Name,
 };
+
+use utoipa::IntoParams;
 
 use super::error::{ApiError, ApiResult};
 
@@ -77,6 +79,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
             .map_err(|e| ApiError::bad("bad_parameter", e.body_text()))?;
         Ok(Self(value))
     }
+}
+
+/// Which page of a listing.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Paging {
+    /// 1 to 100; 20 if it is left out.
+    pub(super) limit: Option<usize>,
+    /// `next` of the page before.
+    pub(super) cursor: Option<String>,
 }
 
 /// Reads JSON; the problem names the field that is not known, and those that are.

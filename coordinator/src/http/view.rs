@@ -25,15 +25,15 @@ use utoipa::ToSchema;
 pub use crate::store::letters::Filter as LetterFilter;
 pub use audit::AuditView;
 pub use calls::CallView;
-pub use campaigns::{CampaignItem, CampaignRequest, CampaignView, Outcomes};
+pub use campaigns::{CampaignDryRun, CampaignItem, CampaignRequest, CampaignView, Outcomes};
 pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel};
 pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
-pub use gates::{BreakerNumbers, BreakerView, OpenRequest, PauseView, QueueTaken};
+pub use gates::{BreakerView, OpenRequest, PauseView, QueueTaken};
 pub use letters::{
-    AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayAll, ReplayRequest, Replayed,
+    AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayRequest, Replayed,
 };
 pub use partitions::{AddPartitions, Discarded, PartitionView, QuarantineView};
 pub use policies::{CategoryView, EffectivePolicies, PoliciesApplied, PoliciesView, Setting};

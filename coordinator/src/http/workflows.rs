@@ -15,7 +15,7 @@ use super::{
     AppState, audit,
     error::{ApiError, ApiResult},
     submit::{Definition, checked},
-    take::{self, Params, Raw},
+    take::{self, Paging, Params, Raw},
     view::{Checked, Page, Problem, Registered, VersionView, WorkflowDetail, WorkflowSummary},
 };
 use crate::{store::workflows::Stored, time::rfc3339, workflow};
@@ -76,20 +76,10 @@ async fn schema() -> Json<serde_json::Value> {
     Json(workflow::schema())
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListParams {
-    /// 1 to 100; 20 if it is left out.
-    limit: Option<usize>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-}
-
 /// Lists registered workflows by name.
-#[utoipa::path(get, path = "/api/v1/workflows", tag = "workflows", params(ListParams),
+#[utoipa::path(get, path = "/api/v1/workflows", tag = "workflows", params(Paging),
     responses((status = 200, body = Page<WorkflowSummary>)))]
-async fn list(State(app): State<AppState>, Params(p): Params<ListParams>) -> ApiResult<Json<Page<WorkflowSummary>>> {
+async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResult<Json<Page<WorkflowSummary>>> {
     let after = p.cursor.unwrap_or_default();
     let limit = take::limit(p.limit)?;
     let (found, more) = app.client.list_workflows(&after, limit).await?;

@@ -5,10 +5,10 @@
 //! the commands of all open letters again; the owner of a partition answers a repeated command as before, and refuses one for a
 //! letter that is closed. Two runners at once are told apart by a number that each raises: writes of the older one fail.
 
-// LENGTH: one look at a campaign, its rules and what is written for it are read together.
+mod running;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -25,14 +25,15 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::running::{News, Running};
 use super::{
     links::{Ask, Links},
     metrics::Metrics,
 };
 use crate::store::{
     campaigns::{
-        Campaign, FIELD_AT, FIELD_COUNT, FIELD_FENCE, FIELD_PHASE, FIELD_WANT, FIELD_WHY, Item, Kind, Outcome, Phase,
-        Standing, Taken, Want, standing,
+        FIELD_AT, FIELD_COUNT, FIELD_FENCE, FIELD_PHASE, FIELD_WANT, FIELD_WHY, Item, Kind, Outcome, Standing, Taken,
+        Want, standing,
     },
     letters,
     link::{Dial, LinkError},
@@ -46,12 +47,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LETTERS_PER_READ: usize = 100;
 /// Open letters that one look asks about.
 const POLLS: usize = 1_000;
-/// Letters without an outcome, at most; then the campaign waits for outcomes.
-const OPEN_MAX: usize = 20_000;
 /// Asks of one trip.
 const ASKS_PER_TRIP: usize = 200;
-/// Outcomes from which on a campaign may be stopped for failing.
-const FAILING_AFTER: u64 = 10;
 /// A command without an answer is sent again after this long.
 const SEND_AGAIN: Duration = Duration::from_secs(10);
 
@@ -62,29 +59,6 @@ pub struct Campaigns<D: Dial> {
     metrics: Metrics,
     owned: watch::Receiver<BTreeSet<PartitionId>>,
     running: HashMap<Uuid, Running>,
-}
-
-/// A campaign that is run here.
-struct Running {
-    campaign: Campaign,
-    fence: i64,
-    at: BTreeMap<u16, StreamId>,
-    open: BTreeMap<PlacedId, (Taken, Option<Instant>)>,
-    /// Where the next look at open letters begins.
-    next: Option<PlacedId>,
-    counts: BTreeMap<&'static str, u64>,
-    phase: Phase,
-    since: Instant,
-    taken_here: u64,
-}
-
-/// What a look found out, to be written at once.
-#[derive(Default)]
-struct News {
-    taken: Vec<(PlacedId, Taken)>,
-    items: Vec<Item>,
-    at: BTreeMap<u16, StreamId>,
-    phase: Option<(Phase, String)>,
 }
 
 impl<D: Dial> Campaigns<D> {
@@ -381,78 +355,5 @@ fn became(kind: Kind, id: PlacedId, replies: &[Value]) -> Option<(Outcome, Optio
         }
         Answer::Conflict { message, .. } | Answer::Refused { message, .. } => Some((Outcome::Skipped, Some(message))),
         Answer::NotFound | Answer::NoPlan => Some((Outcome::Skipped, Some("its run is gone".into()))),
-    }
-}
-
-impl Running {
-    fn count(&self, news: &News, outcome: Outcome) -> u64 {
-        let fresh = news.items.iter().filter(|item| item.outcome == outcome).count() as u64;
-        self.counts.get(outcome.as_str()).copied().unwrap_or(0) + fresh
-    }
-
-    /// Letters that were taken up, those that were left alone not counted.
-    fn taken(&self, news: &News) -> u64 {
-        let ended = Outcome::ALL.iter().filter(|o| **o != Outcome::Skipped).map(|o| self.count(news, *o)).sum::<u64>();
-        ended + (self.open.len() - self.closed(news)) as u64
-    }
-
-    /// Open letters that have an outcome now.
-    fn closed(&self, news: &News) -> usize {
-        news.items.iter().filter(|item| self.open.contains_key(&item.letter)).count()
-    }
-
-    /// How many letters may be taken up now.
-    fn judge(&mut self, want: Want, news: &mut News) -> usize {
-        if want != Want::Running {
-            return 0;
-        }
-        let (failed, completed) = (self.count(news, Outcome::FailedAgain), self.count(news, Outcome::Completed));
-        let (limit, ended) = (u64::from(self.campaign.stop_when_failing), failed + completed);
-        if limit > 0 && ended >= FAILING_AFTER && failed * 100 >= ended * limit {
-            news.phase = Some((Phase::Stopped, format!("{failed} of {ended} letters failed again")));
-            return 0;
-        }
-        let (taken, canary) = (self.taken(news), u64::from(self.campaign.canary));
-        let mut room = self.campaign.max.saturating_sub(taken);
-        if canary > 0 && taken < canary {
-            room = room.min(canary - taken);
-        } else if canary > 0 && taken == canary {
-            // The next ones come when each of the first has its outcome.
-            if self.open.len() > self.closed(news) {
-                return 0;
-            }
-            if failed > 0 {
-                news.phase = Some((Phase::Stopped, format!("{failed} of the first {canary} letters failed again")));
-                return 0;
-            }
-        }
-        if self.campaign.rate > 0 {
-            let earned = self.since.elapsed().as_millis() as u64 * u64::from(self.campaign.rate) / 1_000;
-            room = room.min(earned.saturating_sub(self.taken_here));
-        }
-        let open = OPEN_MAX.saturating_sub(self.open.len());
-        usize::try_from(room).unwrap_or(usize::MAX).min(open).min(ASKS_PER_TRIP * 4)
-    }
-
-    /// Whether the campaign is in another phase now.
-    fn conclude(&self, want: Want, news: &mut News) {
-        if news.phase.is_some() {
-            return;
-        }
-        let at = |partition: u16| news.at.get(&partition).or_else(|| self.at.get(&partition)).copied();
-        let is_read = (0u16..).zip(&self.campaign.ends).all(|(p, end)| at(p).unwrap_or(StreamId::ZERO) >= *end);
-        let open = self.open.len() - self.closed(news) + news.taken.len();
-        let taken = self.taken(news) + news.taken.len() as u64;
-        let canary = u64::from(self.campaign.canary);
-        let phase = match want {
-            Want::Cancelled => Phase::Cancelled,
-            Want::Paused => Phase::Paused,
-            Want::Running if open == 0 && (is_read || taken >= self.campaign.max) => Phase::Completed,
-            Want::Running if canary > 0 && taken <= canary && open > 0 => Phase::Canary,
-            Want::Running => Phase::Running,
-        };
-        if phase != self.phase {
-            news.phase = Some((phase, String::new()));
-        }
     }
 }

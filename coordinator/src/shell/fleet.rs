@@ -70,9 +70,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let auditing = tokio::spawn(auditor.run(shutdown.clone()));
     let campaigns = Campaigns::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
     let campaigning = tokio::spawn(campaigns.run(shutdown.clone()));
-    let mut fleet = Fleet::new(dial, config, metrics, owned, (slots, known));
-    fleet.gates = Some(Box::new(gates));
-    fleet.told = partitions;
+    let told = Told { owned, partitions, slots, known, gates };
+    let mut fleet = Fleet::new(dial, config, metrics, told);
     while !shutdown.is_cancelled() {
         fleet.look().await;
         tokio::select! {
@@ -100,13 +99,7 @@ struct Fleet<D: Dial> {
     running: HashMap<PartitionId, CancellationToken>,
     task_of: HashMap<tokio::task::Id, PartitionId>,
     left_alone: HashMap<PartitionId, Instant>,
-    owned: Owned,
-    slots: watch::Sender<Slots>,
-    /// Makes an owner's way to the circuit breakers.
-    gates: Option<Box<dyn Fn() -> gates::Link + Send + Sync>>,
-    /// How many partitions there are.
-    told: watch::Sender<u16>,
-    known: watch::Receiver<Known>,
+    told: Told,
     /// As last read; 0 before.
     partitions: u16,
     /// As last read.
@@ -114,14 +107,22 @@ struct Fleet<D: Dial> {
     unreachable: bool,
 }
 
+/// What owners and the other tasks of the process tell each other.
+struct Told {
+    /// Partitions that are owned here.
+    owned: Owned,
+    /// How many partitions there are.
+    partitions: watch::Sender<u16>,
+    /// Live slots of workers.
+    slots: watch::Sender<Slots>,
+    /// The fleet's policies.
+    known: watch::Receiver<Known>,
+    /// The way to the circuit breakers.
+    gates: gates::Way,
+}
+
 impl<D: Dial> Fleet<D> {
-    fn new(
-        dial: D,
-        config: Config,
-        metrics: Metrics,
-        owned: Owned,
-        (slots, known): (watch::Sender<Slots>, watch::Receiver<Known>),
-    ) -> Self {
+    fn new(dial: D, config: Config, metrics: Metrics, told: Told) -> Self {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -135,11 +136,7 @@ impl<D: Dial> Fleet<D> {
             running,
             task_of,
             left_alone,
-            owned,
-            slots,
-            gates: None,
-            told: watch::Sender::new(0),
-            known,
+            told,
             partitions: 0,
             coordinators: 1,
             unreachable: false,
@@ -188,7 +185,7 @@ impl<D: Dial> Fleet<D> {
         let partitions = self.leases.partitions(self.config.partitions).await;
         let coordinators = self.leases.beat().await;
         self.partitions = *partitions.as_ref().unwrap_or(&self.partitions);
-        self.told.send_replace(self.partitions);
+        self.told.partitions.send_replace(self.partitions);
         self.coordinators = *coordinators.as_ref().unwrap_or(&self.coordinators);
         partitions.and(coordinators).map(drop)
     }
@@ -199,9 +196,9 @@ impl<D: Dial> Fleet<D> {
             dial: self.dial.clone(),
             config: self.config.clone(),
             metrics: self.metrics.clone(),
-            slots: self.slots.subscribe(),
-            gates: self.gates.as_ref().map(|link| link()),
-            known: self.known.clone(),
+            slots: self.told.slots.subscribe(),
+            gates: self.told.gates.link(),
+            known: self.told.known.clone(),
             partition,
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
@@ -217,7 +214,7 @@ impl<D: Dial> Fleet<D> {
 
     fn tell(&self) {
         self.metrics.owned.set(self.running.len() as i64);
-        self.owned.send_replace(self.running.keys().copied().collect());
+        self.told.owned.send_replace(self.running.keys().copied().collect());
     }
 
     fn ended(&mut self, ended: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {

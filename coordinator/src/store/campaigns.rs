@@ -307,9 +307,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn campaigns(&self, limit: usize) -> Result<Vec<Standing>, ClientError> {
+    pub async fn campaigns(&self, from: usize, limit: usize) -> Result<Vec<Standing>, ClientError> {
         let key = self.keys.campaigns();
-        let found = self.ask_key(&key, redis::cmd("ZREVRANGE").arg(&key).arg(0).arg(limit - 1).clone()).await?;
+        let found =
+            self.ask_key(&key, redis::cmd("ZREVRANGE").arg(&key).arg(from).arg(from + limit - 1).clone()).await?;
         let mut out = Vec::new();
         for id in reply::array(&found).unwrap_or_default().iter().filter_map(reply::text) {
             let Ok(id) = id.parse() else { continue };

@@ -17,7 +17,10 @@ use stepfleet_protocol::{
 use super::{
     ask,
     client::{Client, ClientError},
-    read::PlacedId,
+    read::{
+        PlacedId,
+        streams::{LOOKS_AT_ONCE, Sifted, sift},
+    },
     record,
     reply::{self, Fields},
 };
@@ -26,9 +29,6 @@ use super::{
 pub const UNDELIVERED_MAX: usize = 10_000;
 /// Longest error that is kept, in bytes; the rest is cut.
 pub const ERROR_BYTES_MAX: usize = 2_000;
-/// Entries that are looked at for one page of what was not delivered, and at once.
-const LOOKS_MAX: usize = 2_000;
-const LOOKS_AT_ONCE: usize = 200;
 
 /// How far a subscriber is in a partition, and what it has had. It is kept as a MessagePack map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,15 +80,6 @@ pub struct Events {
     pub entries: Vec<(StreamId, Fields)>,
     /// How many entries were trimmed so far.
     pub trimmed: u64,
-}
-
-/// A page of what was not delivered.
-#[derive(Debug, Default)]
-pub struct Page {
-    /// The entries.
-    pub items: Vec<(PlacedId, Undelivered)>,
-    /// Where the next page begins; none at the end.
-    pub next: Option<PlacedId>,
 }
 
 /// A subscriber in one partition.
@@ -260,30 +251,16 @@ impl Client {
     pub async fn undelivered(
         &self,
         subscriber: Option<&str>,
-        mut after: Option<PlacedId>,
+        after: Option<PlacedId>,
         limit: usize,
-    ) -> Result<Page, ClientError> {
-        let (mut page, mut looked) = (Page::default(), 0);
-        while looked < LOOKS_MAX {
-            let found = self.merged(PartitionKeys::undelivered, after, LOOKS_AT_ONCE).await?;
-            let (count, more) = (found.len(), found.len() == LOOKS_AT_ONCE);
-            looked += count;
-            for (n, (id, fields)) in found.into_iter().enumerate() {
-                after = Some(id);
-                let read = fields.first().and_then(|(field, bytes)| codec::decode::<Undelivered>(field, bytes).ok());
-                let Some(item) = read.filter(|u| subscriber.is_none_or(|s| s == u.subscriber)) else { continue };
-                page.items.push((id, item));
-                if page.items.len() == limit {
-                    page.next = (more || n + 1 < count).then_some(id);
-                    return Ok(page);
-                }
-            }
-            if !more {
-                return Ok(page);
-            }
-        }
-        page.next = after;
-        Ok(page)
+    ) -> Result<Sifted<PlacedId, Undelivered>, ClientError> {
+        let look = |after| self.merged(PartitionKeys::undelivered, after, LOOKS_AT_ONCE);
+        let keep = |_, fields: &Fields| {
+            let (field, bytes) = fields.first()?;
+            let read = codec::decode::<Undelivered>(field, bytes).ok();
+            read.filter(|item| subscriber.is_none_or(|wanted| wanted == item.subscriber))
+        };
+        sift(after, limit, look, keep).await
     }
 }
 

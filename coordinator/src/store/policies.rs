@@ -166,18 +166,20 @@ impl Client {
         read(&ask::one(&self.redis, &key, of(&key)).await?)
     }
 
-    /// The last `limit` versions, at most 100, newest first.
+    /// At most `limit` of the last 100 versions, those before `before` if it is given, newest first.
     ///
     /// # Errors
     /// As [`Self::policies`].
-    pub async fn policies_history(&self, limit: u64) -> Result<Vec<Stored>, ClientError> {
+    pub async fn policies_history(&self, before: Option<u64>, limit: u64) -> Result<Vec<Stored>, ClientError> {
         let key = self.keys.fleet_policies();
         let latest = ask::one(&self.redis, &key, version(&self.keys)).await?;
         let latest = reply::number(&latest).map_or(0, i64::unsigned_abs);
-        let first = latest.saturating_sub(limit.min(VERSIONS_KEPT)) + 1;
+        let oldest = latest.saturating_sub(VERSIONS_KEPT) + 1;
+        let end = before.unwrap_or(u64::MAX).min(latest + 1);
+        let first = end.saturating_sub(limit).max(oldest);
         let mut out = Vec::new();
         // One by one: a version may be large.
-        for version in (first..=latest).rev() {
+        for version in (first..end).rev() {
             out.extend(self.policies_of(version).await?);
         }
         Ok(out)

@@ -18,7 +18,7 @@ pub mod partitions;
 pub mod quarantine;
 pub mod queues;
 pub mod runs;
-mod streams;
+pub(in crate::store) mod streams;
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -35,7 +35,7 @@ both! {
     a_fallback_does_the_step_while_the_breaker_is_open,
     of_a_target_that_is_rendered_only_its_own_steps_wait,
     a_paused_queue_gives_nothing_to_workers_and_a_job_handed_back_counts_nothing,
-    trap_11_a_breaker_that_opens_before_a_hundred_thousand_steps_holds_all_but_a_window_back,
+    trap_11_a_breaker_that_opens_before_twenty_thousand_steps_holds_all_but_a_window_back,
     trap_15_a_canary_whose_owner_died_holds_no_place_for_ever,
 }
 
@@ -302,10 +302,9 @@ async fn a_paused_queue_gives_nothing_to_workers_and_a_job_handed_back_counts_no
     assert_eq!(done.iter().map(|job| job.attempt).collect::<Vec<_>>(), [1, 1]);
 }
 
-async fn trap_11_a_breaker_that_opens_before_a_hundred_thousand_steps_holds_all_but_a_window_back<D: Dial>(
+async fn trap_11_a_breaker_that_opens_before_twenty_thousand_steps_holds_all_but_a_window_back<D: Dial>(
     mut w: World<D>,
 ) {
-    // Enough for many batches; the real number is a matter of time only, and measured elsewhere.
     const STEPS: usize = 20_000;
     let (gates, mut owner, mut worker) = (Gates::new(), w.own().await, w.worker(1));
     gates.attach(&mut owner);

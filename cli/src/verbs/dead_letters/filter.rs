@@ -1,7 +1,6 @@
 //! Which dead letters, as options.
 
 use clap::Args;
-use stepfleet_coordinator::http::view::LetterFilter;
 use stepfleet_protocol::{duration::Millis, failure::Category};
 
 use crate::api::Call;
@@ -51,16 +50,9 @@ fn category(text: &str) -> Result<Category, String> {
 }
 
 impl Filter {
-    /// Whether nothing is said that only listings know.
-    pub(super) fn is_simple(&self) -> bool {
-        let others = [&self.cause, &self.fingerprint, &self.text];
-        others.iter().all(|option| option.is_none()) && self.older_than.is_none() && self.newer_than.is_none()
-    }
-
     /// Whether nothing is said.
     pub(crate) fn is_empty(&self) -> bool {
-        let names = [&self.workflow, &self.handler, &self.queue];
-        names.iter().all(|option| option.is_none()) && self.category.is_none() && self.is_simple()
+        self.body() == serde_json::json!({})
     }
 
     /// With the query parameters of this filter.
@@ -93,12 +85,17 @@ impl Filter {
     }
 
     /// In words, for a question.
-    pub(super) fn described(&self) -> String {
+    pub(crate) fn described(&self) -> String {
         let parts = [
             self.workflow.as_ref().map(|name| format!("workflow `{name}`")),
             self.handler.as_ref().map(|name| format!("handler `{name}`")),
             self.queue.as_ref().map(|name| format!("queue `{name}`")),
             self.category.map(|category| format!("category `{category}`")),
+            self.cause.as_ref().map(|cause| format!("cause `{cause}`")),
+            self.fingerprint.as_ref().map(|hex| format!("group `{hex}`")),
+            self.older_than.map(|time| format!("an age of {time} or more")),
+            self.newer_than.map(|time| format!("an age below {time}")),
+            self.text.as_ref().map(|text| format!("text `{}`", crate::out::plain(text))),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         if parts.is_empty() {
@@ -106,13 +103,6 @@ impl Filter {
         } else {
             format!("all dead letters of {}", parts.join(", "))
         }
-    }
-}
-
-impl From<Filter> for LetterFilter {
-    fn from(filter: Filter) -> Self {
-        let Filter { workflow, handler, queue, category, .. } = filter;
-        Self { workflow, handler, queue, category, ..Self::default() }
     }
 }
 

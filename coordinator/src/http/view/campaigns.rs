@@ -15,9 +15,12 @@ use crate::store::{
 pub struct CampaignRequest {
     /// What it does with each letter.
     pub kind: Kind,
-    /// Which letters; all of them if it is left out.
+    /// Which letters.
     #[serde(default)]
     pub filter: Filter,
+    /// Must be true where the filter is empty: it says that every open letter is meant.
+    #[serde(default)]
+    pub all: bool,
     /// Why: in the history of every run. A campaign of discards must have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -39,6 +42,16 @@ pub struct CampaignRequest {
     /// Only count the letters that are meant.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// What a campaign would be about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CampaignDryRun {
+    /// Letters that are meant.
+    pub matched: u64,
+    /// There are more than were counted.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// Letters of a campaign by outcome.

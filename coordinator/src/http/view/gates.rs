@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::machine::rules::Breaker;
+
 /// A circuit breaker.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BreakerView {
@@ -36,28 +38,7 @@ pub struct BreakerView {
     pub trying: u64,
     /// When it opens, and how it closes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<BreakerNumbers>,
-}
-
-/// When a circuit breaker opens, and how it closes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct BreakerNumbers {
-    /// Whether it opens by itself.
-    pub enabled: bool,
-    /// Failures in a row that open it.
-    pub failures: u32,
-    /// The share of failures in the window that opens it.
-    pub ratio: f64,
-    /// Calls in the window below which it never opens.
-    pub minimum_calls: u32,
-    /// The sliding window, in milliseconds.
-    pub window_ms: u64,
-    /// How long it stays open the first time, in milliseconds.
-    pub break_ms: u64,
-    /// The longest time it stays open, in milliseconds.
-    pub break_cap_ms: u64,
-    /// Jobs that are let through to try.
-    pub canaries: u32,
+    pub policy: Option<Breaker>,
 }
 
 /// Opens a circuit breaker.

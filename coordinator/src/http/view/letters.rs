@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use stepfleet_protocol::{failure::Category, id::RunId, state::State};
 use utoipa::ToSchema;
 
-use super::{Problem, ValueView};
+use super::ValueView;
 use crate::machine::{
     decision::Cause,
     verdict::{Action, Severity},
@@ -162,36 +162,6 @@ pub struct ReplayRequest {
     pub reason: Option<String>,
 }
 
-/// Replays many letters: at most 100 with one request; `next` says where the following one begins.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ReplayAll {
-    /// Must be true: it says that many letters are meant.
-    pub all: bool,
-    /// Of this workflow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workflow: Option<String>,
-    /// Of this handler.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub handler: Option<String>,
-    /// Of this queue.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queue: Option<String>,
-    /// Of this category.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub category: Option<Category>,
-    /// Letters of one request, 1 to 100; 100 if it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<usize>,
-    /// `next` of the request before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    /// Only count what would be replayed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub dry_run: bool,
-}
-
 /// What a replay did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Replayed {
@@ -201,13 +171,7 @@ pub struct Replayed {
     pub replayed: u64,
     /// Letters still without an answer of the coordinator.
     pub pending: u64,
-    /// Letters that could not be replayed, each with its problem.
-    #[serde(default)]
-    pub failed: Vec<(String, Problem)>,
-    /// Where the following request begins; none at the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// The run's state, where one letter was replayed.
+    /// The run's state; none if the coordinator has not answered yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub state: Option<State>,

@@ -38,7 +38,7 @@ pub(super) struct Task<D: Dial> {
     pub(super) config: Config,
     pub(super) metrics: Metrics,
     pub(super) slots: watch::Receiver<Slots>,
-    pub(super) gates: Option<gates::Link>,
+    pub(super) gates: gates::Link,
     pub(super) known: watch::Receiver<Known>,
     pub(super) partition: PartitionId,
     pub(super) stop: CancellationToken,
@@ -99,9 +99,7 @@ impl<D: Dial> Task<D> {
             Err(error) => return (Some(error), false, memory),
         };
         owner.configure(self.dial.is_cluster(), self.config.retention);
-        if let Some(link) = &self.gates {
-            owner.attach(link.clone());
-        }
+        owner.attach(self.gates.clone());
         // Every owner begins without; what this task has seen before is no news to the receiver.
         owner.set_slots(self.slots.borrow_and_update().clone());
         owner.set_rules(rules);

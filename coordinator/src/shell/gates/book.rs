@@ -13,7 +13,7 @@ use stepfleet_protocol::{
 };
 
 use super::{Inbox, Say, Tally, Verdict, View};
-use crate::machine::rules::Rules;
+use crate::{machine::rules::Rules, shell::upkeep::is_due};
 
 /// Time between two tellings of what was counted, while nothing fails.
 const TELL_EVERY_MS: u64 = 1_000;
@@ -243,7 +243,7 @@ impl Book {
     /// What the pump has to know now.
     pub(super) fn words(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
         let mut out = Vec::new();
-        let due = crate::shell::upkeep::is_due(self.told_ms, TELL_EVERY_MS, now_ms);
+        let due = is_due(self.told_ms, TELL_EVERY_MS, now_ms);
         if !self.tallies.is_empty() && (self.urgent || due) {
             out.extend(std::mem::take(&mut self.tallies).into_iter().map(|(gate, tally)| Say::Counted(gate, tally)));
             self.told_ms = now_ms + TELL_EVERY_MS;
@@ -258,7 +258,7 @@ impl Book {
         }
         self.tokens.retain(|_, tokens| !tokens.is_empty());
         let held = !self.canaries.is_empty() || !self.tokens.is_empty();
-        if held && crate::shell::upkeep::is_due(self.held_ms, HOLD_EVERY_MS, now_ms) {
+        if held && is_due(self.held_ms, HOLD_EVERY_MS, now_ms) {
             self.held_ms = now_ms + HOLD_EVERY_MS;
             let free = self.tokens.iter().flat_map(|(gate, all)| all.iter().map(move |token| (gate, token)));
             let used = self.canaries.values().map(|(gate, token)| (gate, token));
@@ -266,8 +266,7 @@ impl Book {
         }
         for (gate, parked) in &self.parked {
             let state = self.view.gates.get(gate).filter(|g| g.stand == Stand::HalfOpen);
-            let wished =
-                self.wished_ms.get(gate).is_some_and(|at| !crate::shell::upkeep::is_due(*at, WISH_EVERY_MS, now_ms));
+            let wished = self.wished_ms.get(gate).is_some_and(|at| !is_due(*at, WISH_EVERY_MS, now_ms));
             if let Some(state) = state
                 && !wished
                 && self.tokens.get(gate).is_none_or(Vec::is_empty)

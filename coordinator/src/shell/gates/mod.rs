@@ -62,6 +62,20 @@ pub enum Say {
 /// Tokens for jobs that may try, by gate.
 pub type Inbox = Arc<Mutex<BTreeMap<Gate, Vec<String>>>>;
 
+/// The way of all owners of a process to its pump.
+#[derive(Debug, Clone)]
+pub struct Way {
+    view: watch::Receiver<Arc<View>>,
+    say: mpsc::UnboundedSender<Say>,
+}
+
+impl Way {
+    /// The end of one owner.
+    pub fn link(&self) -> Link {
+        Link { view: self.view.clone(), say: self.say.clone(), inbox: Inbox::default() }
+    }
+}
+
 /// An owner's end: the view, and the way to the pump.
 #[derive(Debug, Clone)]
 pub struct Link {

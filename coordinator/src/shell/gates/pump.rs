@@ -16,7 +16,7 @@ use stepfleet_protocol::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Inbox, Link, Say, Tally, Verdict, View};
+use super::{Inbox, Say, Tally, Verdict, View, Way};
 use crate::{
     machine::rules::Breaker,
     shell::{metrics::Metrics, policies::Known},
@@ -36,18 +36,13 @@ const TOKEN_MS: u64 = 30_000;
 /// Gates that are told in one message; beyond it workers look themselves.
 const TOLD_MAX: usize = 500;
 
-/// Makes the owners' end and the pump of a process.
-pub fn new<D: Dial>(
-    dial: D,
-    keys: Keys,
-    rules: watch::Receiver<Known>,
-    metrics: Metrics,
-) -> (impl Fn() -> Link, Pump<D>) {
+/// Makes the way of owners to the pump of a process, and the pump.
+pub fn new<D: Dial>(dial: D, keys: Keys, rules: watch::Receiver<Known>, metrics: Metrics) -> (Way, Pump<D>) {
     let (say, heard) = mpsc::unbounded_channel();
     let (view, receiver) = watch::channel(Arc::new(View::default()));
-    let links = move || Link { view: receiver.clone(), say: say.clone(), inbox: Inbox::default() };
+    let way = Way { view: receiver, say };
     let pump = Pump { dial, keys, rules, metrics, heard, view, random: rand::random(), minted: 0, link: None };
-    (links, pump)
+    (way, pump)
 }
 
 /// See the module.

@@ -10,13 +10,13 @@ use stepfleet_protocol::{
     keys::{slot, slot_of},
 };
 
-use super::{super::client::Client, ClientError, PlacedId, count, reply};
+use super::{
+    super::client::Client,
+    ClientError, PlacedId, count, reply,
+    streams::{LOOKS_AT_ONCE, Sifted, sift},
+};
 use crate::store::{ask, reply::Fields};
 
-/// Entries that are looked at together.
-const LOOKS_AT_ONCE: usize = 100;
-/// Entries that are looked at for one page, at most; beyond it the page ends with a cursor, full or not.
-const LOOKS_MAX: usize = 2_000;
 /// Entries that one trim takes.
 const TRIMMED_AT_ONCE: usize = 200;
 
@@ -63,15 +63,6 @@ pub struct Filter {
     pub until_ms: Option<u64>,
 }
 
-/// A page of entries.
-#[derive(Debug, Default)]
-pub struct Page {
-    /// The entries.
-    pub entries: Vec<(AuditId, AuditEntry)>,
-    /// Where the next page begins; none at the end.
-    pub next: Option<AuditId>,
-}
-
 impl Filter {
     fn takes(&self, entry: &AuditEntry) -> bool {
         let begins = |wanted: &Option<String>, end: char, found: &str| {
@@ -101,28 +92,14 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn audit(&self, filter: &Filter, mut after: Option<AuditId>, limit: usize) -> Result<Page, ClientError> {
-        let mut page = Page::default();
-        let mut looked = 0;
-        while looked < LOOKS_MAX {
-            let found = self.audit_merged(filter, after).await?;
-            let (count, more) = (found.len(), found.len() == LOOKS_AT_ONCE);
-            looked += count;
-            for (n, (id, fields)) in found.into_iter().enumerate() {
-                after = Some(id);
-                let Some(entry) = read(&fields).filter(|entry| filter.takes(entry)) else { continue };
-                page.entries.push((id, entry));
-                if page.entries.len() == limit {
-                    page.next = (more || n + 1 < count).then_some(id);
-                    return Ok(page);
-                }
-            }
-            if !more {
-                return Ok(page);
-            }
-        }
-        page.next = after;
-        Ok(page)
+    pub async fn audit(
+        &self,
+        filter: &Filter,
+        after: Option<AuditId>,
+        limit: usize,
+    ) -> Result<Sifted<AuditId, AuditEntry>, ClientError> {
+        let keep = |_, fields: &Fields| read(fields).filter(|entry| filter.takes(entry));
+        sift(after, limit, |after| self.audit_merged(filter, after), keep).await
     }
 
     /// The next entries behind `after` in time, whatever they say.

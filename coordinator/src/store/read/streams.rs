@@ -9,6 +9,49 @@ use stepfleet_protocol::{
 use super::{super::client::Client, ClientError, PlacedId, reply};
 use crate::store::reply::Fields;
 
+/// Entries that are looked at together.
+pub(in crate::store) const LOOKS_AT_ONCE: usize = 100;
+/// Entries that are looked at for one page, at most; beyond it the page ends with a cursor, full or not.
+const LOOKS_MAX: usize = 2_000;
+
+/// A page of those entries that a filter lets through.
+#[derive(Debug)]
+pub struct Sifted<I, T> {
+    /// What was kept.
+    pub items: Vec<(I, T)>,
+    /// Where the next page begins; none at the end.
+    pub next: Option<I>,
+}
+
+/// Looks at entries behind `after`, [`LOOKS_AT_ONCE`] at a time, until `limit` of them are kept.
+///
+/// # Errors
+/// Those of `look`.
+pub(in crate::store) async fn sift<I: Copy, T, F: Future<Output = Result<Vec<(I, Fields)>, ClientError>>>(
+    mut after: Option<I>,
+    limit: usize,
+    look: impl Fn(Option<I>) -> F,
+    keep: impl Fn(I, &Fields) -> Option<T>,
+) -> Result<Sifted<I, T>, ClientError> {
+    let (mut items, mut looked) = (Vec::new(), 0);
+    while looked < LOOKS_MAX {
+        let found = look(after).await?;
+        let (count, more) = (found.len(), found.len() == LOOKS_AT_ONCE);
+        looked += count;
+        for (n, (id, fields)) in found.into_iter().enumerate() {
+            after = Some(id);
+            items.extend(keep(id, &fields).map(|item| (id, item)));
+            if items.len() == limit {
+                return Ok(Sifted { items, next: (more || n + 1 < count).then_some(id) });
+            }
+        }
+        if !more {
+            return Ok(Sifted { items, next: None });
+        }
+    }
+    Ok(Sifted { items, next: after })
+}
+
 impl Client {
     /// At most `limit` entries behind `after` over the streams `key` of all partitions, newest first.
     pub(in crate::store) async fn merged(

@@ -78,15 +78,70 @@ fn unzigzag(number: u64) -> i64 {
 /// Reads a history. A chunk of an unknown version is skipped; a broken tail ends the reading.
 pub fn unpack(bytes: &[u8]) -> Vec<Transition> {
     let mut out = Vec::new();
+    let mut before = Before::default();
+    each(bytes, |begins, record| {
+        if begins {
+            before = Before::default();
+        }
+        let transition = before.transition(record);
+        let good = transition.is_some();
+        out.extend(transition);
+        good
+    });
+    out
+}
+
+/// Whether something in it happened for one of these reasons. It makes nothing: a look at every commit must cost little.
+pub fn tells_of(bytes: &[u8], wanted: impl Fn(Why) -> bool) -> bool {
+    let mut found = false;
+    each(bytes, |_, record| {
+        found |= wanted(record.why);
+        !found
+    });
+    found
+}
+
+/// Shows each record, and whether it begins its chunk, until `look` has seen enough of the chunk.
+fn each<'a>(bytes: &'a [u8], mut look: impl FnMut(bool, Record<'a>) -> bool) {
     let mut chunks = Reader::new(bytes);
     while let (Some(version), Some(body)) = (chunks.byte(), chunks.text()) {
-        let (mut records, mut before) = (Reader::new(body), Before::default());
+        let (mut records, mut begins) = (Reader::new(body), true);
         while version == VERSION && !records.left.is_empty() {
-            let Some(transition) = unpack_one(&mut records, &mut before) else { break };
-            out.push(transition);
+            let Some(record) = Record::read(&mut records) else { break };
+            if !look(std::mem::take(&mut begins), record) {
+                break;
+            }
         }
     }
-    out
+}
+
+/// A record as it is packed.
+struct Record<'a> {
+    flags: u8,
+    step: u64,
+    states: u8,
+    why: Why,
+    delta: i64,
+    attempt: u32,
+    worker: Option<&'a [u8]>,
+    actor: Option<&'a [u8]>,
+    note: Option<&'a [u8]>,
+}
+
+impl<'a> Record<'a> {
+    fn read(r: &mut Reader<'a>) -> Option<Self> {
+        let flags = r.byte()?;
+        let (step, states, why) = (r.number()?, r.byte()?, Why::from_u8(r.byte()?)?);
+        let delta = if flags & flag::TIME != 0 { unzigzag(r.number()?) } else { 0 };
+        let attempt = match flags & (flag::FIRST | flag::ATTEMPT) {
+            0 => 0,
+            flag::FIRST => 1,
+            _ => r.small()?,
+        };
+        let mut text = |bit: u8| if flags & bit == 0 { Some(None) } else { r.text().map(Some) };
+        let (worker, actor, note) = (text(flag::WORKER)?, text(flag::ACTOR)?, text(flag::NOTE)?);
+        Some(Self { flags, step, states, why, delta, attempt, worker, actor, note })
+    }
 }
 
 /// What the records so far have said.
@@ -96,38 +151,28 @@ struct Before {
     worker: Option<WorkerId>,
 }
 
-fn unpack_one(r: &mut Reader, before: &mut Before) -> Option<Transition> {
-    let flags = r.byte()?;
-    let step = r.number()?;
-    let states = r.byte()?;
-    let why = Why::from_u8(r.byte()?)?;
-    if flags & flag::TIME != 0 {
-        before.at_ms = before.at_ms.wrapping_add(unzigzag(r.number()?) as u64);
+impl Before {
+    fn transition(&mut self, record: Record<'_>) -> Option<Transition> {
+        self.at_ms = self.at_ms.wrapping_add(record.delta as u64);
+        if let Some(worker) = record.worker {
+            self.worker = std::str::from_utf8(worker).ok()?.parse().ok();
+        }
+        let text = |bytes: Option<&[u8]>| -> Option<Option<Arc<str>>> {
+            bytes.map(|bytes| std::str::from_utf8(bytes).ok().map(Arc::from)).map_or(Some(None), |text| text.map(Some))
+        };
+        let named = record.flags & (flag::WORKER | flag::SAME_WORKER) != 0;
+        Some(Transition {
+            step: record.step.checked_sub(1).map(|s| s as u32),
+            from: State::from_u8(record.states >> 4)?,
+            to: State::from_u8(record.states & 0x0f)?,
+            at_ms: self.at_ms,
+            attempt: record.attempt,
+            why: record.why,
+            worker: self.worker.clone().filter(|_| named),
+            actor: text(record.actor)?,
+            note: text(record.note)?,
+        })
     }
-    let attempt = match flags & (flag::FIRST | flag::ATTEMPT) {
-        0 => 0,
-        flag::FIRST => 1,
-        _ => r.small()?,
-    };
-    if flags & flag::WORKER != 0 {
-        before.worker = std::str::from_utf8(r.text()?).ok()?.parse().ok();
-    }
-    let mut text = |bit: u8| -> Option<Option<Arc<str>>> {
-        if flags & bit == 0 { Some(None) } else { Some(Some(std::str::from_utf8(r.text()?).ok()?.into())) }
-    };
-    let (actor, note) = (text(flag::ACTOR)?, text(flag::NOTE)?);
-    let named = flags & (flag::WORKER | flag::SAME_WORKER) != 0;
-    Some(Transition {
-        step: step.checked_sub(1).map(|s| s as u32),
-        from: State::from_u8(states >> 4)?,
-        to: State::from_u8(states & 0x0f)?,
-        at_ms: before.at_ms,
-        attempt,
-        why,
-        worker: before.worker.clone().filter(|_| named),
-        actor,
-        note,
-    })
 }
 
 #[cfg(test)]
@@ -160,6 +205,16 @@ mod tests {
         let again = Transition { at_ms: full.at_ms - 3, attempt: 1, actor: None, note: None, ..full.clone() };
         let other = Transition { worker: "v@0000000000fe".parse().ok(), ..again.clone() };
         vec![bare.clone(), full.clone(), again, bare, other, full]
+    }
+
+    #[test]
+    fn whether_it_tells_of_a_reason_is_seen_without_reading_it() {
+        let packed = [pack(&sample()), pack(&sample()[..1])].concat();
+        for why in Why::ALL {
+            let told = unpack(&packed).iter().any(|transition| transition.why == why);
+            assert_eq!(tells_of(&packed, |found| found == why), told, "{why:?}");
+        }
+        assert!(!tells_of(b"\x02\xff", |_| true), "a broken tail tells nothing");
     }
 
     #[test]

@@ -124,11 +124,11 @@ impl Client {
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI").cmd("XINFO").arg("STREAM").arg(&key);
         pipe.cmd("XRANGE").arg(&key).arg(format!("({after}")).arg("+").arg("COUNT").arg(count).cmd("EXEC");
-        let replies = ask::all_good(ask::ask_twice(&self.redis, slot(partition), &pipe).await?)?;
-        let found = replies.last().and_then(reply::array).unwrap_or_default();
+        let mut replies = ask::all_good(ask::ask_twice(&self.redis, slot(partition), &pipe).await?)?;
+        let Some(redis::Value::Array(mut found)) = replies.pop() else { return Ok(Events::default()) };
         // An outbox without a first entry is no stream: XINFO refuses.
-        let [info, range] = found else { return Ok(Events::default()) };
-        Ok(Events { entries: reply::entries(range.clone()), trimmed: added(info).saturating_sub(length(info)) })
+        let (Some(range), Some(info)) = (found.pop(), found.pop()) else { return Ok(Events::default()) };
+        Ok(Events { entries: reply::entries(range), trimmed: added(&info).saturating_sub(length(&info)) })
     }
 
     /// Keeps a cursor, and counts what was missed since it was kept last.

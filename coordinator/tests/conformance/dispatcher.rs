@@ -12,6 +12,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use stepfleet_connect::Redis;
 use stepfleet_coordinator::{
+    machine::decision::Why,
     shell::{
         dispatcher::{ATTEMPTS_MAX, Dispatcher, Notice, Refusal, Settings, Subscriber},
         metrics::Metrics,
@@ -78,7 +79,7 @@ impl Subscriber for Probe {
         self.name
     }
 
-    fn wants(&self, _: &Notice) -> bool {
+    fn wants(&self, _: Why) -> bool {
         !self.manners.deaf.load(Ordering::Relaxed)
     }
 

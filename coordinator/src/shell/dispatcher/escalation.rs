@@ -19,8 +19,8 @@ impl Subscriber for EscalationLog {
         "escalation-log"
     }
 
-    fn wants(&self, notice: &Notice) -> bool {
-        notice.transitions.iter().any(|t| t.step.is_some() && is_escalation(t.why))
+    fn wants(&self, why: Why) -> bool {
+        is_escalation(why)
     }
 
     fn deliver<'a>(&'a self, notices: &'a [Notice]) -> BoxFuture<'a, Result<(), Refusal>> {

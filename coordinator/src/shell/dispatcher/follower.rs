@@ -103,11 +103,8 @@ impl Follower {
         }
         let mut batch = Vec::with_capacity(entries);
         for (entry, fields) in read.entries {
-            let notices = Notice::read(self.partition, entry, &fields).map(|mut notices| {
-                notices.retain(|notice| self.subscriber.wants(notice));
-                notices
-            });
-            batch.push((entry, notices));
+            let wants = |why| self.subscriber.wants(why);
+            batch.push((entry, Notice::read((self.partition, entry), &fields, wants)));
         }
         self.name_workflows(&mut batch).await?;
         for (entry, notices) in batch {

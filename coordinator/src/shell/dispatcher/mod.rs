@@ -22,7 +22,7 @@ pub use self::{
     notice::Notice,
 };
 use super::metrics::Metrics;
-use crate::store::client::Client;
+use crate::{machine::decision::Why, store::client::Client};
 
 /// Tries of one delivery before the entry is set aside.
 pub const ATTEMPTS_MAX: u32 = 5;
@@ -39,8 +39,9 @@ pub trait Subscriber: Send + Sync + 'static {
     /// Its name, under which its cursors are kept: it must never change, and no two may share one.
     fn name(&self) -> &str;
 
-    /// Whether it wants to hear of this. Cheap, and without a panic: it is asked about everything.
-    fn wants(&self, notice: &Notice) -> bool;
+    /// Whether it wants to hear of commits in which something happened for this reason. Cheap, and without a panic: it is asked
+    /// about every transition there is.
+    fn wants(&self, why: Why) -> bool;
 
     /// Tells it of one commit: every wanted notice of one outbox entry. It may be told the same again.
     ///

@@ -9,7 +9,11 @@ use stepfleet_protocol::{
 };
 
 use super::super::core::Outbox;
-use crate::{machine::decision::Transition, store::history, store::reply::Fields};
+use crate::{
+    machine::decision::{Transition, Why},
+    store::history,
+    store::reply::Fields,
+};
 
 /// The transitions of one run in one commit.
 #[derive(Debug, Clone)]
@@ -20,25 +24,31 @@ pub struct Notice {
     pub entry: StreamId,
     /// The run.
     pub run: RunId,
-    /// What the run follows; none if run or plan are gone, and while [`super::Subscriber::wants`] is asked.
+    /// What the run follows; none if run or plan are gone.
     pub workflow: Option<Arc<Workflow>>,
     /// The transitions, in order.
     pub transitions: Vec<Transition>,
 }
 
 impl Notice {
-    /// The notices of an outbox entry.
+    /// The notices of an outbox entry in which something happened for a wanted reason.
     ///
     /// # Errors
     /// It cannot be read, or is of a newer version.
-    pub(super) fn read(partition: PartitionId, entry: StreamId, fields: &Fields) -> Result<Vec<Self>, DecodeError> {
+    pub(super) fn read(
+        (partition, entry): (PartitionId, StreamId),
+        fields: &Fields,
+        wants: impl Fn(Why) -> bool,
+    ) -> Result<Vec<Self>, DecodeError> {
         let (field, bytes) = fields.first().ok_or_else(|| DecodeError::Malformed("no field".into()))?;
         let outbox: Outbox = codec::decode(field, bytes)?;
         let notice = |(run, packed): (RunId, bytes::Bytes)| {
             let transitions = history::unpack(&packed);
             Self { partition, entry, run, workflow: None, transitions }
         };
-        Ok(outbox.runs.into_iter().map(notice).collect())
+        // Most runs go well, and nobody wants to hear of them: what is packed is looked at first.
+        let wanted = outbox.runs.into_iter().filter(|(_, packed)| history::tells_of(packed, &wants));
+        Ok(wanted.map(notice).collect())
     }
 
     /// The name of a step, if it is known.

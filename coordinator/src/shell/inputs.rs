@@ -102,7 +102,7 @@ pub fn resolve_at_hand(core: &mut Core) -> Result<bool, OwnerError> {
     let mut left = Vec::new();
     for dispatch in std::mem::take(&mut core.staged.dispatches) {
         match catch_unwind(AssertUnwindSafe(|| at_hand(core, &dispatch))) {
-            Ok(Some(input)) => stage_job(core, dispatch, None, input),
+            Ok(Some((input, gate))) => stage_job(core, dispatch, gate, input),
             Ok(None) => left.push(dispatch),
             Err(_) => return Err(poison(dispatch.of)),
         }
@@ -118,34 +118,41 @@ pub(super) fn poison(item: Place) -> OwnerError {
 }
 
 async fn render_one(core: &mut Core, mut dispatch: Dispatch, values: &HashMap<String, Bytes>) {
-    let made = match render(core, &dispatch, values).await {
-        Ok(input) => target_of(core, &dispatch, values).await.map(|gate| (input, gate)),
+    let compiled = core.cache.plans[&core.cache.runs[&dispatch.run].plan.hash].clone();
+    let made = match render(core, &dispatch, &compiled, values).await {
+        Ok(input) => target_of(core, &dispatch, &compiled, values).await.map(|gate| (input, gate)),
         Err(failure) => Err(failure),
     };
-    match made {
-        Ok((input, None)) => stage_job(core, dispatch, None, input),
-        Ok((input, Some(gate))) => {
-            if core.admit(&mut dispatch, &gate) {
-                stage_job(core, dispatch, Some(gate), input);
-            }
-        }
+    let (input, gate) = match made {
+        Ok(made) => made,
         Err(failure) => {
             core.recall(&dispatch);
             core.event(dispatch.run, Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure });
+            return;
         }
+    };
+    // Whether a step may pass whose gate was known before, its release has asked.
+    let is_new = matches!(compiled.targets[dispatch.index as usize], Target::Template(_));
+    if gate.as_ref().is_none_or(|gate| !is_new || core.admit(&mut dispatch, gate)) {
+        stage_job(core, dispatch, gate, input);
     }
 }
 
-/// The gate of the dependency that a step names by an expression; none if the text comes out empty, or is no text.
+/// The gate of the dependency that a step names. None if it names none, if the text of an expression comes out empty, or is
+/// no text.
 async fn target_of(
-    core: &mut Core,
+    core: &Core,
     dispatch: &Dispatch,
+    compiled: &Compiled,
     loaded: &HashMap<String, Bytes>,
 ) -> Result<Option<Gate>, Failure> {
+    let template = match &compiled.targets[dispatch.index as usize] {
+        Target::Handler => return Ok(None),
+        Target::Static(gate) => return Ok(Some(gate.clone())),
+        Target::Template(template) => template,
+    };
     let run = &core.cache.runs[&dispatch.run];
-    let compiled = core.cache.plans[&run.plan.hash].clone();
-    let Target::Template(template) = &compiled.targets[dispatch.index as usize] else { return Ok(None) };
-    let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
+    let scope = scope(core, run, compiled, template.sources(), dispatch.attempt, loaded)?;
     let text = match in_pool(template.clone(), scope).await? {
         Json::String(text) => text,
         Json::Number(number) => number.to_string(),
@@ -218,19 +225,20 @@ async fn load_values<L: Link>(
     Ok(values)
 }
 
-/// The input of a dispatch, unless something about it has to be rendered.
-fn at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
-    let run = &core.cache.runs[&dispatch.run];
-    match core.cache.plans[&run.plan.hash].targets[dispatch.index as usize] {
-        Target::Template(_) => None,
-        Target::Handler | Target::Static(_) => made_at_hand(core, dispatch),
-    }
+/// The input of a dispatch and the gate of the dependency that its step names, unless one of the two has to be rendered.
+fn at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<(Input, Option<Gate>)> {
+    let compiled = core.cache.plans[&core.cache.runs[&dispatch.run].plan.hash].clone();
+    let gate = match &compiled.targets[dispatch.index as usize] {
+        Target::Handler => None,
+        Target::Static(gate) => Some(gate.clone()),
+        Target::Template(_) => return None,
+    };
+    Some((input_at_hand(core, dispatch, &compiled)?, gate))
 }
 
-/// The input of a dispatch, unless it has to be rendered itself.
-fn made_at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
+/// The input of a dispatch, unless it has to be rendered.
+fn input_at_hand(core: &mut Core, dispatch: &Dispatch, compiled: &Compiled) -> Option<Input> {
     let run = &core.cache.runs[&dispatch.run];
-    let compiled = core.cache.plans[&run.plan.hash].clone();
     #[cfg(test)]
     traps::spring(&run.plan.steps[dispatch.index as usize].handler);
     if run.step(dispatch.index).patched {
@@ -239,7 +247,7 @@ fn made_at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
     match &compiled.inputs[dispatch.index as usize] {
         StepInput::None => Some(Input::None),
         StepInput::Static(bytes) => Some(pass(core, dispatch, bytes.clone())),
-        StepInput::Whole(source) => Some(match place_of(run, &compiled, source) {
+        StepInput::Whole(source) => Some(match place_of(run, compiled, source) {
             Some(id) => by_reference(core, id),
             None => Input::None,
         }),
@@ -247,16 +255,20 @@ fn made_at_hand(core: &mut Core, dispatch: &Dispatch) -> Option<Input> {
     }
 }
 
-async fn render(core: &mut Core, dispatch: &Dispatch, loaded: &HashMap<String, Bytes>) -> Result<Input, Failure> {
-    let run = &core.cache.runs[&dispatch.run];
-    let compiled = core.cache.plans[&run.plan.hash].clone();
-    if run.step(dispatch.index).patched {
-        return Ok(by_reference(core, patch_id(run.id, dispatch.index)));
+async fn render(
+    core: &mut Core,
+    dispatch: &Dispatch,
+    compiled: &Compiled,
+    loaded: &HashMap<String, Bytes>,
+) -> Result<Input, Failure> {
+    if let Some(input) = input_at_hand(core, dispatch, compiled) {
+        return Ok(input);
     }
     let StepInput::Template(template) = &compiled.inputs[dispatch.index as usize] else {
-        return Ok(made_at_hand(core, dispatch).unwrap_or_default());
+        unreachable!("any other input is at hand")
     };
-    let scope = scope(core, run, &compiled, template.sources(), dispatch.attempt, loaded)?;
+    let run = &core.cache.runs[&dispatch.run];
+    let scope = scope(core, run, compiled, template.sources(), dispatch.attempt, loaded)?;
     let bytes = codec::pack(&in_pool(template.clone(), scope).await?);
     core.staged.made_bytes += bytes.len();
     Ok(pass(core, dispatch, bytes.into()))
@@ -321,15 +333,11 @@ fn by_reference(core: &Core, id: String) -> Input {
     }
 }
 
-/// Puts the job on its way. `gate` is that of the dependency which the step names by an expression.
+/// Puts the job on its way. `gate` is that of the dependency which the step names.
 fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Input) {
     let run = &core.cache.runs[&dispatch.run];
     let step = &run.plan.steps[dispatch.index as usize];
     let fallback = step.fallback.as_ref().filter(|_| dispatch.falls_back);
-    let named = || match &core.cache.plans[&run.plan.hash].targets[dispatch.index as usize] {
-        Target::Static(gate) => Some(gate.clone()),
-        Target::Handler | Target::Template(_) => gate,
-    };
     // Undoing is of the execution that is undone.
     let of = step.undoes.map_or(dispatch.index, |undoes| undoes.of);
     let job = Job {
@@ -346,7 +354,7 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         timeout_ms: step.timeout_ms,
         input,
         traceparent: run.traceparent.as_deref().map(Into::into),
-        gate: fallback.map(|f| Gate::handler(&f.handler)).or_else(named),
+        gate: fallback.map(|f| Gate::handler(&f.handler)).or(gate),
         canary: dispatch.canary.is_some(),
         undo: step.undoes.is_some(),
     };

@@ -32,8 +32,12 @@ impl Core {
 
     /// Releases a ready step, unless its gate holds it back: then it waits there, or another handler stands in.
     pub(super) fn release(&mut self, id: RunId, index: u32, was_parked: bool) {
+        if self.gates.is_idle() {
+            self.event(id, Event::Release { index });
+            return;
+        }
         let run = &self.cache.runs[&id];
-        let gate = if self.gates.is_idle() || !may_run(run, index) { None } else { self.gate_of(run, index) };
+        let gate = if may_run(run, index) { self.gate_of(run, index) } else { None };
         let Some(gate) = gate else {
             self.event(id, Event::Release { index });
             return;

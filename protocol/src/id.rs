@@ -24,7 +24,7 @@ fn bad(kind: &'static str, found: &str, allowed: &'static str) -> IdError {
 }
 
 /// A partition: `0..4096`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(transparent)]
 pub struct PartitionId(pub u16);
 

@@ -90,6 +90,11 @@ impl Keys {
         self.fleet(format_args!("breaker:{gate}"))
     }
 
+    /// Hash: what each partition has of a limit.
+    pub fn fleet_limit(&self, gate: &Gate) -> String {
+        self.fleet(format_args!("limit:{gate}"))
+    }
+
     /// Sorted set: circuit breakers by the time they were last heard of.
     pub fn fleet_breakers(&self) -> String {
         self.fleet("breakers")
@@ -208,6 +213,8 @@ plain_keys! {
     queues = "queues";
     /// Set: the gates at which steps are parked.
     gates = "gates";
+    /// Hash: jobs under way that count against a limit, with what they count against.
+    held = "held";
     /// Stream: audit entries, each written by the commit that decided what was asked.
     audit = "audit";
     /// Hash: how far each subscriber of the outbox is.

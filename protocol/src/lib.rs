@@ -16,6 +16,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 pub mod policy;
+pub mod rate;
 pub mod state;
 pub mod value;
 pub mod workflow;

@@ -43,3 +43,7 @@ pub const CALLS_MAX: u32 = 1_000;
 pub const CALL_RESULT_BYTES_MAX: usize = 8 << 10;
 /// Longest kind, endpoint, method or note of an external call that is kept; the rest is cut.
 pub const CALL_NOTE_BYTES_MAX: usize = 1 << 10;
+/// Jobs that a limit of the fleet's policies lets be under way at once.
+pub const CONCURRENCY_MAX: u32 = 10_000;
+/// Limits of the fleet's policies: every owner tells of its share in each.
+pub const POLICY_LIMITS_MAX: usize = 1_000;

@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{duration::Millis, name::Name, workflow::Retry};
+use crate::{duration::Millis, name::Name, rate::Rate, workflow::Retry};
 
 /// What holds for every workflow of the fleet that does not say otherwise.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +33,9 @@ pub struct Policies {
     /// Circuit breakers of targets, by the text that steps give in `breaker`.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub targets: IndexMap<String, BreakerPolicy>,
+    /// How much may be under way at once, and begin in a time, by what it is about: `handler:<name>` or `target:<text>`.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub limits: IndexMap<String, LimitPolicy>,
 }
 
 /// A set of numbers to begin with.
@@ -67,6 +70,24 @@ pub struct HandlerPolicy {
     /// Its circuit breaker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breaker: Option<BreakerPolicy>,
+}
+
+/// How much of one handler, or with one target, the whole fleet does. At least one of `concurrency` and `rate`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct LimitPolicy {
+    /// Jobs that are under way at once, in the whole fleet: 1 to 10000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub concurrency: Option<u32>,
+    /// Jobs that begin in a time, in the whole fleet, such as `100/s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Jobs that may begin at once after a quiet time, for `rate`: 1 to 10000; a tenth of a second's worth, at least 1, if
+    /// nobody says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub burst: Option<u32>,
 }
 
 /// When a circuit breaker opens, and how it closes again.

@@ -8,6 +8,7 @@ pub mod decide;
 pub mod decision;
 pub mod event;
 pub mod fingerprint;
+pub mod limits;
 pub mod plan;
 pub mod retry;
 pub mod rules;

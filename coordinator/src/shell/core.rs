@@ -30,7 +30,7 @@ pub use self::{
 };
 use super::{
     cache::Cache,
-    gates::{Book, Verdict},
+    gates::{Book, Leave, Verdict},
     intake::{Item, Origin, Place, What},
     schedule::Schedule,
 };
@@ -82,8 +82,8 @@ pub struct Core {
     pub at: Place,
     /// What is kept in mind of gates.
     pub gates: Book,
-    /// The step that is being released may pass because it tries.
-    pub canary: Option<(Gate, String)>,
+    /// The leave of the step that is being released.
+    pub leave: Option<Leave>,
     /// Another handler does the step that is being released.
     pub falls_back: bool,
     /// What becomes ready now is parked at this gate.
@@ -156,6 +156,7 @@ impl Core {
                 self.count_result(id, gate.as_ref(), &event);
                 self.happened(id, event);
             }
+            What::Held { job, index } => self.check_held(id, job, index),
             What::Event(Event::Release { index }) if self.cache.runs.contains_key(&id) => match self.at.0 {
                 Origin::Parked => self.unpark(id, index),
                 _ => self.release(id, index, false),
@@ -167,6 +168,7 @@ impl Core {
     fn happened(&mut self, id: RunId, event: Event) {
         if let Event::Lost { of, .. } = &event {
             self.gates.ended(of.job, Verdict::None);
+            self.gates.over(of.job);
         }
         if self.cache.runs.contains_key(&id) {
             self.event(id, event);
@@ -250,8 +252,8 @@ impl Core {
             Effect::Ready { index } => self.ready(id, index),
             Effect::Unready { index } => self.unready(id, index),
             Effect::Dispatch { index, job, attempt, max_attempts } => {
-                let (of, canary, falls_back) = (self.at, self.canary.take(), self.falls_back);
-                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, canary, falls_back };
+                let (of, leave, falls_back) = (self.at, self.leave.take(), self.falls_back);
+                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, leave, falls_back };
                 let queue = dispatch.queue(&self.cache.runs[&id]);
                 self.schedule.queue(&queue).outstanding += 1;
                 self.staged.dispatches.push(dispatch);

@@ -75,9 +75,9 @@ pub async fn resolve<L: Link>(core: &mut Core, partition: &mut Partition<L>) -> 
     while !resolve_at_hand(core)? {
         let mut dispatches = std::mem::take(&mut core.staged.dispatches);
         while !dispatches.is_empty() {
-            let part: Vec<Dispatch> = dispatches.drain(..dispatches.len().min(DISPATCHES_PER_READ)).collect();
+            let mut part: Vec<Dispatch> = dispatches.drain(..dispatches.len().min(DISPATCHES_PER_READ)).collect();
             if begun.elapsed() > TIME_MAX || core.staged.made_bytes > BYTES_MAX {
-                part.iter().for_each(|dispatch| core.defer(dispatch));
+                part.iter_mut().for_each(|dispatch| core.defer(dispatch));
                 continue;
             }
             let values = load_values(core, partition, &part).await?;
@@ -126,7 +126,7 @@ async fn render_one(core: &mut Core, mut dispatch: Dispatch, values: &HashMap<St
     let (input, gate) = match made {
         Ok(made) => made,
         Err(failure) => {
-            core.recall(&dispatch);
+            core.recall(&mut dispatch);
             core.event(dispatch.run, Event::Unrenderable { index: dispatch.index, job: dispatch.job, failure });
             return;
         }
@@ -355,12 +355,14 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         input,
         traceparent: run.traceparent.as_deref().map(Into::into),
         gate: fallback.map(|f| Gate::handler(&f.handler)).or(gate),
-        canary: dispatch.canary.is_some(),
+        canary: dispatch.leave.as_ref().is_some_and(|leave| leave.canary.is_some()),
         undo: step.undoes.is_some(),
     };
     core.staged.commit.jobs.push((dispatch.queue(run), codec::encode(&job)));
-    if let Some((gate, token)) = dispatch.canary {
-        core.gates.tries(dispatch.job, gate, token);
+    if let Some(leave) = dispatch.leave
+        && let Some(held) = core.gates.begins(dispatch.job, leave, (dispatch.run, dispatch.index))
+    {
+        core.staged.commit.held_added.push((dispatch.job, held));
     }
 }
 

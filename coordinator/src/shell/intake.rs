@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use stepfleet_protocol::{
     codec::{self, DecodeError},
     gate::Gate,
-    id::{CommandId, PartitionId, RunId, StreamId},
+    id::{CommandId, JobId, PartitionId, RunId, StreamId},
     limits::ENTRY_PARTS_MAX,
     message::{Body, Command, LogEntry, NewRun, Unreadable},
 };
@@ -26,6 +26,8 @@ pub enum Origin {
     Ready,
     /// A gate at which steps are parked.
     Parked,
+    /// The jobs that count against limits.
+    Held,
     /// The list of work items.
     Todo,
 }
@@ -78,6 +80,13 @@ pub enum What {
     },
     /// Anything else that happens to a run.
     Event(Event),
+    /// A job counts against a limit for long: whether it is still awaited.
+    Held {
+        /// The job.
+        job: JobId,
+        /// Its step's number.
+        index: u32,
+    },
     /// Entries of a job stream that are no jobs. It is about no run.
     Unreadable(Unreadable),
 }
@@ -93,7 +102,7 @@ impl Item {
         match &self.what {
             What::New { command, .. } => Some(*command),
             What::Command(command) => Some(command.id),
-            What::Result { .. } | What::Event(_) | What::Unreadable(_) => None,
+            What::Result { .. } | What::Event(_) | What::Held { .. } | What::Unreadable(_) => None,
         }
     }
 
@@ -106,7 +115,7 @@ impl Item {
         let may_be = match &self.what {
             What::New { again, new, .. } => *again || self.at_ms.abs_diff(new.run.created_ms()) > LATE_MS,
             What::Command(_) => true,
-            What::Result { .. } | What::Event(_) | What::Unreadable(_) => false,
+            What::Result { .. } | What::Event(_) | What::Held { .. } | What::Unreadable(_) => false,
         };
         self.command().filter(|_| may_be)
     }
@@ -115,7 +124,7 @@ impl Item {
     pub fn looks_back(&self) -> bool {
         match &self.what {
             What::New { .. } => self.sent_before().is_some(),
-            What::Command(_) | What::Result { .. } | What::Event(_) => true,
+            What::Command(_) | What::Result { .. } | What::Event(_) | What::Held { .. } => true,
             What::Unreadable(_) => false,
         }
     }

@@ -51,6 +51,8 @@ const BATCH_ITEMS_MIN: usize = 128;
 const WORK_PER_BATCH: usize = 4;
 /// Longest blocking read while a gate holds something back.
 const GATES_EVERY: Duration = Duration::from_millis(50);
+/// Longest blocking read while a place under a limit is wished for.
+const WISH_EVERY: Duration = Duration::from_millis(10);
 /// Log entries of one read, at most.
 const READ_ENTRIES_MAX: usize = 512;
 /// Entries of the first read, and of one after a quiet time, when nobody knows how large they are: a worker writes up to
@@ -157,6 +159,7 @@ impl<L: Link> Owner<L> {
 
     /// Gives it the policies that the next batches are decided with; their commits name the version.
     pub fn set_rules(&mut self, rules: Rules) {
+        self.core.gates.follow(&rules);
         self.core.rules = rules;
     }
 
@@ -261,7 +264,11 @@ impl<L: Link> Owner<L> {
         }
         let wait = schedule.timers.next_look().saturating_sub(self.server_ms);
         // What is parked may pass as soon as the gate opens.
-        let longest = if self.core.gates.is_idle() { BLOCK_MAX } else { GATES_EVERY };
+        let longest = match &self.core.gates {
+            gates if gates.is_idle() => BLOCK_MAX,
+            gates if gates.waits() => WISH_EVERY,
+            _ => GATES_EVERY,
+        };
         let wait = Duration::from_millis(wait).min(longest);
         (!wait.is_zero()).then_some(wait)
     }

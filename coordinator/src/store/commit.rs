@@ -20,7 +20,10 @@ use stepfleet_protocol::{
     state::State,
 };
 
-use super::plans::{self, PlanMove};
+use super::{
+    limits::Held,
+    plans::{self, PlanMove},
+};
 pub use letters::{LetterIndex, letter_id, letter_member};
 
 /// How long the answer to a command is kept, in milliseconds: longer than an idempotency key, so that a key that is known
@@ -66,6 +69,10 @@ pub struct Commit {
     pub gates_added: Vec<Gate>,
     /// Gates at which nobody is parked any more.
     pub gates_removed: Vec<Gate>,
+    /// Jobs that count against limits from now on.
+    pub held_added: Vec<(JobId, Held)>,
+    /// Jobs that count no more.
+    pub held_removed: Vec<JobId>,
     /// Runs that come into a listing: state, time, run.
     pub listed: BTreeMap<State, Vec<(u64, RunId)>>,
     /// Runs that leave a listing.
@@ -134,6 +141,7 @@ impl Commit {
             && self.parked_added.is_empty()
             && self.parked_removed.is_empty()
             && self.gates_removed.is_empty()
+            && self.held_removed.is_empty()
             && self.replies.is_empty()
             && self.audit.is_empty()
             && self.work_taken == 0

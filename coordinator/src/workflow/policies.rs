@@ -1,4 +1,6 @@
-//! Reading what workflows and the fleet say about failures: retries and circuit breakers.
+//! Reading what workflows and the fleet say about failures: retries, circuit breakers, limits.
+
+mod limits;
 
 use std::collections::BTreeMap;
 
@@ -95,7 +97,7 @@ pub(super) fn read(root: &Node) -> Result<Policies, Report> {
 }
 
 fn policies(r: &mut Reader, root: &Node) -> Option<Policies> {
-    const KNOWN: [&str; 6] = ["preset", "classification", "retry", "breaker", "handlers", "targets"];
+    const KNOWN: [&str; 7] = ["preset", "classification", "retry", "breaker", "handlers", "targets", "limits"];
     const PRESETS: [(&str, Preset); 2] = [("default", Preset::Default), ("production", Preset::Production)];
     const CLASSIFICATIONS: [(&str, Classification); 2] =
         [("category", Classification::Category), ("handler", Classification::Handler)];
@@ -112,7 +114,7 @@ fn policies(r: &mut Reader, root: &Node) -> Option<Policies> {
     };
     if let Some(node) = fields.get("handlers") {
         let here = here.key("handlers");
-        for entry in entries(r, node, &here) {
+        for entry in entries(r, node, &here, ENTRIES_MAX) {
             let path = here.key(&entry.key);
             let Some(name) = r.checked_name(&entry.key, entry.at, &path) else { continue };
             let Some(own) = r.fields(&entry.value, &path, &["retry", "breaker"]) else { continue };
@@ -125,20 +127,24 @@ fn policies(r: &mut Reader, root: &Node) -> Option<Policies> {
     }
     if let Some(node) = fields.get("targets") {
         let here = here.key("targets");
-        for entry in entries(r, node, &here) {
+        for entry in entries(r, node, &here, ENTRIES_MAX) {
             if let Some(policy) = breaker(r, &entry.value, &here.key(&entry.key)) {
                 out.targets.insert(entry.key.clone(), policy);
             }
         }
     }
+    if let Some(node) = fields.get("limits") {
+        out.limits.extend(limits::read(r, node, &here.key("limits")));
+    }
     Some(out)
 }
 
-fn entries<'n>(r: &mut Reader, node: &'n Node, here: &Path<'_>) -> Vec<&'n super::tree::Entry> {
+/// The entries of a map, at most `most`.
+fn entries<'n>(r: &mut Reader, node: &'n Node, here: &Path<'_>, most: usize) -> Vec<&'n super::tree::Entry> {
     let entries = r.entries(node, here, "a map").unwrap_or_default();
-    if entries.len() > ENTRIES_MAX {
+    if entries.len() > most {
         let found = Complaint::new(format!("too many entries in `{}`: {}", shown(&here.to_string()), entries.len()));
-        r.complain(node.at, here, found.allowed(format!("at most {ENTRIES_MAX}")));
+        r.complain(node.at, here, found.allowed(format!("at most {most}")));
         return Vec::new();
     }
     entries

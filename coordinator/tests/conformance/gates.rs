@@ -75,7 +75,7 @@ impl Gates {
         while let Ok(said) = self.heard.try_recv() {
             if let Say::Wants(gate, count, inbox) = said {
                 let tokens = (0..count).map(|n| format!("{granted}.{n}")).collect();
-                inbox.lock().expect("nobody panics here").insert(gate, tokens);
+                inbox.lock().expect("nobody panics here").tokens.insert(gate, tokens);
                 granted += count;
             }
         }

@@ -19,6 +19,7 @@ mod fence;
 mod gates;
 mod leases;
 mod letters;
+mod limits;
 mod liveness;
 mod losses;
 mod plans;

@@ -59,7 +59,7 @@ impl Gates {
         while let Ok(said) = self.heard.try_recv() {
             if let Say::Wants(gate, count, inbox) = said {
                 let tokens = (0..count).map(|n| format!("{turn}.{n}"));
-                inbox.lock().expect("nobody panics here").entry(gate).or_default().extend(tokens);
+                inbox.lock().expect("nobody panics here").tokens.entry(gate).or_default().extend(tokens);
             }
         }
     }

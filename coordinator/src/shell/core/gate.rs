@@ -2,7 +2,7 @@
 
 use stepfleet_protocol::{
     gate::{Gate, Stand},
-    id::RunId,
+    id::{JobId, RunId},
     message::{Outcome, Returned},
     state::State,
 };
@@ -43,12 +43,11 @@ impl Core {
             return;
         };
         match self.gates.pass(&gate, was_parked) {
-            Pass::Free => drop(self.event(id, Event::Release { index })),
-            Pass::Canary(token) => {
-                self.canary = Some((gate, token));
+            Pass::May(leave) => {
+                self.leave = leave;
                 self.event(id, Event::Release { index });
-                if let Some((gate, token)) = self.canary.take() {
-                    self.gates.give_back(gate, token);
+                if let Some(leave) = self.leave.take() {
+                    self.gates.give_back(leave);
                 }
             }
             Pass::Blocked if self.has_fallback(id, index) => {
@@ -57,7 +56,7 @@ impl Core {
                 self.falls_back = false;
                 self.event(id, Event::FellBack { index });
             }
-            Pass::Blocked => self.park(id, index, &gate),
+            Pass::Blocked | Pass::Full => self.park(id, index, &gate),
         }
     }
 
@@ -87,17 +86,19 @@ impl Core {
     }
 
     /// Whether the step would have to wait at its gate if it were released now.
-    pub(super) fn is_held_back(&self, id: RunId, index: u32, was_parked: bool) -> Option<Gate> {
-        if self.gates.is_idle() || self.has_fallback(id, index) {
+    pub(super) fn is_held_back(&mut self, id: RunId, index: u32, was_parked: bool) -> Option<Gate> {
+        if self.gates.is_idle() {
             return None;
         }
         let gate = self.gate_of(&self.cache.runs[&id], index)?;
-        let stand = self.gates.view().gates.get(&gate)?.stand;
-        let held = match stand {
-            Stand::Open | Stand::Paused => true,
-            Stand::HalfOpen => !self.gates.has_tokens(&gate),
-            Stand::Recovering => !was_parked && self.gates.has_parked(&gate),
+        let broken = match self.gates.view().gates.get(&gate).map(|state| state.stand) {
+            None => false,
+            Some(Stand::Open | Stand::Paused) => true,
+            Some(Stand::HalfOpen) => !self.gates.has_tokens(&gate),
+            Some(Stand::Recovering) => !was_parked && self.gates.has_parked(&gate),
         };
+        // Where the circuit is broken another handler may stand in; a limit is waited for.
+        let held = if broken { !self.has_fallback(id, index) } else { self.gates.is_full(&gate, was_parked) };
         held.then_some(gate)
     }
 
@@ -121,9 +122,8 @@ impl Core {
     /// is parked.
     pub fn admit(&mut self, dispatch: &mut Dispatch, gate: &Gate) -> bool {
         match self.gates.pass(gate, true) {
-            Pass::Free => true,
-            Pass::Canary(token) => {
-                dispatch.canary = Some((gate.clone(), token));
+            Pass::May(leave) => {
+                dispatch.leave = leave;
                 true
             }
             Pass::Blocked if self.has_fallback(dispatch.run, dispatch.index) => {
@@ -134,7 +134,7 @@ impl Core {
                 self.event(dispatch.run, Event::FellBack { index: dispatch.index });
                 true
             }
-            Pass::Blocked => {
+            Pass::Blocked | Pass::Full => {
                 self.recall(dispatch);
                 self.parking = Some(gate.clone());
                 self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
@@ -144,9 +144,19 @@ impl Core {
         }
     }
 
+    /// Looks whether a job that counts against a limit is still awaited. Each that counts and is not was leaked, and is counted.
+    pub(super) fn check_held(&mut self, id: RunId, job: JobId, index: u32) {
+        let step = self.cache.runs.get(&id).and_then(|run| run.steps().get(index as usize));
+        let awaited = step.is_some_and(|step| step.in_flight && step.job == Some(job));
+        if !awaited && self.gates.over(job) {
+            *self.staged.commit.counters.entry("leaked_permits").or_default() += 1;
+        }
+    }
+
     /// Counts what a result says about a dependency, if its step waits for it.
     pub(super) fn count_result(&mut self, id: RunId, gate: Option<&Gate>, event: &Event) {
         let Event::Result { of, outcome, .. } = event else { return };
+        self.gates.over(of.job);
         let Some(run) = self.cache.runs.get(&id) else { return };
         let awaited = run.steps().get(of.index as usize).is_some_and(|s| s.in_flight && s.job == Some(of.job));
         if *outcome == Outcome::Returned(Returned::Gated) {

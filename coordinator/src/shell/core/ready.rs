@@ -57,19 +57,19 @@ impl Core {
     }
 
     /// Takes a dispatch back: its step waits in the ready set for a later batch.
-    pub fn defer(&mut self, dispatch: &Dispatch) {
+    pub fn defer(&mut self, dispatch: &mut Dispatch) {
         self.full = true;
         self.recall(dispatch);
-        if let Some((gate, token)) = dispatch.canary.clone() {
-            self.gates.give_back(gate, token);
-        }
         self.event(dispatch.run, Event::Deferred { index: dispatch.index, job: dispatch.job });
     }
 
-    /// The job of a dispatch does not come to the stream.
-    pub fn recall(&mut self, dispatch: &Dispatch) {
+    /// The job of a dispatch does not come to the stream: its place there and its leave are others'.
+    pub fn recall(&mut self, dispatch: &mut Dispatch) {
         let queue = dispatch.queue(&self.cache.runs[&dispatch.run]);
         let q = self.schedule.queue(&queue);
         q.outstanding = q.outstanding.saturating_sub(1);
+        if let Some(leave) = dispatch.leave.take() {
+            self.gates.give_back(leave);
+        }
     }
 }

@@ -42,6 +42,7 @@ impl Core {
         for (id, answers) in staged.answers {
             staged.commit.answer(id, answers);
         }
+        staged.commit.held_removed = self.gates.take_released();
         staged.commit.now_ms = self.now_ms;
         staged.commit
     }

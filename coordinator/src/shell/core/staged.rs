@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stepfleet_protocol::{
-    gate::Gate,
     id::{CommandId, JobId, RunId, StreamId},
     message::Answer,
     name::Name,
     state::State,
 };
 
-use super::super::intake::Place;
+use super::super::{gates::Leave, intake::Place};
 use crate::{
     machine::{
         decision::{Letter, Transition, Why},
@@ -34,8 +33,8 @@ pub struct Dispatch {
     pub attempt: u32,
     /// How many tries there will be.
     pub max_attempts: u32,
-    /// It tries whether the dependency behind this gate is back, with this token.
-    pub canary: Option<(Gate, String)>,
+    /// Its leave to pass the gate of its step, if it needs one.
+    pub leave: Option<Leave>,
     /// The step's fallback does it.
     pub falls_back: bool,
 }

@@ -7,13 +7,16 @@ use std::{
 
 use stepfleet_protocol::{
     gate::{Gate, Stand},
-    id::JobId,
+    id::{JobId, PartitionId, RunId},
     message::Outcome,
     name::Name,
 };
 
-use super::{Inbox, Say, Tally, Verdict, View};
-use crate::{machine::rules::Rules, shell::upkeep::is_due};
+use super::{
+    Granting, Inbox, Say, Tally, Verdict, View,
+    shares::{Permit, Shares},
+};
+use crate::{machine::rules::Rules, shell::upkeep::is_due, store::limits::Held};
 
 /// Time between two tellings of what was counted, while nothing fails.
 const TELL_EVERY_MS: u64 = 1_000;
@@ -29,12 +32,23 @@ const UNPARK_MAX: u64 = 400;
 /// Whether a step may pass a gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pass {
-    /// It may.
-    Free,
-    /// It may, to try.
-    Canary(String),
-    /// It may not.
+    /// It may, with this leave if it needs one.
+    May(Option<Leave>),
+    /// It may not: the circuit is broken.
     Blocked,
+    /// It may not: enough is under way.
+    Full,
+}
+
+/// Leave to pass a gate that is not open to everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leave {
+    /// The gate.
+    pub gate: Gate,
+    /// The token of a job that tries whether the dependency is back.
+    pub canary: Option<String>,
+    /// It has a permit of the gate's limit.
+    permit: bool,
 }
 
 /// Steps of this partition that are parked at a gate.
@@ -68,9 +82,25 @@ pub struct Book {
     /// The gates of handlers, if their circuit breakers open by themselves, by the rules of this version.
     of_handlers: HashMap<Name, Option<Gate>>,
     rules: u64,
+    shares: Shares,
+    /// This partition, and the counter of this reign.
+    me: (PartitionId, u64),
+    now_ms: u64,
 }
 
 impl Book {
+    /// The book of a reign. `held`: the jobs that count against limits.
+    pub fn new(me: (PartitionId, u64), held: Vec<(JobId, Held)>, now_ms: u64) -> Self {
+        let mut book = Self { me, now_ms, ..Self::default() };
+        book.shares.load(held, now_ms);
+        book
+    }
+
+    /// Takes the limits of these rules.
+    pub fn follow(&mut self, rules: &Rules) {
+        self.shares.follow(rules);
+    }
+
     /// Takes a new view. Tokens of gates that nobody has to try any more are void.
     pub fn see(&mut self, view: Arc<View>) {
         self.tokens.retain(|gate, _| view.gates.get(gate).is_some_and(|g| g.stand == Stand::HalfOpen));
@@ -84,18 +114,43 @@ impl Book {
 
     /// Whether nothing is held back and nobody is parked: the hot path pays for nothing more.
     pub fn is_idle(&self) -> bool {
-        self.view.gates.is_empty() && self.parked.is_empty()
+        self.view.gates.is_empty() && self.parked.is_empty() && self.shares.is_idle()
+    }
+
+    /// Whether something is awaited that may come any moment.
+    pub fn waits(&self) -> bool {
+        self.shares.waits(|gate| self.parked.get(gate).map_or(0, |parked| parked.count))
     }
 
     /// Whether a step may pass now. While a dependency recovers, what is parked goes first.
     pub fn pass(&mut self, gate: &Gate, was_parked: bool) -> Pass {
-        let Some(state) = self.view.gates.get(gate) else { return Pass::Free };
-        match state.stand {
-            Stand::Open | Stand::Paused => Pass::Blocked,
-            Stand::Recovering if was_parked || !self.parked.contains_key(gate) => Pass::Free,
-            Stand::Recovering => Pass::Blocked,
-            Stand::HalfOpen => self.tokens.get_mut(gate).and_then(Vec::pop).map_or(Pass::Blocked, Pass::Canary),
+        let canary = match self.view.gates.get(gate).map(|state| state.stand) {
+            None => None,
+            Some(Stand::Recovering) if was_parked || !self.parked.contains_key(gate) => None,
+            Some(Stand::Open | Stand::Paused | Stand::Recovering) => return Pass::Blocked,
+            Some(Stand::HalfOpen) => match self.tokens.get_mut(gate).and_then(Vec::pop) {
+                None => return Pass::Blocked,
+                token => token,
+            },
+        };
+        let leave = |canary, permit| Leave { gate: gate.clone(), canary, permit };
+        match self.shares.take(gate) {
+            Permit::NotNeeded => Pass::May(canary.map(|token| leave(Some(token), false))),
+            Permit::Taken => Pass::May(Some(leave(canary, true))),
+            Permit::Full => {
+                self.give_back(leave(canary, false));
+                Pass::Full
+            }
         }
+    }
+
+    /// Whether a step would have to wait for its gate's limit: what is parked goes first.
+    pub fn is_full(&mut self, gate: &Gate, was_parked: bool) -> bool {
+        !self.shares.is_idle() && (self.shares.is_full(gate) || (!was_parked && self.is_limited(gate) && self.has_parked(gate)))
+    }
+
+    fn is_limited(&self, gate: &Gate) -> bool {
+        self.shares.room(gate).is_some()
     }
 
     /// Whether somebody may try.
@@ -103,14 +158,42 @@ impl Book {
         self.tokens.get(gate).is_some_and(|tokens| !tokens.is_empty())
     }
 
-    /// A token that was not used.
-    pub fn give_back(&mut self, gate: Gate, token: String) {
-        self.tokens.entry(gate).or_default().push(token);
+    /// A leave that was not used.
+    pub fn give_back(&mut self, leave: Leave) {
+        if leave.permit {
+            self.shares.give_back(&leave.gate);
+        }
+        if let Some(token) = leave.canary {
+            self.tokens.entry(leave.gate).or_default().push(token);
+        }
     }
 
-    /// A job tries.
-    pub fn tries(&mut self, job: JobId, gate: Gate, token: String) {
-        self.canaries.insert(job, (gate, token));
+    /// A job begins with this leave. Returns what has to be written down of it.
+    pub fn begins(&mut self, job: JobId, leave: Leave, of: (RunId, u32)) -> Option<Held> {
+        if let Some(token) = leave.canary {
+            self.canaries.insert(job, (leave.gate.clone(), token));
+        }
+        if leave.permit { self.shares.begins(job, leave.gate, of, self.now_ms) } else { None }
+    }
+
+    /// Jobs that count against limits and have not been heard of for long.
+    pub fn to_check(&mut self) -> Vec<(JobId, RunId, u32)> {
+        self.shares.to_check(self.now_ms)
+    }
+
+    /// Jobs that count against no limit any more, for the next commit.
+    pub fn take_released(&mut self) -> Vec<JobId> {
+        self.shares.take_released()
+    }
+
+    /// A job is over, however it ended. Returns whether it counted against a limit.
+    pub fn over(&mut self, job: JobId) -> bool {
+        self.shares.ended(job)
+    }
+
+    /// Jobs that count against limits.
+    pub fn held(&self) -> usize {
+        self.shares.held()
     }
 
     /// Counts a result that its step waited for.
@@ -215,6 +298,7 @@ impl Book {
                     }
                 },
             };
+            let count = count.min(self.shares.room(gate).unwrap_or(UNPARK_MAX));
             if count > 0 {
                 parked.looked_at = true;
                 out.push((gate.clone(), count.min(UNPARK_MAX)));
@@ -223,13 +307,14 @@ impl Book {
         out
     }
 
-    /// Whether tokens may have come.
-    pub(super) fn expects_tokens(&self) -> bool {
-        !self.wished_ms.is_empty()
+    /// Whether something may have been granted.
+    pub(super) fn expects(&self) -> bool {
+        !self.wished_ms.is_empty() || !self.shares.is_idle()
     }
 
-    pub(super) fn take_tokens(&mut self, granted: BTreeMap<Gate, Vec<String>>) {
-        for (gate, tokens) in granted {
+    pub(super) fn take_granted(&mut self, granted: Granting, now_ms: u64) {
+        self.shares.answered(granted.shares, now_ms);
+        for (gate, tokens) in granted.tokens {
             self.wished_ms.remove(&gate);
             if self.view.gates.get(&gate).is_some_and(|g| g.stand == Stand::HalfOpen) {
                 self.tokens.entry(gate).or_default().extend(tokens);
@@ -242,7 +327,11 @@ impl Book {
 
     /// What the pump has to know now.
     pub(super) fn words(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
-        let mut out = Vec::new();
+        self.now_ms = now_ms;
+        let parked = |gate: &Gate| self.parked.get(gate).map_or(0, |parked| parked.count);
+        let shares = self.shares.words(self.me, now_ms, parked);
+        let mut out: Vec<Say> =
+            shares.into_iter().map(|(gate, tell)| Say::Share(gate, tell, inbox.clone())).collect();
         let due = is_due(self.told_ms, TELL_EVERY_MS, now_ms);
         if !self.tallies.is_empty() && (self.urgent || due) {
             out.extend(std::mem::take(&mut self.tallies).into_iter().map(|(gate, tally)| Say::Counted(gate, tally)));

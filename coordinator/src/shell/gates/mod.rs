@@ -1,4 +1,4 @@
-//! Gates between a ready step and the stream: circuit breakers that the whole fleet shares, and paused queues.
+//! Gates between a ready step and the stream: circuit breakers and limits that the whole fleet shares, and paused queues.
 //!
 //! An owner looks at a view of the gates that its process keeps fresh ([`pump`]), parks what may not pass, and counts what
 //! results say about dependencies ([`Book`]). It never waits for a gate: a view that is a moment old only means that a few
@@ -6,6 +6,7 @@
 
 mod book;
 pub mod pump;
+mod shares;
 mod tally;
 
 use std::{
@@ -19,8 +20,10 @@ use stepfleet_protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
-pub use book::{Book, Pass};
+pub use book::{Book, Leave, Pass};
 pub use tally::{Tally, Verdict};
+
+use crate::store::limits::{Granted, Tell};
 
 /// How the gates stand that are not simply open to everybody, as last read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,12 +58,23 @@ pub enum Say {
     Canary(Gate, String, Verdict),
     /// The owner would let so many jobs try. What is granted comes to its inbox.
     Wants(Gate, u32, Inbox),
+    /// What the owner has of a limit, and wants. The answer comes to its inbox.
+    Share(Gate, Tell, Inbox),
     /// A worker knows of a gate that the view does not.
     Look,
 }
 
-/// Tokens for jobs that may try, by gate.
-pub type Inbox = Arc<Mutex<BTreeMap<Gate, Vec<String>>>>;
+/// What was granted to an owner.
+#[derive(Debug, Default)]
+pub struct Granting {
+    /// Tokens for jobs that may try, by gate.
+    pub tokens: BTreeMap<Gate, Vec<String>>,
+    /// Answers about shares of limits: the number of the call, and what was granted if it was heard.
+    pub shares: Vec<(Gate, u64, Option<Granted>)>,
+}
+
+/// Where what is granted comes to.
+pub type Inbox = Arc<Mutex<Granting>>;
 
 /// The way of all owners of a process to its pump.
 #[derive(Debug, Clone)]
@@ -83,7 +97,7 @@ pub struct Link {
     pub view: watch::Receiver<Arc<View>>,
     /// The way to the pump.
     pub say: mpsc::UnboundedSender<Say>,
-    /// Tokens that were granted to this owner.
+    /// What was granted to this owner.
     pub inbox: Inbox,
 }
 
@@ -93,9 +107,9 @@ impl Link {
         if self.view.has_changed().unwrap_or(false) {
             book.see(self.view.borrow_and_update().clone());
         }
-        if book.expects_tokens() {
+        if book.expects() {
             let granted = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
-            book.take_tokens(granted);
+            book.take_granted(granted, now_ms);
         }
         for said in book.words(now_ms, &self.inbox) {
             // Without a pump nobody has to know.

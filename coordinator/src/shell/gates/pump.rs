@@ -22,6 +22,7 @@ use crate::{
     shell::{metrics::Metrics, policies::Known},
     store::{
         gates::{breaker, read_gates},
+        limits::Tell,
         link::{Dial, Link as _, LinkError},
         reply,
     },
@@ -65,6 +66,7 @@ struct Heard {
     tallies: BTreeMap<Gate, Tally>,
     canaries: BTreeMap<Gate, Vec<(String, Verdict)>>,
     wants: Vec<(Gate, u32, Inbox)>,
+    shares: Vec<(Gate, Tell, Inbox)>,
 }
 
 impl Heard {
@@ -73,6 +75,7 @@ impl Heard {
             Say::Counted(gate, tally) => self.tallies.entry(gate).or_default().add(&tally),
             Say::Canary(gate, token, verdict) => self.canaries.entry(gate).or_default().push((token, verdict)),
             Say::Wants(gate, count, inbox) => self.wants.push((gate, count, inbox)),
+            Say::Share(gate, tell, inbox) => self.shares.push((gate, tell, inbox)),
             Say::Look => {}
         }
     }
@@ -123,6 +126,7 @@ impl<D: Dial> Pump<D> {
     }
 
     async fn tell(&mut self, heard: &mut Heard) -> Result<(), LinkError> {
+        self.share(std::mem::take(&mut heard.shares)).await?;
         // What only time changes: an open breaker whose time is over, a recovery that is complete.
         let due: Vec<Gate> =
             self.view.borrow().gates.iter().filter(|(_, g)| g.until_ms > 0).map(|(g, _)| g.clone()).collect();
@@ -164,7 +168,29 @@ impl<D: Dial> Pump<D> {
             let tokens = reply::array(&granted).unwrap_or_default().iter().filter_map(reply::text);
             let tokens: Vec<String> = tokens.map(Into::into).collect();
             if !tokens.is_empty() {
-                inbox.lock().unwrap_or_else(PoisonError::into_inner).entry(gate).or_default().extend(tokens);
+                inbox.lock().unwrap_or_else(PoisonError::into_inner).tokens.entry(gate).or_default().extend(tokens);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what owners have of limits, all in one trip, and brings them the answers.
+    async fn share(&mut self, told: Vec<(Gate, Tell, Inbox)>) -> Result<(), LinkError> {
+        for part in told.chunks(TOLD_MAX) {
+            let mut pipe = redis::pipe();
+            let rules = self.rules.borrow().rules.clone();
+            let known = part.iter().filter_map(|said| Some((said, rules.limit_of(&said.0)?)));
+            let asked: Vec<_> = known.map(|((gate, tell, inbox), limit)| {
+                pipe.add_command(tell.call(&self.keys, gate, &limit));
+                (gate, tell, inbox)
+            }).collect();
+            for ((gate, tell, inbox), reply) in asked.into_iter().zip(self.trip(&pipe).await?) {
+                if let Some(text) = reply::error(&reply) {
+                    tracing::debug!(%gate, text, "a limit was not told");
+                    continue;
+                }
+                let answer = (gate.clone(), tell.call, tell.answer(&reply));
+                inbox.lock().unwrap_or_else(PoisonError::into_inner).shares.push(answer);
             }
         }
         Ok(())
@@ -198,14 +224,18 @@ impl<D: Dial> Pump<D> {
     }
 
     async fn one(&mut self, command: Cmd) -> Result<Value, LinkError> {
+        let mut pipe = redis::pipe();
+        pipe.add_command(command);
+        Ok(self.trip(&pipe).await?.into_iter().next().unwrap_or(Value::Nil))
+    }
+
+    async fn trip(&mut self, pipe: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
         let mut link = match self.link.take() {
             Some(link) => link,
             None => self.dial.dial(slot_of(self.keys.fleet_gates().as_bytes()), PATIENCE).await?,
         };
-        let mut pipe = redis::pipe();
-        pipe.add_command(command);
-        let replies = link.trip(&pipe).await?;
+        let replies = link.trip(pipe).await?;
         self.link = Some(link);
-        Ok(replies.into_iter().next().unwrap_or(Value::Nil))
+        Ok(replies)
     }
 }

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     machine::{decide::Mint, event::Work, rules::Rules},
     store::{
+        limits::read_held,
         link::Link,
         partition::{Ask, Partition, TurnError},
         record, reply,
@@ -41,7 +42,10 @@ impl<L: Link> Owner<L> {
         let schedule = Schedule { todo: load_work(&mut partition).await?, ..Schedule::default() };
         let mut pipe = redis::pipe();
         pipe.cmd("SMEMBERS").arg(partition.keys.queues());
-        let replies = partition.load(&pipe).await?;
+        pipe.cmd("HGETALL").arg(partition.keys.held());
+        let mut replies = partition.load(&pipe).await?;
+        let held = replies.pop().map(read_held).unwrap_or_default();
+        let me = (partition.keys.partition, partition.reign.counter);
         let names = replies.first().and_then(reply::array).unwrap_or_default();
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
         let head = partition.head;
@@ -55,8 +59,8 @@ impl<L: Link> Owner<L> {
             freed: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
-            gates: Book::default(),
-            canary: None,
+            gates: Book::new(me, held, turn.now_ms),
+            leave: None,
             falls_back: false,
             parking: None,
             rules: Rules::default(),

@@ -106,6 +106,10 @@ impl<L: Link> Owner<L> {
         for look in std::mem::take(&mut self.looked_at) {
             batch.items.extend(self.released(look, &mut left));
         }
+        let at_ms = self.core.now_ms;
+        let held = self.core.gates.to_check().into_iter();
+        let look = |(job, run, index)| Item { origin: Origin::Held, at_ms, run, what: What::Held { job, index } };
+        batch.items.extend(held.map(look));
         if left > 0 || batch.items.is_empty() {
             batch.items.extend(self.next_work());
         }

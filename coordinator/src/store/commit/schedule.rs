@@ -1,5 +1,7 @@
 //! What a commit writes about steps that wait: timers, ready sets, gates, work items.
 
+use stepfleet_protocol::codec::pack;
+
 use super::{Commands, Commit};
 
 /// Members of one command.
@@ -52,6 +54,19 @@ impl Commit {
                 for gate in part {
                     cmd.arg(gate.as_str());
                 }
+            }
+        }
+        let held = out.keys.held();
+        for part in self.held_added.chunks(PER_COMMAND) {
+            let cmd = out.cmd("HSET").arg(&held);
+            for (job, what) in part {
+                cmd.arg(job.to_string()).arg(pack(what));
+            }
+        }
+        for part in self.held_removed.chunks(PER_COMMAND) {
+            let cmd = out.cmd("HDEL").arg(&held);
+            for job in part {
+                cmd.arg(job.to_string());
             }
         }
         let todo = out.keys.todo();

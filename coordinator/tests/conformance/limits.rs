@@ -1,0 +1,400 @@
+//! Limits: so many at once and no more, whoever dies; what waits is never lost. And the script by which partitions share them,
+//! on a real server.
+
+use std::sync::Arc;
+
+use redis::Value;
+use stepfleet_connect::Redis;
+use stepfleet_coordinator::{
+    machine::{limits::Limit, rules::Rules},
+    shell::{
+        gates::{Inbox, Link, Say, View},
+        owner::Owner,
+    },
+    store::{
+        limits::{Granted, Tell},
+        link::Dial,
+        reply,
+    },
+};
+use stepfleet_protocol::{
+    failure::{Category, Failure},
+    gate::Gate,
+    id::PartitionId,
+    message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
+    name::Name,
+    policy::{LimitPolicy, Policies},
+    rate::Rate,
+    state::State,
+    workflow::Workflow,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    both,
+    fleet::{Worker, all_keys, keys, workflow},
+    world::World,
+};
+
+both! {
+    so_many_are_under_way_at_once_and_the_rest_waits_in_order,
+    the_next_owner_knows_which_jobs_count,
+    a_job_makes_place_however_it_ends,
+    what_is_cancelled_while_it_waits_takes_no_place,
+    a_limit_that_is_taken_away_holds_nothing_back,
+    what_nobody_answers_is_asked_again_and_begins_nothing,
+}
+
+fn noop() -> Gate {
+    Gate::handler(&Name::new("noop").expect("a legal name"))
+}
+
+fn wide(n: usize) -> Workflow {
+    let names: Vec<String> = (0..n).map(|i| format!("w{i}")).collect();
+    workflow(&names.iter().map(|name| (name.as_str(), &[][..])).collect::<Vec<_>>())
+}
+
+fn rules(version: u64, concurrency: Option<u32>) -> Rules {
+    let mut policies = Policies::default();
+    if concurrency.is_some() {
+        let limit = LimitPolicy { concurrency, ..LimitPolicy::default() };
+        policies.limits.insert(noop().to_string(), limit);
+    }
+    Rules::new(version, policies)
+}
+
+/// Grants up to `most` permits to the one partition there is, as the script would.
+struct Limiter {
+    view: watch::Sender<Arc<View>>,
+    say: mpsc::UnboundedSender<Say>,
+    heard: mpsc::UnboundedReceiver<Say>,
+    most: u64,
+    asked: usize,
+}
+
+impl Limiter {
+    fn new(most: u64) -> Self {
+        let (say, heard) = mpsc::unbounded_channel();
+        Self { view: watch::Sender::new(Arc::new(View::default())), say, heard, most, asked: 0 }
+    }
+
+    fn attach<L: stepfleet_coordinator::store::link::Link>(&self, owner: &mut Owner<L>) {
+        owner.attach(Link { view: self.view.subscribe(), say: self.say.clone(), inbox: Inbox::default() });
+        owner.set_rules(rules(1, Some(self.most as u32)));
+    }
+
+    fn answer(&mut self) {
+        while let Ok(said) = self.heard.try_recv() {
+            if let Say::Share(gate, tell, inbox) = said {
+                let granted = tell.want.min(self.most.saturating_sub(tell.used));
+                let granted = Granted { used: tell.used, granted, keep: self.most, due_ms: 0 };
+                inbox.lock().expect("nobody panics here").shares.push((gate, tell.call, Some(granted)));
+                self.asked += 1;
+            }
+        }
+    }
+}
+
+/// Turns, answers, and takes what comes.
+async fn taken<D: Dial>(
+    w: &mut World<D>,
+    limiter: &mut Limiter,
+    (owner, worker): (&mut Owner<D::Link>, &mut Worker<D>),
+    turns: usize,
+) -> Vec<(JobRef, Job)> {
+    let mut all = Vec::new();
+    for _ in 0..turns {
+        w.turns(owner, 1).await;
+        limiter.answer();
+        all.extend(worker.take(1_000).await.unwrap_or_default());
+    }
+    all
+}
+
+async fn complete<D: Dial>(worker: &mut Worker<D>, jobs: &[(JobRef, Job)]) {
+    let results = jobs.iter().map(|(of, _)| (of.clone(), Outcome::Completed(None))).collect();
+    worker.answer(results).await.expect("no faults");
+}
+
+async fn held<D: Dial>(w: &mut World<D>) -> i64 {
+    w.number(&["HLEN", &keys().held()]).await
+}
+
+async fn so_many_are_under_way_at_once_and_the_rest_waits_in_order<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(3), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let run = w.submit(&wide(12)).await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 8).await;
+        assert_eq!(jobs.len(), 3, "three at once");
+        assert_eq!(held(&mut w).await, 3);
+        order.extend(jobs.iter().map(|(_, job)| job.index));
+        complete(&mut worker, &jobs).await;
+    }
+    assert_eq!(order, (0..12).collect::<Vec<_>>());
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+    assert_eq!((w.state(run).await, held(&mut w).await), (Some(State::Completed), 0));
+    // A chain that has its place asks nobody.
+    let asked = limiter.asked;
+    let chain: Vec<String> = (0..20).map(|i| format!("c{i}")).collect();
+    let needs: Vec<Vec<&str>> = (0..20).map(|i| if i == 0 { vec![] } else { vec![chain[i - 1].as_str()] }).collect();
+    let steps: Vec<(&str, &[&str])> = chain.iter().map(String::as_str).zip(needs.iter().map(Vec::as_slice)).collect();
+    w.submit(&workflow(&steps)).await;
+    let mut done = 0;
+    for _ in 0..100 {
+        let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 1).await;
+        done += jobs.len();
+        if !jobs.is_empty() {
+            complete(&mut worker, &jobs).await;
+        }
+    }
+    assert_eq!(done, 20);
+    assert!(limiter.asked - asked <= 10, "{} calls for a chain of twenty", limiter.asked - asked);
+}
+
+async fn the_next_owner_knows_which_jobs_count<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(4), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let run = w.submit(&wide(10)).await;
+    let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 8).await;
+    assert_eq!(jobs.len(), 4);
+    let mut next = w.own().await;
+    limiter.attach(&mut next);
+    assert!(taken(&mut w, &mut limiter, (&mut next, &mut worker), 8).await.is_empty(), "four are under way still");
+    complete(&mut worker, &jobs[..1]).await;
+    assert_eq!(taken(&mut w, &mut limiter, (&mut next, &mut worker), 6).await.len(), 1);
+    complete(&mut worker, &jobs[1..]).await;
+    let mut left = 0;
+    for _ in 0..10 {
+        let jobs = taken(&mut w, &mut limiter, (&mut next, &mut worker), 4).await;
+        assert!(held(&mut w).await <= 4);
+        left += jobs.len();
+        complete(&mut worker, &jobs).await;
+    }
+    assert_eq!(left, 5, "of ten four were done by the first owner and one was begun before");
+    assert_eq!(w.stored(run).await.steps.values().filter(|step| step.attempts > 1).count(), 0);
+}
+
+async fn a_job_makes_place_however_it_ends<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(4), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let [run, stopped] = [w.submit(&wide(3)).await, w.submit(&wide(1)).await];
+    let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 8).await;
+    assert_eq!(jobs.len(), 4);
+    let more = w.submit(&wide(4)).await;
+    w.client.command(stopped, Verb::Cancel).await.expect("no faults");
+    assert!(taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await.is_empty(), "one that is told to stop counts");
+    let of = |index: usize| jobs[index].0.clone();
+    let place = jobs.iter().position(|(_, job)| job.run == stopped).expect("its job came");
+    let others: Vec<usize> = (0..4).filter(|i| *i != place).collect();
+    let late = Failure { retry_after_ms: Some(3_600_000), ..Failure::new(Category::Transient, "not now") };
+    let lost = Lost { worker: worker.id.clone(), counted: true, jobs: vec![of(others[2])] };
+    worker.answer(vec![(of(place), Outcome::Cancelled), (of(others[0]), Outcome::Failed(late))]).await.expect("up");
+    worker.answer(vec![(of(others[1]), Outcome::Returned(Returned::Drain))]).await.expect("up");
+    w.client.append(Body::Lost(lost)).await.expect("up");
+    // Two came back to be done again, and two of the other run have room.
+    let again = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 10).await;
+    assert_eq!((again.len(), held(&mut w).await), (4, 4));
+    complete(&mut worker, &again).await;
+    let rest = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 10).await;
+    assert_eq!(rest.len(), 2);
+    complete(&mut worker, &rest).await;
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 6).await;
+    assert_eq!(w.state(more).await, Some(State::Completed));
+    assert_eq!((w.state(run).await, held(&mut w).await), (Some(State::Processing), 0), "a step waits for its retry");
+}
+
+async fn what_is_cancelled_while_it_waits_takes_no_place<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(1), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let mut runs = vec![w.submit(&wide(1)).await, w.submit(&wide(1)).await, w.submit(&wide(1)).await];
+    let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 6).await;
+    assert_eq!(jobs.len(), 1);
+    runs.retain(|run| *run != jobs[0].1.run);
+    w.client.command(runs[0], Verb::Cancel).await.expect("no faults");
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+    assert_eq!(w.state(runs[0]).await, Some(State::Cancelled));
+    complete(&mut worker, &jobs).await;
+    let next = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 6).await;
+    assert_eq!(next.iter().map(|(_, job)| job.run).collect::<Vec<_>>(), runs[1..]);
+}
+
+async fn a_limit_that_is_taken_away_holds_nothing_back<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(2), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let run = w.submit(&wide(30)).await;
+    let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 8).await;
+    assert_eq!(jobs.len(), 2);
+    owner.set_rules(rules(2, None));
+    let rest = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 8).await;
+    assert_eq!(rest.len(), 28);
+    complete(&mut worker, &jobs).await;
+    complete(&mut worker, &rest).await;
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+    assert_eq!((w.state(run).await, held(&mut w).await), (Some(State::Completed), 0));
+}
+
+async fn what_nobody_answers_is_asked_again_and_begins_nothing<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(2), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    w.submit(&wide(5)).await;
+    let mut asked = 0;
+    for _ in 0..400 {
+        w.turns(&mut owner, 1).await;
+        assert!(worker.take(10).await.unwrap_or_default().is_empty(), "nobody granted anything");
+        // What was asked is lost on its way.
+        while let Ok(said) = limiter.heard.try_recv() {
+            asked += usize::from(matches!(said, Say::Share(..)));
+        }
+        if asked >= 2 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(asked, 2);
+    for _ in 0..200 {
+        if !taken(&mut w, &mut limiter, (&mut owner, &mut worker), 1).await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("nothing begins");
+}
+
+#[test]
+fn lesson_35_a_place_that_leaked_is_found_and_given_back() {
+    crate::world::on_memory(async |mut w| {
+        let (mut limiter, mut owner, mut worker) = (Limiter::new(1), w.own().await, w.worker(1));
+        limiter.attach(&mut owner);
+        w.submit(&wide(1)).await;
+        let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 6).await;
+        let key = keys().held();
+        let (_, mut rows) = (0, reply::pairs(w.one(&[b"HGETALL", key.as_bytes()]).await));
+        complete(&mut worker, &jobs).await;
+        taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+        assert_eq!(held(&mut w).await, 0);
+        // The job is over, and its row is there again, as after a fault of ours.
+        let (job, what) = rows.remove(0);
+        w.one(&[b"HSET", key.as_bytes(), &job, &what]).await;
+        let mut next = w.own().await;
+        limiter.attach(&mut next);
+        let run = w.submit(&wide(2)).await;
+        assert!(taken(&mut w, &mut limiter, (&mut next, &mut worker), 6).await.is_empty(), "its place is taken");
+        tokio::time::sleep(std::time::Duration::from_secs(35)).await;
+        let mut done = 0;
+        for _ in 0..20 {
+            let jobs = taken(&mut w, &mut limiter, (&mut next, &mut worker), 2).await;
+            done += jobs.len();
+            complete(&mut worker, &jobs).await;
+        }
+        assert_eq!((done, w.state(run).await), (2, Some(State::Completed)));
+        assert_eq!(w.number(&["HGET", &keys().counters(), "leaked_permits"]).await, 1, "and it is counted");
+    });
+}
+
+/// A call of the script.
+struct Call<'a> {
+    w: &'a mut World<Redis>,
+    limit: Limit,
+    calls: u64,
+}
+
+impl Call<'_> {
+    async fn tell(&mut self, partition: u16, reign: u64, used: u64, want: u64) -> Option<Granted> {
+        self.calls += 1;
+        let tell = Tell { partition: PartitionId(partition), reign, call: self.calls, used, want };
+        self.send(tell).await
+    }
+
+    async fn send(&mut self, tell: Tell) -> Option<Granted> {
+        let mut pipe = redis::pipe();
+        pipe.add_command(tell.call(&all_keys(), &noop(), &self.limit));
+        let value: Value = self.w.client.trip(&pipe).await.expect("no faults").swap_remove(0);
+        assert_eq!(reply::error(&value), None);
+        tell.answer(&value)
+    }
+}
+
+fn of(concurrency: u32) -> Limit {
+    Limit::of(&LimitPolicy { concurrency: Some(concurrency), ..LimitPolicy::default() })
+}
+
+#[test]
+fn partitions_share_a_limit_and_whoever_waits_longest_is_next() -> anyhow::Result<()> {
+    crate::world::on_real("limit_shared", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(10), calls: 0 };
+        let granted = |answer: Option<Granted>| answer.expect("it is heard").granted;
+        let all = call.tell(0, 1, 0, 50).await.expect("it is heard");
+        assert_eq!((all.granted, all.keep), (10, 10), "nobody else wants anything");
+        assert_eq!(granted(call.tell(1, 1, 0, 50).await), 0, "all is taken");
+        let first = call.tell(0, 1, 10, 40).await.expect("it is heard");
+        assert_eq!((first.granted, first.keep), (0, 5), "now it may use half of them again");
+        assert_eq!(granted(call.tell(0, 1, 7, 43).await), 0, "who waits for longer comes first");
+        assert_eq!(granted(call.tell(1, 1, 0, 50).await), 3);
+        assert_eq!(granted(call.tell(0, 1, 0, 0).await), 0);
+        assert_eq!(granted(call.tell(1, 1, 3, 50).await), 7, "what nobody else wants is to be had");
+        assert_eq!(granted(call.tell(1, 1, 0, 0).await), 0);
+        let left = call.w.number(&["EXISTS", &all_keys().fleet_limit(&noop())]).await;
+        assert_eq!(left, 0, "nothing is kept of who has nothing");
+    })
+}
+
+#[test]
+fn a_place_that_only_one_can_have_goes_round() -> anyhow::Result<()> {
+    crate::world::on_real("limit_round", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(1), calls: 0 };
+        let mut had = [0u32; 3];
+        let mut holder: Option<u16> = None;
+        for turn in 0..90u16 {
+            let who = turn % 3;
+            // A job ends as soon as its partition speaks again.
+            let answer = call.tell(who, 1, 0, 5).await.expect("it is heard");
+            if answer.granted == 1 {
+                assert!(holder.is_none_or(|holder| holder == who), "two at once");
+                holder = Some(who);
+                had[usize::from(who)] += 1;
+            } else if holder == Some(who) {
+                holder = None;
+            }
+        }
+        let (least, most) = (had.iter().min().expect("three"), had.iter().max().expect("three"));
+        assert!(*least >= 5 && most - least <= 2, "{had:?}");
+    })
+}
+
+#[test]
+fn an_older_reign_and_an_older_call_are_not_heard() -> anyhow::Result<()> {
+    crate::world::on_real("limit_fence", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(10), calls: 0 };
+        assert_eq!(call.tell(0, 2, 4, 0).await.map(|g| g.granted), Some(0));
+        assert_eq!(call.tell(0, 1, 0, 10).await, None, "an owner that is none any more");
+        let late = Tell { partition: PartitionId(0), reign: 2, call: 1, used: 0, want: 10 };
+        assert_eq!(call.send(late).await, None, "a copy that was held up");
+        assert_eq!(call.tell(1, 1, 0, 10).await.map(|g| g.granted), Some(6));
+        assert_eq!(call.tell(0, 3, 0, 10).await.map(|g| g.granted), Some(4), "the new owner says how it is");
+    })
+}
+
+#[test]
+fn a_rate_lets_its_burst_begin_and_then_one_at_a_time() -> anyhow::Result<()> {
+    crate::world::on_real("limit_rate", async |mut w| {
+        let policy = LimitPolicy { rate: Rate::parse("20/s").ok(), burst: Some(5), ..LimitPolicy::default() };
+        let mut call = Call { w: &mut w, limit: Limit::of(&policy), calls: 0 };
+        let begun = std::time::Instant::now();
+        let mut granted = 0;
+        let mut first = 0;
+        while begun.elapsed() < std::time::Duration::from_millis(1_500) {
+            let answer = call.tell(0, 1, 0, 100).await.expect("it is heard");
+            assert!(answer.granted > 0 || (1..=50).contains(&answer.due_ms), "{answer:?}");
+            first = if granted == 0 { answer.granted } else { first };
+            granted += answer.granted;
+            // What may have begun until now, and not one more.
+            let most = 5 + begun.elapsed().as_millis() as u64 / 50 + 1;
+            assert!(granted <= most, "{granted} of {most}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(first, 5);
+        assert!(granted >= 25, "{granted} in a second and a half");
+    })
+}

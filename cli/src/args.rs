@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Look at circuit breakers, and switch them by hand.
     #[command(subcommand)]
     Breakers(verbs::breakers::Breakers),
+    /// Look at limits: how much of a handler, or with a target, the fleet does.
+    #[command(subcommand)]
+    Limits(verbs::limits::Limits),
     /// What holds when something fails: retries, waits, circuit breakers.
     #[command(subcommand, visible_alias = "policy")]
     Policies(verbs::policies::Policies),

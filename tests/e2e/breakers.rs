@@ -67,7 +67,7 @@ async fn answer(State((mood, calls)): State<(Arc<AtomicUsize>, Arc<AtomicUsize>)
     }
 }
 
-async fn apply(fleet: &Fleet, policies: &Value) {
+pub(crate) async fn apply(fleet: &Fleet, policies: &Value) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("{}/api/v1/policies", fleet.api().base());
     let answer = client.put(url).body(policies.to_string()).send().await.unwrap();

@@ -30,6 +30,7 @@ mod explain;
 mod failures;
 mod flows;
 mod full_server;
+mod limits;
 mod load;
 mod names;
 mod outcomes;

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod dead_letters;
 pub(crate) mod doctor;
 pub(crate) mod import;
+pub(crate) mod limits;
 pub(crate) mod partitions;
 pub(crate) mod policies;
 pub(crate) mod quarantine;
@@ -41,6 +42,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::DeadLetters(verb) => dead_letters::run(verb, &ask()?).await,
         Command::Workers(verb) => workers::run(verb, &ask()?).await,
         Command::Breakers(verb) => breakers::run(verb, &ask()?).await,
+        Command::Limits(verb) => limits::run(verb, &ask()?).await,
         Command::Campaigns(verb) => campaigns::run(verb, &ask()?).await,
         Command::Queues(verb) => queues::run(verb, &ask()?).await,
         Command::Policies(verb) => policies::run(verb, out, ask).await,

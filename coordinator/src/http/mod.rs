@@ -59,6 +59,7 @@ mod fleet;
 mod gates;
 mod guard;
 mod letters;
+mod limits;
 mod operate;
 mod partitions;
 mod policies;
@@ -132,6 +133,7 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(campaigns::router())
         .merge(fleet::router())
         .merge(gates::router())
+        .merge(limits::router())
         .merge(partitions::router())
         .merge(policies::router())
         .merge(operate::router())

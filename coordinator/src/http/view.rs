@@ -31,7 +31,7 @@ pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,
 };
-pub use gates::{BreakerView, OpenRequest, PauseView, QueueTaken};
+pub use gates::{BreakerView, LimitView, OpenRequest, PauseView, QueueTaken};
 pub use letters::{
     AttemptView, DiscardRequest, GroupPage, GroupView, LetterDiscarded, LetterView, ReplayRequest, Replayed,
 };

@@ -24,7 +24,7 @@ impl Limit {
     /// The numbers of a policy.
     pub fn of(policy: &LimitPolicy) -> Self {
         let interval_us = policy.rate.map_or(0, |rate| rate.interval_us());
-        let tenth = if interval_us > 0 { (100_000 / interval_us).clamp(1, 10_000) } else { 1 };
+        let tenth = 100_000u64.checked_div(interval_us).unwrap_or(1).clamp(1, 10_000);
         Self {
             concurrency: policy.concurrency.map(u64::from),
             interval_us,

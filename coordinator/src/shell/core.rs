@@ -25,6 +25,7 @@ use stepfleet_protocol::{
 };
 
 pub use self::{
+    gate::LEAKED,
     seal::Outbox,
     staged::{Dispatch, Staged, Touched},
 };

@@ -47,6 +47,10 @@ pub struct Metrics {
     pub gates: IntGaugeVec,
     /// Changes of circuit breakers that this coordinator brought about, by the new state.
     pub breaker_moves: IntCounterVec,
+    /// Permits that limits granted to owners here.
+    pub limit_permits: IntCounter,
+    /// Places under limits that no job had any more, found and given back: must stay 0.
+    pub limit_leaks: IntCounter,
     /// The version of the fleet's policies that owners here decide with.
     pub policies_version: IntGauge,
     /// Looks at the fleet's policies that failed.
@@ -185,6 +189,11 @@ impl Metrics {
             batch_items,
             gates,
             breaker_moves,
+            limit_permits: counter(
+                "limit_permits_total",
+                "Permits that limits granted to partitions of this coordinator",
+            ),
+            limit_leaks: counter("limit_leaks_total", "Places under limits that no job had any more; must stay 0"),
             registry,
         }
     }

@@ -27,7 +27,7 @@ use stepfleet_protocol::{
 use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
 use super::{
-    core::{Core, Poison},
+    core::{self, Core, Poison},
     gates, inputs,
     intake::{Item, Malformed, Newer, Place, What},
     retention::{self, Expired, Retention},
@@ -97,6 +97,8 @@ pub struct Done {
     pub jobs: u64,
     /// Entries quarantined.
     pub quarantined: u64,
+    /// Places under limits that no job had any more.
+    pub leaked: u64,
     /// What was beyond retention and was deleted.
     pub expired: Expired,
 }
@@ -228,6 +230,7 @@ impl<L: Link> Owner<L> {
     fn committed(&mut self, commit: &Commit) {
         self.done.commits += 1;
         self.done.jobs += commit.jobs.len() as u64;
+        self.done.leaked += commit.counters.get(core::LEAKED).map_or(0, |n| n.unsigned_abs());
         // Only what is surely acked may be deleted behind a long job.
         for (queue, entries) in &commit.acks {
             self.core.schedule.queue(queue).behind.extend(entries);

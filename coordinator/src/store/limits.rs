@@ -9,7 +9,10 @@ use stepfleet_protocol::{
     keys::Keys,
 };
 
-use super::{ask::AskError, client::Client, reply};
+use super::{
+    client::{Client, ClientError},
+    reply,
+};
 use crate::machine::limits::Limit;
 
 /// Source of the script.
@@ -83,7 +86,8 @@ impl Tell {
 
     /// The script's answer; none if it was not heard.
     pub fn answer(&self, reply: &Value) -> Option<Granted> {
-        let numbers: Vec<u64> = reply::array(reply)?.iter().filter_map(reply::number).map(|n| n.max(0) as u64).collect();
+        let numbers: Vec<u64> =
+            reply::array(reply)?.iter().filter_map(reply::number).map(|n| n.max(0) as u64).collect();
         let &[1, granted, keep, due_ms] = &numbers[..] else { return None };
         Some(Granted { used: self.used, granted, keep, due_ms })
     }
@@ -93,8 +97,8 @@ impl Client {
     /// What the fleet has of a limit, as its owners last said.
     ///
     /// # Errors
-    /// [`AskError`].
-    pub async fn limit_in_use(&self, gate: &Gate) -> Result<InUse, AskError> {
+    /// [`ClientError`].
+    pub async fn limit_in_use(&self, gate: &Gate) -> Result<InUse, ClientError> {
         let mut read = redis::cmd("HGETALL");
         read.arg(self.keys.fleet_limit(gate));
         let mut all = InUse::default();

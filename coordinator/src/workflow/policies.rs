@@ -225,7 +225,8 @@ mod tests {
     #[test]
     fn every_problem_of_policies_is_told_with_its_place() {
         let text = "preset: big\nretry:\n  max_attempts: 0\n  categories: { netwrok: {} }\nbreaker: { window: 2h, ratio: 2 }\n\
-                    handlers:\n  pay: { retires: {} }\n";
+                    handlers:\n  pay: { retires: {} }\nlimits:\n  'queue:mail': { concurrency: 1 }\n  'handler:pay': {}\n  \
+                    'target:bank': { concurrency: 0, rate: 5/d }\n  'target:shop': { concurrency: 1, burst: 2 }\n";
         let report = check_policies(text).expect_err("problems");
         let told: Vec<String> =
             report.problems.iter().map(|p| format!("{}: {}", p.line.unwrap_or(0), p.path)).collect();
@@ -238,6 +239,11 @@ mod tests {
                 "5: breaker.window",
                 "5: breaker.ratio",
                 "7: handlers.pay.retires",
+                "9: limits[\"queue:mail\"]",
+                "10: limits[\"handler:pay\"]",
+                "11: limits[\"target:bank\"].concurrency",
+                "11: limits[\"target:bank\"].rate",
+                "12: limits[\"target:shop\"].burst",
             ],
             "{report}"
         );

@@ -19,6 +19,7 @@ mod fence;
 mod gates;
 mod leases;
 mod letters;
+mod limit_script;
 mod limits;
 mod liveness;
 mod losses;

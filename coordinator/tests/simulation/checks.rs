@@ -53,10 +53,13 @@ pub(crate) async fn check_nothing_is_left(story: &mut Story) {
     let mut look = redis::pipe();
     look.cmd("ZCARD").arg(keys().ready(&queue)).cmd("LLEN").arg(keys().todo()).cmd("ZCARD").arg(keys().timers());
     look.cmd("SCARD").arg(keys().cancels()).cmd("XPENDING").arg(keys().jobs(&queue)).arg(GROUP);
+    look.cmd("HLEN").arg(keys().held());
     let found = story.client.trip(&look).await.expect("no faults");
     let left: Vec<i64> = found[..4].iter().filter_map(reply::number).collect();
     let pending = reply::array(&found[4]).and_then(|p| p.first()).and_then(reply::number);
-    assert_eq!((left, pending), (vec![0; 4], Some(0)), "seed {}: ready, todo, timers, cancels; pending", story.seed);
+    let held = reply::number(&found[5]);
+    let expected = (vec![0; 4], Some(0), Some(0));
+    assert_eq!((left, pending, held), expected, "seed {}: ready, todo, timers, cancels; pending; held", story.seed);
     check_one_commit(story).await;
 }
 

@@ -131,7 +131,7 @@ impl Story {
             snapshot: None,
             effects: BTreeMap::new(),
             jobs: BTreeMap::new(),
-            gates: Gates::default(),
+            gates: Gates::new(seed),
             held: Vec::new(),
             server,
             dial,
@@ -154,8 +154,10 @@ impl Story {
             self.owner = own(&self.dial, seed << 20 | self.reigns, self.memory.clone()).await.ok();
             if let Some(owner) = &mut self.owner {
                 owner.attach(self.gates.link());
+                owner.set_rules(self.gates.rules());
             }
         }
+        self.gates.answer(&mut self.rng);
         if let Some(old) = &mut self.rival
             && self.rng.random_bool(0.3)
             && old.turn(false).await.is_err()

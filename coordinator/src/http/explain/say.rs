@@ -305,15 +305,21 @@ fn gated(seen: &Seen<'_>, found: &Situation, gate: &GateFacts) -> Explanation {
     let since = gate.since_ms.map(|at| format!(", shut for {}", seen.since(at))).unwrap_or_default();
     let why = gate.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     let opens = gate.opens_ms.map(|at| format!("; it may open at {}", rfc3339(at))).unwrap_or_default();
-    let text = format!(
-        "Step `{name}` is parked at the gate `{}`{since}{why}, with {} before it{opens}.",
-        gate.gate, gate.ahead
-    );
-    let details = json!({ "gate": gate.gate, "ahead": gate.ahead, "parked": gate.parked,
+    let text = match &gate.limit {
+        Some(limit) => {
+            format!("Step `{name}` waits for the limit of `{}` ({limit}), with {} before it.", gate.gate, gate.ahead)
+        }
+        None => format!(
+            "Step `{name}` is parked at the gate `{}`{since}{why}, with {} before it{opens}.",
+            gate.gate, gate.ahead
+        ),
+    };
+    let details = json!({ "gate": gate.gate, "limit": gate.limit, "ahead": gate.ahead, "parked": gate.parked,
         "since": gate.since_ms.map(rfc3339),
         "opens_at": gate.opens_ms.map(rfc3339), "why": gate.why });
     let next = match gate.gate.split_once(':') {
         Some(("queue", queue)) => format!("`stepfleet queues resume {queue}`"),
+        _ if gate.limit.is_some() => "`stepfleet limits list`".to_owned(),
         _ => format!("`stepfleet breakers show {}`", gate.gate),
     };
     answer(found.step.state, "gated", text, details, vec![next])

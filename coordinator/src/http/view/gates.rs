@@ -1,4 +1,4 @@
-//! Circuit breakers and paused queues.
+//! Circuit breakers, limits and paused queues.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -51,6 +51,27 @@ pub struct OpenRequest {
     /// For how long, such as `10m`; until somebody closes it if it is left out.
     #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
+}
+
+/// A limit of the fleet's policies.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitView {
+    /// What it is about: `handler:<name>` or `target:<text>`.
+    pub name: String,
+    /// Jobs that may be under way at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u64>,
+    /// Places in use of these, or at hand of a partition that has a job for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// Jobs that may begin in a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// Jobs that may begin at once after a quiet time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// Steps that wait.
+    pub parked: u64,
 }
 
 /// A paused queue.

@@ -19,6 +19,9 @@ use crate::{
     store::record,
 };
 
+/// The counter of places under limits that no job had any more.
+pub const LEAKED: &str = "leaked_permits";
+
 impl Core {
     /// The gate that a step stands before, as far as that is known before its input is made.
     fn gate_of(&self, run: &Run, index: u32) -> Option<Gate> {
@@ -149,7 +152,7 @@ impl Core {
         let step = self.cache.runs.get(&id).and_then(|run| run.steps().get(index as usize));
         let awaited = step.is_some_and(|step| step.in_flight && step.job == Some(job));
         if !awaited && self.gates.over(job) {
-            *self.staged.commit.counters.entry("leaked_permits").or_default() += 1;
+            *self.staged.commit.counters.entry(LEAKED).or_default() += 1;
         }
     }
 

@@ -135,6 +135,7 @@ impl<D: Dial> Task<D> {
         self.metrics.ahead.inc_by(now.ahead - before.ahead);
         self.metrics.decided.inc_by(now.items - before.items);
         self.metrics.dispatched.inc_by(now.jobs - before.jobs);
+        self.metrics.limit_leaks.inc_by(now.leaked - before.leaked);
         self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);
         self.metrics.expired.count(before.expired, now.expired);
         *before = now;

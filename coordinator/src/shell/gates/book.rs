@@ -146,7 +146,8 @@ impl Book {
 
     /// Whether a step would have to wait for its gate's limit: what is parked goes first.
     pub fn is_full(&mut self, gate: &Gate, was_parked: bool) -> bool {
-        !self.shares.is_idle() && (self.shares.is_full(gate) || (!was_parked && self.is_limited(gate) && self.has_parked(gate)))
+        !self.shares.is_idle()
+            && (self.shares.is_full(gate) || (!was_parked && self.is_limited(gate) && self.has_parked(gate)))
     }
 
     fn is_limited(&self, gate: &Gate) -> bool {
@@ -177,8 +178,8 @@ impl Book {
     }
 
     /// Jobs that count against limits and have not been heard of for long.
-    pub fn to_check(&mut self) -> Vec<(JobId, RunId, u32)> {
-        self.shares.to_check(self.now_ms)
+    pub fn due_checks(&mut self) -> Vec<(JobId, RunId, u32)> {
+        self.shares.due_checks(self.now_ms)
     }
 
     /// Jobs that count against no limit any more, for the next commit.
@@ -330,8 +331,7 @@ impl Book {
         self.now_ms = now_ms;
         let parked = |gate: &Gate| self.parked.get(gate).map_or(0, |parked| parked.count);
         let shares = self.shares.words(self.me, now_ms, parked);
-        let mut out: Vec<Say> =
-            shares.into_iter().map(|(gate, tell)| Say::Share(gate, tell, inbox.clone())).collect();
+        let mut out: Vec<Say> = shares.into_iter().map(|(gate, tell)| Say::Share(gate, tell, inbox.clone())).collect();
         let due = is_due(self.told_ms, TELL_EVERY_MS, now_ms);
         if !self.tallies.is_empty() && (self.urgent || due) {
             out.extend(std::mem::take(&mut self.tallies).into_iter().map(|(gate, tally)| Say::Counted(gate, tally)));

@@ -180,16 +180,19 @@ impl<D: Dial> Pump<D> {
             let mut pipe = redis::pipe();
             let rules = self.rules.borrow().rules.clone();
             let known = part.iter().filter_map(|said| Some((said, rules.limit_of(&said.0)?)));
-            let asked: Vec<_> = known.map(|((gate, tell, inbox), limit)| {
-                pipe.add_command(tell.call(&self.keys, gate, &limit));
-                (gate, tell, inbox)
-            }).collect();
+            let asked: Vec<_> = known
+                .map(|((gate, tell, inbox), limit)| {
+                    pipe.add_command(tell.call(&self.keys, gate, &limit));
+                    (gate, tell, inbox)
+                })
+                .collect();
             for ((gate, tell, inbox), reply) in asked.into_iter().zip(self.trip(&pipe).await?) {
                 if let Some(text) = reply::error(&reply) {
                     tracing::debug!(%gate, text, "a limit was not told");
                     continue;
                 }
                 let answer = (gate.clone(), tell.call, tell.answer(&reply));
+                self.metrics.limit_permits.inc_by(answer.2.map_or(0, |granted| granted.granted));
                 inbox.lock().unwrap_or_else(PoisonError::into_inner).shares.push(answer);
             }
         }

@@ -197,7 +197,7 @@ impl Shares {
     }
 
     /// Jobs that have counted for long: whether they are still under way has to be looked up.
-    pub(super) fn to_check(&mut self, now_ms: u64) -> Vec<(JobId, RunId, u32)> {
+    pub(super) fn due_checks(&mut self, now_ms: u64) -> Vec<(JobId, RunId, u32)> {
         if self.held.is_empty() || !is_due(self.check_ms, CHECK_EVERY_MS, now_ms) {
             return Vec::new();
         }

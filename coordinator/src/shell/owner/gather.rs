@@ -107,7 +107,7 @@ impl<L: Link> Owner<L> {
             batch.items.extend(self.released(look, &mut left));
         }
         let at_ms = self.core.now_ms;
-        let held = self.core.gates.to_check().into_iter();
+        let held = self.core.gates.due_checks().into_iter();
         let look = |(job, run, index)| Item { origin: Origin::Held, at_ms, run, what: What::Held { job, index } };
         batch.items.extend(held.map(look));
         if left > 0 || batch.items.is_empty() {

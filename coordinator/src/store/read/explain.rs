@@ -106,6 +106,8 @@ pub struct GateFacts {
     pub opens_ms: Option<u64>,
     /// Who shut it, and why.
     pub why: Option<String>,
+    /// It is not shut, and has this limit.
+    pub limit: Option<String>,
 }
 
 impl GateFacts {
@@ -118,6 +120,7 @@ impl GateFacts {
             since_ms: state.map(|state| state.since_ms),
             opens_ms: state.map(|state| state.until_ms).filter(|until| *until > 0),
             why: state.map(why),
+            limit: None,
         }
     }
 }
@@ -280,10 +283,22 @@ impl Client {
         let gates: Vec<Gate> = names.filter_map(|name| Gate::parse(name).ok()).collect();
         let found = self.ask_all(gates.iter().flat_map(|gate| place(keys.parked(gate))).collect()).await?;
         let parked = gates.iter().zip(found.chunks_exact(3)).find(|(_, found)| found[0] != Value::Nil);
-        Ok(parked.map_or(Spot::None, |(gate, found)| {
-            let numbers = (count(found.get(1)), count(found.get(2)));
-            Spot::Gate(GateFacts::new(gate, numbers, shut.get(gate)))
-        }))
+        let Some((gate, found)) = parked else { return Ok(Spot::None) };
+        let mut facts = GateFacts::new(gate, (count(found.get(1)), count(found.get(2))), shut.get(gate));
+        if !shut.contains_key(gate) {
+            facts.limit = self.limit_facts(gate).await?;
+        }
+        Ok(Spot::Gate(facts))
+    }
+
+    /// What a limit says, and how much of it is in use.
+    async fn limit_facts(&self, gate: &Gate) -> Result<Option<String>, ClientError> {
+        let policies = self.policies().await?.policies;
+        let Some(limit) = policies.limits.get(gate.as_str()) else { return Ok(None) };
+        let used = self.limit_in_use(gate).await?.used;
+        let places = limit.concurrency.map(|most| format!("{used} of {most} at once are in use"));
+        let rate = limit.rate.map(|rate| format!("at most {rate}"));
+        Ok(Some(places.into_iter().chain(rate).collect::<Vec<_>>().join(", ")))
     }
 
     /// The last delivered entry of a job stream, and how many behind it wait.

@@ -124,11 +124,20 @@ fn lessons_32_a_step_that_does_not_run_says_what_it_waits_for() {
         since_ms: Some(NOW_MS - 240_000),
         opens_ms: Some(NOW_MS + 1_000),
         why: Some("12 of 20 failed".into()),
+        limit: None,
     };
     let parts = ["`target:bank`", "shut for 4 min", "12 of 20 failed", "7 before it", "breakers show target:bank"];
     check(&situation(Queued, |s| s.place = Spot::Gate(gate)), "gated", &parts);
     let pause = GateFacts { gate: "queue:cards".into(), ..GateFacts::default() };
     check(&situation(Queued, |s| s.place = Spot::Gate(pause)), "gated", &["queues resume cards"]);
+    let limit = GateFacts {
+        gate: "handler:charge".into(),
+        ahead: 3,
+        limit: Some("20 of 20 at once are in use".into()),
+        ..GateFacts::default()
+    };
+    let parts = ["waits for the limit of `handler:charge` (20 of 20", "3 before it", "limits list"];
+    check(&situation(Queued, |s| s.place = Spot::Gate(limit)), "gated", &parts);
     check(&situation(Queued, |_| {}), "moving", &["on its way", "auditor"]);
 }
 

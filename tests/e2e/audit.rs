@@ -1,4 +1,4 @@
-//! Who asked for what is found in the audit store, by API and command line; what gave up is told in the log.
+//! Who asked for what is found in the audit store, by API and command line; what gave up is told in the log, and to a program.
 
 use std::time::Duration;
 
@@ -111,5 +111,44 @@ async fn a_step_that_gives_up_is_told_in_the_log_of_the_coordinator() {
     assert!(api.items("/api/v1/subscribers/undelivered").await.unwrap().is_empty());
     let shown = verb(api.base(), &["subscribers", "list"]).await;
     assert!(shown.contains("escalation-log"), "{shown}");
+    fleet.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_step_that_gives_up_is_told_to_a_program_until_it_takes_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let [program, told] = ["notify.sh", "told.jsonl"].map(|name| folder.path().join(name));
+    // The first time the room cannot be reached.
+    let text = "#!/bin/sh\ncd \"$(dirname \"$0\")\"\n[ -e tried ] || { touch tried; echo 'no such room' >&2; exit 7; }\ncat >> told.jsonl\n";
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let server = lab::server().await.unwrap();
+    let mut fleet = Fleet::at(&server.url(), 1);
+    fleet.add_coordinator_with(&["--escalation-command", program.to_str().unwrap()]).await.unwrap();
+    fleet.add_worker(&[]).unwrap();
+    let definition = json!({ "workflow": "orders", "steps": { "charge": { "handler": "fail",
+        "with": { "category": "permanent" } } } });
+    let run = fleet.api().submit(&definition, json!(null)).await.unwrap();
+    let line = wait::until(SOON, "the program to be told", async || {
+        let told = std::fs::read_to_string(&told)?;
+        ensure!(told.ends_with('\n'), "{told}");
+        Ok(told)
+    })
+    .await
+    .unwrap();
+    let told: Value = serde_json::from_str(line.trim()).unwrap();
+    assert_eq!(
+        (&told["run"], &told["step"], &told["why"]),
+        (&json!(run), &json!("charge"), &json!("gave_up")),
+        "{told}"
+    );
+    let page = fleet.api().get("/api/v1/subscribers").await.unwrap();
+    let of = |name: &str| page["items"].as_array().unwrap().iter().any(|item| item["name"] == name);
+    assert!(of("escalation-log") && of("escalation-command"), "{page:#}");
+    let failures = fleet.api().text("/metrics").await.unwrap();
+    let failed =
+        failures.lines().find(|l| l.starts_with("stepfleet_outbox_delivery_failures_total") && l.contains("command"));
+    assert!(failed.is_some_and(|line| line.ends_with(" 1")), "{failed:?}");
     fleet.stop().await.unwrap();
 }

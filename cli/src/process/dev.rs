@@ -137,7 +137,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         partitions: config.partitions,
         name: Name::new("dev").expect("a legal name"),
         retention: config.retention,
-        outbox: config.outbox,
+        outbox: config.outbox.clone(),
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
     let client = Client::new(redis.clone(), coordinator_config.keys.clone());

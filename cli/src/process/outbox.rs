@@ -1,11 +1,12 @@
 //! How subscribers are told what was committed: the settings, for `coordinator` and `dev`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use stepfleet_coordinator::{
-    shell::dispatcher::{Dispatcher, EscalationLog, Settings, Subscriber},
+    shell::dispatcher::{Dispatcher, EscalationCommand, EscalationLog, Settings, Subscriber},
     store::client::Client,
 };
 use stepfleet_protocol::duration::Millis;
@@ -28,13 +29,18 @@ pub(super) struct OutboxArgs {
     /// Look for new entries after this time when there were none, 10ms to 1h.
     #[arg(long, value_name = "TIME", env = "STEPFLEET_OUTBOX_INTERVAL", default_value_t = default_interval().to_string())]
     outbox_interval: String,
+    /// Run this program for each commit in which a step gave up or escalated, with a line of JSON for each of them on stdin.
+    /// Code 0 means that it has them; anything else is tried five times. It may be told the same again.
+    #[arg(long, value_name = "PROGRAM", env = "STEPFLEET_ESCALATION_COMMAND")]
+    escalation_command: Option<PathBuf>,
 }
 
 /// As they are meant.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outbox {
     batch: usize,
     interval: Duration,
+    command: Option<PathBuf>,
 }
 
 fn default_interval() -> Millis {
@@ -46,15 +52,19 @@ impl OutboxArgs {
     pub(super) fn check(&self, checks: &mut Checks) -> Option<Outbox> {
         let batch = checks.read("outbox_batch", &self.outbox_batch, |text| number(text, 1..=BATCH_MAX));
         let interval = checks.read("outbox_interval", &self.outbox_interval, interval);
-        Some(Outbox { batch: usize::try_from(batch?).ok()?, interval: interval?.std() })
+        let command = self.escalation_command.clone();
+        Some(Outbox { batch: usize::try_from(batch?).ok()?, interval: interval?.std(), command })
     }
 }
 
 impl Outbox {
     /// The dispatcher with the built-in subscribers. The fleet's audit entries are kept for `audit_ms`.
-    pub(super) fn dispatcher(self, client: Client, audit_ms: u64) -> Dispatcher {
+    pub(super) fn dispatcher(&self, client: Client, audit_ms: u64) -> Dispatcher {
         let settings = Settings { batch: self.batch, interval: self.interval, audit_ms, ..Settings::default() };
-        let subscribers: Vec<Arc<dyn Subscriber>> = vec![Arc::new(EscalationLog)];
+        let mut subscribers: Vec<Arc<dyn Subscriber>> = vec![Arc::new(EscalationLog)];
+        if let Some(program) = &self.command {
+            subscribers.push(Arc::new(EscalationCommand { program: program.clone() }));
+        }
         Dispatcher::new(client, settings, subscribers)
     }
 }

@@ -18,7 +18,7 @@ use stepfleet_protocol::id::PartitionId;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    escalation::{EscalationLog, is_escalation},
+    escalation::{EscalationCommand, EscalationLog, is_escalation},
     notice::Notice,
 };
 use super::metrics::Metrics;

@@ -331,7 +331,13 @@ mod tests {
     #[test]
     fn campaigns_and_the_audit_share_a_slot() {
         let keys = Keys::new("any:");
-        let of = [keys.campaigns(), keys.campaigns_active(), keys.campaign(7), keys.campaign_open(7), keys.campaign_items(7)];
+        let of = [
+            keys.campaigns(),
+            keys.campaigns_active(),
+            keys.campaign(7),
+            keys.campaign_open(7),
+            keys.campaign_items(7),
+        ];
         assert_eq!(of.map(|k| slot_of(k.as_bytes())), [slot_of(keys.fleet_audit().as_bytes()); 5]);
     }
 

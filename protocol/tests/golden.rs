@@ -99,7 +99,15 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
     ];
     let command = |reason: Option<&str>, verb| {
         let reason = reason.map(str::to_owned);
-        Body::Command(Command { id: command_id(), actor: "ann".into(), run: run_id(), reason, verb, again: false, campaign: None })
+        Body::Command(Command {
+            id: command_id(),
+            actor: "ann".into(),
+            run: run_id(),
+            reason,
+            verb,
+            again: false,
+            campaign: None,
+        })
     };
     let bare = NewRun { run: run_id(), plan: "sha".into(), version: None, input: None, traceparent: None };
     let full = NewRun { version: Some(3), input: Some(inline()), traceparent: job().traceparent, ..bare.clone() };

@@ -270,22 +270,7 @@ fn view(found: Standing) -> CampaignView {
     }
     let Campaign { id, kind, filter, actor, reason, at_ms, rate, ramp_ms, patch, when_version, .. } = campaign;
     let (id, at) = (id.to_string(), rfc3339(at_ms));
-    CampaignView {
-        id,
-        kind,
-        filter,
-        phase,
-        why,
-        actor,
-        reason,
-        at,
-        rate,
-        ramp_ms,
-        patch,
-        when_version,
-        outcomes,
-        open,
-    }
+    CampaignView { id, kind, filter, phase, why, actor, reason, at, rate, ramp_ms, patch, when_version, outcomes, open }
 }
 
 fn item(found: Item) -> CampaignItem {

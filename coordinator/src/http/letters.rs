@@ -182,12 +182,7 @@ async fn replay(
 }
 
 /// The input that a patch makes of that of the letter's last attempt.
-async fn patched(
-    app: &AppState,
-    id: PlacedId,
-    letter: &DeadLetter,
-    changes: &serde_json::Value,
-) -> ApiResult<Payload> {
+async fn patched(app: &AppState, id: PlacedId, letter: &DeadLetter, changes: &serde_json::Value) -> ApiResult<Payload> {
     patch::check(changes, PAYLOAD_BYTES_MAX).map_err(|text| ApiError::bad("bad_patch", text))?;
     let conflict = |text: &str| ApiError::new(StatusCode::CONFLICT, "input_unknown", text).hint("give a whole `input`");
     let old = match &letter.input {

@@ -35,7 +35,9 @@ pub fn check(patch: &Value, bytes_max: usize) -> Result<(), String> {
 /// The old one cannot be read, or the new one is too large.
 pub fn apply(old: Option<&[u8]>, patch: &Value) -> Result<Vec<u8>, String> {
     let mut value = match old {
-        Some(bytes) => codec::unpack(bytes).map_err(|_| "the input that its step was given cannot be read".to_owned())?,
+        Some(bytes) => {
+            codec::unpack(bytes).map_err(|_| "the input that its step was given cannot be read".to_owned())?
+        }
         None => Value::Null,
     };
     merge(&mut value, patch);

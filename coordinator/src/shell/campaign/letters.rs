@@ -72,7 +72,8 @@ impl<D: Dial> Campaigns<D> {
                     if letter.returns >= campaign.returns_max && campaign.kind == Kind::Replay {
                         let note = Some(format!("its step came back {} times", letter.returns));
                         news.items.push(Item { letter: id, run, step, outcome: Outcome::Skipped, note });
-                    } else if let Some(why) = campaign.when_version.as_deref().and_then(|v| self.versions.miss(v, &letter))
+                    } else if let Some(why) =
+                        campaign.when_version.as_deref().and_then(|v| self.versions.miss(v, &letter))
                     {
                         running.waits = Some(why);
                         is_last = false;

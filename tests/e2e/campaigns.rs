@@ -197,6 +197,7 @@ async fn a_campaign_waits_for_a_version_and_begins_once(fleet: &Fleet) {
     let audit = api.items(&format!("/api/v1/audit?target=campaign:{}", first["id"].as_str().unwrap())).await.unwrap();
     let actions: Vec<&str> = audit.iter().filter_map(|entry| entry["action"].as_str()).collect();
     assert_eq!(actions, ["campaign.cancel", "campaign.begin"], "{audit:#?}");
+    assert!(audit[1]["detail"].to_string().contains("when_version"), "{audit:#?}");
     // The version that is there is enough for this one.
     let patch = json!({ "times": 0 });
     let view = ended(fleet, &json!({ "kind": "replay", "all": true, "when_version": ">=0.1", "patch": patch })).await;

@@ -76,8 +76,8 @@ async fn begin(
         }
         return Ok(Json(CampaignDryRun { matched: matched.min(max), more: after.is_some() }).into_response());
     }
-    let request = format!("campaign {}", serde_json::to_string(&body).unwrap_or_default());
-    let (id, _) = take::command_id(&app.client, &headers, &request).await?;
+    let request = serde_json::json!(body).to_string();
+    let (id, _) = take::command_id(&app.client, &headers, &format!("campaign {request}")).await?;
     let campaign = Campaign {
         v: 1,
         id: id.0,

@@ -1,5 +1,7 @@
 //! The letters of a campaign: which of them are taken up, and what became of those that were.
 
+use std::collections::BTreeSet;
+
 use redis::Value;
 use stepfleet_protocol::{
     codec,
@@ -113,8 +115,9 @@ impl<D: Dial> Campaigns<D> {
         let asks = some.iter().map(ask).collect();
         let answers = self.links.gather(asks, ASKS_PER_TRIP).await;
         let gives_up = running.gives_up(news.now_ms);
+        let unsendable: BTreeSet<PlacedId> = news.items.iter().map(|item| item.letter).collect();
         for ((id, taken), answer) in some.into_iter().zip(answers) {
-            if news.items.iter().any(|item| item.letter == id) {
+            if unsendable.contains(&id) {
                 continue;
             }
             let fate = match fate(running.campaign.kind, id, taken.answered, &answer?.replies) {

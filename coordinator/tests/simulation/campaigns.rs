@@ -239,7 +239,7 @@ async fn one_seed(seed: u64) {
         }
         of
     };
-    let patched = seed % 3 == 0;
+    let patched = seed.is_multiple_of(3);
     let patch = patched.then(|| serde_json::json!({ "mended": true }));
     let campaign = story.begin(Campaign { patch, rate: (seed % 2 * 200) as u32, ..campaign(seed) }).await;
     story.server.set_faults(Faults {

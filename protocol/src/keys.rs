@@ -137,27 +137,27 @@ impl Keys {
 
     /// Sorted set: campaigns over dead letters, by when they began.
     pub fn campaigns(&self) -> String {
-        format!("{}campaigns", self.prefix)
+        self.fleet("campaigns")
     }
 
     /// Sorted set: the campaigns that go on, by when they began.
     pub fn campaigns_active(&self) -> String {
-        format!("{}campaigns-active", self.prefix)
+        self.fleet("campaigns-active")
     }
 
-    /// Hash: one campaign. What belongs to it shares its slot.
+    /// Hash: one campaign. It shares the slot of the audit.
     pub fn campaign(&self, id: impl Display) -> String {
-        format!("{}campaign:{{{id}}}", self.prefix)
+        self.fleet(format_args!("campaign:{id}"))
     }
 
     /// Hash: the letters that a campaign has taken up, whose outcome is not known yet.
     pub fn campaign_open(&self, id: impl Display) -> String {
-        format!("{}campaign:{{{id}}}:open", self.prefix)
+        self.fleet(format_args!("campaign:{id}:open"))
     }
 
     /// List: what became of the letters of a campaign, in the order in which it was known.
     pub fn campaign_items(&self, id: impl Display) -> String {
-        format!("{}campaign:{{{id}}}:items", self.prefix)
+        self.fleet(format_args!("campaign:{id}:items"))
     }
 }
 
@@ -333,6 +333,19 @@ mod tests {
         let (own, probe) = (keys.worker("w@0123456789ab"), keys.worker_probe("w@0123456789ab"));
         assert_eq!(slot_of(own.as_bytes()), slot_of(probe.as_bytes()));
         assert!(probe.starts_with("any:"), "{probe}");
+    }
+
+    #[test]
+    fn campaigns_and_the_audit_share_a_slot() {
+        let keys = Keys::new("any:");
+        let of = [
+            keys.campaigns(),
+            keys.campaigns_active(),
+            keys.campaign(7),
+            keys.campaign_open(7),
+            keys.campaign_items(7),
+        ];
+        assert_eq!(of.map(|k| slot_of(k.as_bytes())), [slot_of(keys.fleet_audit().as_bytes()); 5]);
     }
 
     #[test]

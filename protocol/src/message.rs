@@ -1,6 +1,7 @@
 //! The messages: the job to a worker, and the entries of a partition's log.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     codec::VERSION,
@@ -282,6 +283,9 @@ pub struct Command {
     /// Sent before, perhaps: the owner looks whether it has answered already.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
+    /// The campaign that sends it. Its begin is in the audit, and its report tells of each letter: it needs no entry of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub campaign: Option<Uuid>,
 }
 
 /// Id of a value that travels with a command: `<command id>.in`. It has a lifetime, and the commit that takes the command puts

@@ -98,8 +98,9 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         result(Outcome::Cancelled),
     ];
     let command = |reason: Option<&str>, verb| {
-        let reason = reason.map(str::to_owned);
-        Body::Command(Command { id: command_id(), actor: "ann".into(), run: run_id(), reason, verb, again: false })
+        let (id, actor, run) = (command_id(), "ann".into(), run_id());
+        let (reason, again, campaign) = (reason.map(str::to_owned), false, None);
+        Body::Command(Command { id, actor, run, reason, verb, again, campaign })
     };
     let bare = NewRun { run: run_id(), plan: "sha".into(), version: None, input: None, traceparent: None };
     let full = NewRun { version: Some(3), input: Some(inline()), traceparent: job().traceparent, ..bare.clone() };

@@ -15,7 +15,7 @@ on_one_server! {
 }
 
 /// A run that fails for good, with this exit code.
-async fn fails(fleet: &Fleet, workflow: &str, exit: u8) -> String {
+pub(crate) async fn fails(fleet: &Fleet, workflow: &str, exit: u8) -> String {
     let with = json!({ "category": "permanent", "code": format!("exit_{exit}"), "message": "it broke" });
     let step = json!({ "handler": "fail", "with": with });
     let definition = json!({ "workflow": workflow, "steps": { "work": step } });
@@ -70,7 +70,7 @@ async fn a_discarded_letter_is_gone_and_its_run_stays_failed(fleet: &Fleet) {
 }
 
 /// A campaign that has ended.
-async fn ended(fleet: &Fleet, request: &serde_json::Value) -> serde_json::Value {
+pub(crate) async fn ended(fleet: &Fleet, request: &serde_json::Value) -> serde_json::Value {
     let (status, begun) = fleet.api().post("/api/v1/campaigns", &[], request).await.unwrap();
     assert_eq!(status, 201, "{begun:#}");
     let path = format!("/api/v1/campaigns/{}", begun["id"].as_str().unwrap());

@@ -23,6 +23,7 @@ mod audit;
 mod auditor;
 mod breakers;
 mod calls;
+mod campaigns;
 mod commands;
 mod coordinator_death;
 mod dead_letters;

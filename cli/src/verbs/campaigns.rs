@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use stepfleet_coordinator::http::view::{CampaignDryRun, CampaignItem, CampaignView, CommandRequest, Page};
+use stepfleet_protocol::duration::Millis;
 
 use super::dead_letters::filter::Filter;
+use super::dead_letters::patch::Patch;
 use super::{Paging, Session};
 use crate::failure::{Exit, Failure};
 use crate::out::{Out, plain};
@@ -85,8 +87,8 @@ pub(crate) struct Many {
     pub(super) all: bool,
     #[command(flatten)]
     pub(super) filter: Filter,
-    /// Letters a second; 0 for no limit.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Letters a second: `50/s` or `50`; 0 for no limit.
+    #[arg(long, value_name = "N/s", default_value = "0", value_parser = rate)]
     rate: u32,
     /// Take up at most so many letters.
     #[arg(long, value_name = "N")]
@@ -111,12 +113,41 @@ pub(crate) struct Caution {
     /// Try so many first; the others follow if none of them failed again.
     #[arg(long, value_name = "N", default_value_t = 0)]
     canary: u32,
-    /// Stop when so many per cent of the letters that ended, 10 at least, failed again; 0 for never.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    /// Let the rate grow over this time, from a tenth of it: `60s`.
+    #[arg(long, value_name = "TIME")]
+    ramp: Option<Millis>,
+    /// Stop when so many per cent of the letters that ended, 10 at least, failed again: `20%`; 0 for never.
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = percent)]
     stop_when_failing: u8,
+    /// Wait for each letter until a live worker of its handler and queue has a version that fits: `>=1.4`.
+    #[arg(long, value_name = "VERSIONS")]
+    when_version: Option<String>,
     /// Also letters whose step came back three times or more.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    pub(super) patch: Patch,
+}
+
+impl Caution {
+    /// Whether something is said that has no meaning for single letters.
+    pub(super) fn is_for_many(&self) -> bool {
+        self.canary > 0
+            || self.stop_when_failing > 0
+            || self.force
+            || self.ramp.is_some()
+            || self.when_version.is_some()
+    }
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    number.parse().map_err(|_| "allowed is a whole number of letters a second: `50/s` or `50`".to_owned())
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok().filter(|number| *number <= 100);
+    number.ok_or_else(|| "allowed are 0 to 100 per cent: `20%` or `20`".to_owned())
 }
 
 impl Many {
@@ -125,25 +156,32 @@ impl Many {
         self.all || !self.filter.is_empty()
     }
 
-    fn body(&self, caution: Option<&Caution>, dry_run: bool) -> Value {
+    fn body(&self, caution: Option<&Caution>) -> Result<Value, Failure> {
         let mut body = json!({
             "kind": if caution.is_some() { "replay" } else { "discard" },
             "filter": self.filter.body(),
             "all": self.all,
             "rate": self.rate,
-            "dry_run": dry_run,
+            "dry_run": true,
         });
         if let Some(caution) = caution {
             body["canary"] = caution.canary.into();
             body["stop_when_failing"] = caution.stop_when_failing.into();
             body["force"] = caution.force.into();
+            body["ramp_ms"] = caution.ramp.map_or(0, |ramp| ramp.0).into();
+            let patch = caution.patch.read()?;
+            for (name, value) in [("patch", patch), ("when_version", caution.when_version.clone().map(Value::from))] {
+                if let Some(value) = value {
+                    body[name] = value;
+                }
+            }
         }
         for (name, value) in [("reason", self.reason.clone().map(Value::from)), ("max", self.max.map(Value::from))] {
             if let Some(value) = value {
                 body[name] = value;
             }
         }
-        body
+        Ok(body)
     }
 }
 
@@ -169,7 +207,9 @@ pub(crate) async fn run(verb: Campaigns, session: &Session<'_>) -> Result<Exit, 
 /// # Errors
 /// The answer to the question was no; or whatever kept it from its answer.
 pub(super) async fn begin(many: &Many, caution: Option<&Caution>, session: &Session<'_>) -> Result<Exit, Failure> {
-    let counted = session.api.post(&["campaigns"]).json(&many.body(caution, true)).send().await?;
+    // Read once: an input may come from stdin.
+    let mut body = many.body(caution)?;
+    let counted = session.api.post(&["campaigns"]).json(&body).send().await?;
     let found: CampaignDryRun = counted.read()?;
     let count = format!("{}{}", found.matched, if found.more { " or more" } else { "" });
     let which = many.filter.described();
@@ -189,7 +229,8 @@ pub(super) async fn begin(many: &Many, caution: Option<&Caution>, session: &Sess
             session.out.confirm_by_typing(&what, &found.matched.to_string(), many.yes)?;
         }
     }
-    let answer = session.api.post(&["campaigns"]).json(&many.body(caution, false)).send().await?;
+    body["dry_run"] = false.into();
+    let answer = session.api.post(&["campaigns"]).json(&body).send().await?;
     let campaign: CampaignView = answer.read()?;
     if many.detach {
         return show(&answer, session.out);
@@ -225,8 +266,10 @@ async fn watch(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
 
 fn progress(campaign: &CampaignView) -> String {
     let o = &campaign.outcomes;
+    // Why it waits or stops belongs to where it stands.
+    let why = campaign.why.as_deref().map(|why| format!(" ({})", plain(why))).unwrap_or_default();
     format!(
-        "{}: {} completed, {} failed again, {} discarded, {} skipped, {} under way",
+        "{}{why}: {} completed, {} failed again, {} discarded, {} skipped, {} under way",
         campaign.phase.as_str(),
         o.completed,
         o.failed_again,
@@ -268,13 +311,21 @@ fn show(answer: &crate::api::Answer, out: &Out) -> Result<Exit, Failure> {
     let all = [
         ("campaign", campaign.id.clone()),
         ("progress", progress(&campaign)),
-        ("why", campaign.why.as_deref().map(plain).unwrap_or_default()),
+        ("rate", shown_rate(&campaign)),
+        ("patch", campaign.patch.as_ref().map(|patch| plain(&patch.to_string())).unwrap_or_default()),
+        ("version", campaign.when_version.as_deref().map(plain).unwrap_or_default()),
         ("by", plain(&campaign.actor)),
         ("reason", campaign.reason.as_deref().map(plain).unwrap_or_default()),
         ("begun", campaign.at.clone()),
     ];
     pairs(out, &all)?;
     Ok(Exit::Done)
+}
+
+/// Letters a second, and how the rate grows; empty without a limit.
+fn shown_rate(campaign: &CampaignView) -> String {
+    let ramp = if campaign.ramp_ms > 0 { format!(", reached in {}", Millis(campaign.ramp_ms)) } else { String::new() };
+    if campaign.rate == 0 { String::new() } else { format!("{}/s{ramp}", campaign.rate) }
 }
 
 async fn export(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
@@ -311,6 +362,13 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_and_shares_may_have_their_units() {
+        assert_eq!((rate("50/s"), rate("7")), (Ok(50), Ok(7)));
+        assert_eq!((percent("20%"), percent("100")), (Ok(20), Ok(100)));
+        assert!(rate("50/m").is_err() && rate("-1").is_err() && percent("101%").is_err() && percent("x").is_err());
+    }
 
     #[test]
     fn a_cell_is_quoted_where_it_must_be() {

@@ -2,6 +2,7 @@
 
 pub(super) mod filter;
 mod groups;
+pub(super) mod patch;
 
 use clap::{Args, Subcommand};
 use stepfleet_coordinator::http::view::{LetterView, Page, ReplayRequest, Replayed};
@@ -49,8 +50,10 @@ Examples:
 Examples:
   stepfleet dead-letters replay 3-1795132799999-0
   stepfleet dead-letters replay 3-1795132799999-0 --input '{\"amount\": 12}'
+  stepfleet dead-letters replay --all --workflow orders --set customer.zip=12345 --canary 5
   stepfleet dead-letters replay --all --workflow orders --dry-run
-  stepfleet dead-letters replay --fingerprint 4f1c9a7be2d3508a --canary 5 --rate 50 --stop-when-failing 20
+  stepfleet dead-letters replay --fingerprint 4f1c9a7be2d3508a --canary 5 --rate 50/s --ramp 60s --stop-when-failing 20%
+  stepfleet dead-letters replay --all --handler charge --when-version '>=1.4' --yes --detach
   stepfleet dead-letters replay --all --category transient --yes --detach")]
     Replay(Box<ReplayArgs>),
     /// Close very many dead letters for good.
@@ -87,9 +90,9 @@ pub(crate) struct ReplayArgs {
     /// The dead letters to replay; or say which with filters, or `--all`.
     #[arg(value_name = "ID")]
     ids: Vec<String>,
-    /// Another input for the step: `JSON`, `@file`, or `-`. For one dead letter only.
-    #[arg(short, long, value_name = "JSON")]
-    input: Option<String>,
+    /// A wholly new input for the step: `JSON`, `@file`, or `-`. For one dead letter only.
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["input", "set"])]
+    whole_input: Option<String>,
     #[command(flatten)]
     many: Many,
     #[command(flatten)]
@@ -224,7 +227,7 @@ async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
         let text = serde_json::to_string_pretty(detail).unwrap_or_default();
         text.lines().take(DETAIL_LINES_MAX).try_for_each(|line| out.line(&plain(line)))?;
     }
-    out.hint(&format!("try it again with `stepfleet dead-letters replay {id}`, or with another `--input JSON`"));
+    out.hint(&format!("try it again with `stepfleet dead-letters replay {id}`, with another input by `--input JSON`"));
     Ok(Exit::Done)
 }
 
@@ -236,17 +239,21 @@ async fn replay(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure
     match (args.ids.is_empty(), args.many.is_said()) {
         (true, false) => Err(nothing_said()),
         (false, true) => Err(Failure::usage("ids were given, and filters or `--all` too: allowed is one of the two")),
-        (true, true) if args.input.is_some() => Err(Failure::usage("`--input` is for one dead letter")),
+        (true, true) if args.whole_input.is_some() => Err(Failure::usage("`--whole-input` is for one dead letter")),
         (true, true) => campaigns::begin(&args.many, Some(&args.caution), session).await,
+        (false, false) if args.caution.is_for_many() => Err(Failure::usage(
+            "`--canary`, `--ramp`, `--when-version`, `--stop-when-failing` and `--force` are for filters and `--all`",
+        )),
         (false, false) => replay_each(args, session).await,
     }
 }
 
 async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let out = session.out;
-    if args.input.is_some() && args.ids.len() > 1 {
-        return Err(Failure::usage("`--input` is for one dead letter").hint("replay them one by one"));
+    if args.whole_input.is_some() && args.ids.len() > 1 {
+        return Err(Failure::usage("`--whole-input` is for one dead letter").hint("replay them one by one"));
     }
+    let patch = args.caution.patch.read()?;
     if args.many.dry_run {
         for id in &args.ids {
             let letter: LetterView = session.api.get(&["dead-letters", id]).send().await?.read()?;
@@ -254,8 +261,8 @@ async fn replay_each(args: ReplayArgs, session: &Session<'_>) -> Result<Exit, Fa
         }
         return Ok(Exit::Done);
     }
-    let input = args.input.as_deref().map(|given| input::json("--input", given)).transpose()?;
-    let request = ReplayRequest { input, reason: args.many.reason };
+    let input = args.whole_input.as_deref().map(|given| input::json("--whole-input", given)).transpose()?;
+    let request = ReplayRequest { input, patch, reason: args.many.reason };
     let mut worst = Exit::Done;
     for id in &args.ids {
         let sent = session.api.post(&["dead-letters", id, "replay"]).json(&request).send().await;

@@ -16,7 +16,7 @@ use stepfleet_protocol::{
     id::CommandId,
     limits::PAYLOAD_BYTES_MAX,
     message::{Answer, Verb},
-    value::Payload,
+    value::{Input, Payload},
 };
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -33,6 +33,7 @@ use crate::{
     store::{
         client::{Decided, Wish},
         letters::Filter,
+        patch,
         read::{PlacedId, groups::GroupCursor},
         record::DeadLetter,
     },
@@ -143,7 +144,7 @@ async fn get(State(app): State<AppState>, Path(id): Path<String>) -> ApiResult<J
     show::whole_letter(&app.client, id, &letter).await.map(Json)
 }
 
-/// Replays a dead letter: retries its step, with another input if one is given.
+/// Replays a dead letter: retries its step, with another input or a patched one if that is given.
 #[utoipa::path(post, path = "/api/v1/dead-letters/{id}/replay", tag = "dead letters",
     params(("id" = String, Path, description = "the letter")), request_body = Option<ReplayRequest>,
     responses((status = 200, body = Replayed), (status = 202, body = Replayed), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -154,8 +155,14 @@ async fn replay(
     Optional(body): Optional<ReplayRequest>,
 ) -> ApiResult<Response> {
     let (id, letter) = find(&app, &id).await?;
-    let input = body.input.as_ref().map(payload).transpose()?;
-    let request = format!("replay {id} {:?} {:?}", body.input, body.reason);
+    let input = match (&body.input, &body.patch) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::bad("bad_field", "input and patch are both given: allowed is one of the two"));
+        }
+        (input, None) => input.as_ref().map(payload).transpose()?,
+        (None, Some(changes)) => Some(patched(&app, id, &letter, changes).await?),
+    };
+    let request = format!("replay {id} {:?} {:?} {:?}", body.input, body.patch, body.reason);
     let command = take::command_id(&app.client, &headers, &request).await?;
     let (actor, reason) = (take::actor(&headers), take::reason(body.reason));
     let decided = send(&app, &letter, replay_of(id, &letter, input), (actor, reason), command).await?;
@@ -172,6 +179,25 @@ async fn replay(
         }
     };
     Ok((status, Json(replayed)).into_response())
+}
+
+/// The input that a patch makes of that of the letter's last attempt.
+async fn patched(app: &AppState, id: PlacedId, letter: &DeadLetter, changes: &serde_json::Value) -> ApiResult<Payload> {
+    patch::check(changes, PAYLOAD_BYTES_MAX).map_err(|text| ApiError::bad("bad_patch", text))?;
+    let conflict = |text: &str| ApiError::new(StatusCode::CONFLICT, "input_unknown", text).hint("give a whole `input`");
+    let old = match &letter.input {
+        None => return Err(conflict(patch::UNKNOWN)),
+        Some(Input::None) => None,
+        Some(Input::Whole(Payload::Inline(bytes))) => Some(bytes.to_vec()),
+        Some(Input::Whole(Payload::Ref(of))) => {
+            let found = app.client.value(id.partition, &of.id, PAYLOAD_BYTES_MAX as u64).await?;
+            let value = found.and_then(|found| found.value);
+            Some(value.ok_or_else(|| conflict("the input that its step was given is gone"))?.to_vec())
+        }
+    };
+    let bytes = patch::apply(old.as_deref(), changes)
+        .map_err(|text| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_patch", text))?;
+    Ok(Payload::Inline(bytes.into()))
 }
 
 /// Sends a command about a letter's step.

@@ -134,7 +134,8 @@ impl Core {
                     // Another copy of it is in this very batch.
                     return;
                 }
-                let asked = audit::Asked::of(&command);
+                // The letters of a campaign are told by its report.
+                let asked = command.campaign.is_none().then(|| audit::Asked::of(&command));
                 let answer = match self.cache.runs.contains_key(&id) {
                     true if strange_value(&command) => Some(refused(
                         "bad_input_reference",
@@ -144,7 +145,7 @@ impl Core {
                     false => self.bury(id, &command.verb),
                 };
                 let answer = answer.unwrap_or(Answer::NotFound);
-                self.staged.commit.audit.push(asked.answered(&answer, self.now_ms));
+                self.staged.commit.audit.extend(asked.map(|asked| asked.answered(&answer, self.now_ms)));
                 self.staged.answers.entry(command_id).or_default().push(answer);
             }
             What::Unreadable(unreadable) => {

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub campaigns: IntGauge,
     /// Letters of the campaigns that are run here, by outcome.
     pub campaign_items: IntCounterVec,
+    /// Campaigns that retention deleted here, with their reports.
+    pub campaigns_expired: IntCounter,
 }
 
 /// Counters of what retention deletes.
@@ -162,6 +164,7 @@ impl Metrics {
         Self {
             campaigns,
             campaign_items,
+            campaigns_expired: counter("campaigns_expired_total", "Ended campaigns that retention deleted"),
             commits: counter("owner_commits_total", "Commits of this coordinator"),
             ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
             decided: counter("owner_events_total", "Events that this coordinator decided"),

@@ -1,29 +1,31 @@
-//! Campaigns over dead letters, as they are stored, and what clients do with them: begin, look, pause, resume, cancel. The
-//! runner is in the shell.
+//! Campaigns over dead letters, as they are stored. What clients do with them is in [`ask`], the runner is in the shell.
 //!
 //! A campaign's hash has the definition, what operators want of it, and how far it is. Only its runner writes the latter, under
-//! a WATCH with the number of its reign over the campaign; only clients write `want`.
+//! a WATCH with the number of its reign over the campaign; only clients write `want`. Everything of campaigns shares the slot of
+//! the fleet's audit, so that no change is without its entry.
+
+pub mod ask;
 
 use serde::{Deserialize, Serialize};
 use stepfleet_protocol::{
     codec,
     id::{CommandId, PartitionId, RunId, StreamId},
-    keys::slot_of,
 };
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{
-    client::{Client, ClientError},
-    letters::Filter,
-    read::PlacedId,
-    reply,
-};
+use super::{letters::Filter, read::PlacedId};
 
 /// Campaigns that go on at the same time.
 pub const ACTIVE_MAX: u64 = 20;
 /// Letters of one campaign, at most.
 pub const LETTERS_MAX: u64 = 1_000_000;
+/// Bytes of a patch of inputs: every look at a campaign reads it.
+pub const PATCH_BYTES_MAX: usize = stepfleet_protocol::limits::INLINE_BYTES_MAX;
+/// How long a campaign is kept after its end, in milliseconds: 30 days.
+pub const KEPT_MS: u64 = 30 * 86_400_000;
+/// Campaigns that are kept; beyond it the oldest that have ended go.
+pub const KEPT_MAX: u64 = 1_000;
 /// Field of a campaign: its definition.
 pub const FIELD_DEFINITION: &str = "d";
 /// Field: what operators want, a [`Want`].
@@ -34,6 +36,8 @@ pub const FIELD_PHASE: &str = "phase";
 pub const FIELD_WHY: &str = "why";
 /// Field: the number of the runner's reign.
 pub const FIELD_FENCE: &str = "fence";
+/// Field: since when it is ending or has ended, in Unix milliseconds of the server.
+pub const FIELD_ENDING: &str = "ending";
 /// Begin of the fields with the place in the letters of a partition.
 pub const FIELD_AT: &str = "at:";
 /// Begin of the fields with how many letters had an outcome.
@@ -71,10 +75,16 @@ pub enum Phase {
     Canary,
     /// An operator holds it.
     Paused,
+    /// No live worker has the version that it waits for.
+    Waiting,
+    /// Too many of its letters failed again: it takes up no more, and tells what becomes of those that are under way.
+    Stopping,
     /// Too many of its letters failed again.
     Stopped,
     /// Every letter was taken up and has its outcome.
     Completed,
+    /// An operator ended it: it takes up no more, and tells what becomes of those that are under way.
+    Cancelling,
     /// An operator ended it.
     Cancelled,
 }
@@ -97,8 +107,8 @@ macro_rules! words {
 
 words! {
     Want: Running = "running", Paused = "paused", Cancelled = "cancelled";
-    Phase: Running = "running", Canary = "canary", Paused = "paused", Stopped = "stopped", Completed = "completed",
-        Cancelled = "cancelled";
+    Phase: Running = "running", Canary = "canary", Paused = "paused", Waiting = "waiting", Stopping = "stopping",
+        Stopped = "stopped", Completed = "completed", Cancelling = "cancelling", Cancelled = "cancelled";
     Outcome: Completed = "completed", FailedAgain = "failed_again", Discarded = "discarded", Skipped = "skipped",
         Cancelled = "cancelled", Unknown = "unknown";
 }
@@ -107,6 +117,11 @@ impl Phase {
     /// Whether nothing more happens.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Stopped | Self::Completed | Self::Cancelled)
+    }
+
+    /// Whether it only waits for the outcomes of what is under way.
+    pub const fn is_ending(self) -> bool {
+        matches!(self, Self::Stopping | Self::Cancelling)
     }
 }
 
@@ -124,7 +139,7 @@ pub enum Outcome {
     Skipped,
     /// Its step was cancelled after the replay.
     Cancelled,
-    /// Its run is gone, or the campaign ended first.
+    /// Its run is gone, or the campaign ended before it was known.
     Unknown,
 }
 
@@ -167,6 +182,15 @@ pub struct Campaign {
     pub max: u64,
     /// A letter whose step came back so often is left alone.
     pub returns_max: u32,
+    /// The rate grows over so many milliseconds, from a tenth of it.
+    #[serde(default)]
+    pub ramp_ms: u64,
+    /// JSON merge patch of the input with which each step is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch: Option<serde_json::Value>,
+    /// A letter waits for a live worker of its handler and queue whose version fits this requirement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_version: Option<String>,
 }
 
 impl Campaign {
@@ -193,6 +217,9 @@ pub struct Taken {
     pub index: u32,
     /// Its step's name.
     pub step: String,
+    /// Its command was done. Known for good, because the answer itself is kept for a time only.
+    #[serde(default)]
+    pub answered: bool,
 }
 
 /// What became of a letter.
@@ -226,6 +253,8 @@ pub struct Standing {
     pub counts: Vec<(Outcome, u64)>,
     /// Letters that were taken up and have no outcome yet.
     pub open: u64,
+    /// Since when it is ending or has ended, in Unix milliseconds of the server; 0 while it goes on.
+    pub ending_ms: u64,
 }
 
 /// Reads the fields of a campaign, and how many letters are open; none if it is none of ours.
@@ -243,102 +272,6 @@ pub fn standing(fields: &[(bytes::Bytes, bytes::Bytes)], open: u64) -> Option<St
         why: word(FIELD_WHY).filter(|why| !why.is_empty()).map(str::to_owned),
         counts: Outcome::ALL.iter().map(counted).collect(),
         open,
+        ending_ms: word(FIELD_ENDING).and_then(|text| text.parse().ok()).unwrap_or(0),
     })
-}
-
-impl Client {
-    /// The last letter of every partition: what a campaign that begins now ends with.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn letter_ends(&self) -> Result<Vec<StreamId>, ClientError> {
-        let partitions = self.all_partitions().await?;
-        let last = |p: &PartitionId| {
-            let mut cmd = redis::cmd("XREVRANGE");
-            cmd.arg(self.keys.partition(*p).dead()).arg("+").arg("-").arg("COUNT").arg(1);
-            (stepfleet_protocol::keys::slot(*p), cmd)
-        };
-        let found = self.ask_all(partitions.iter().map(last).collect()).await?;
-        let id = |value| reply::entries(value).first().map_or(StreamId::ZERO, |(id, _)| *id);
-        Ok(found.into_iter().map(id).collect())
-    }
-
-    /// Begins a campaign. False if too many go on already.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn begin_campaign(&self, campaign: &Campaign) -> Result<bool, ClientError> {
-        let (key, active, all) = (self.keys.campaign(campaign.id), self.keys.campaigns_active(), self.keys.campaigns());
-        let count = self.ask_key(&active, redis::cmd("ZCARD").arg(&active).clone()).await?;
-        if reply::number(&count).unwrap_or(0) as u64 >= ACTIVE_MAX {
-            return Ok(false);
-        }
-        let mut set = redis::cmd("HSET");
-        set.arg(&key).arg(FIELD_DEFINITION).arg(codec::pack(campaign)).arg(FIELD_WANT).arg(Want::Running.as_str());
-        set.arg(FIELD_PHASE).arg(Phase::Running.as_str());
-        self.ask_key(&key, set).await?;
-        for index in [all, active] {
-            let add = redis::cmd("ZADD").arg(&index).arg(campaign.at_ms).arg(campaign.id.to_string()).clone();
-            self.ask_key(&index, add).await?;
-        }
-        Ok(true)
-    }
-
-    async fn ask_key(&self, key: &str, cmd: redis::Cmd) -> Result<redis::Value, ClientError> {
-        let value = self.ask_all(vec![(slot_of(key.as_bytes()), cmd)]).await?.swap_remove(0);
-        match reply::error(&value) {
-            Some(text) => Err(super::AskError::Refused(text).into()),
-            None => Ok(value),
-        }
-    }
-
-    /// A campaign; none if there is none.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn campaign(&self, id: Uuid) -> Result<Option<Standing>, ClientError> {
-        let (key, open) = (self.keys.campaign(id), self.keys.campaign_open(id));
-        let fields = self.ask_key(&key, redis::cmd("HGETALL").arg(&key).clone()).await?;
-        let open = self.ask_key(&key, redis::cmd("HLEN").arg(&open).clone()).await?;
-        Ok(standing(&reply::pairs(fields), reply::number(&open).unwrap_or(0).max(0) as u64))
-    }
-
-    /// The newest campaigns, at most `limit`.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn campaigns(&self, from: usize, limit: usize) -> Result<Vec<Standing>, ClientError> {
-        let key = self.keys.campaigns();
-        let found =
-            self.ask_key(&key, redis::cmd("ZREVRANGE").arg(&key).arg(from).arg(from + limit - 1).clone()).await?;
-        let mut out = Vec::new();
-        for id in reply::array(&found).unwrap_or_default().iter().filter_map(reply::text) {
-            let Ok(id) = id.parse() else { continue };
-            out.extend(self.campaign(id).await?);
-        }
-        Ok(out)
-    }
-
-    /// Says what operators want of a campaign that goes on.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn want_campaign(&self, id: Uuid, want: Want) -> Result<(), ClientError> {
-        let key = self.keys.campaign(id);
-        self.ask_key(&key, redis::cmd("HSET").arg(&key).arg(FIELD_WANT).arg(want.as_str()).clone()).await?;
-        Ok(())
-    }
-
-    /// At most `limit` outcomes from the place `from` on, in the order in which they were known.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn campaign_items(&self, id: Uuid, from: u64, limit: usize) -> Result<Vec<Item>, ClientError> {
-        let key = self.keys.campaign_items(id);
-        let mut range = redis::cmd("LRANGE");
-        range.arg(&key).arg(from).arg(from + limit as u64 - 1);
-        let found = self.ask_key(&key, range).await?;
-        let items = reply::array(&found).unwrap_or_default().iter().filter_map(reply::bytes);
-        items.map(|bytes| codec::unpack(bytes).map_err(|_| ClientError::Broken("an item of a campaign"))).collect()
-    }
 }

@@ -29,7 +29,7 @@ use super::{
 /// The list of partitions is read again after this long.
 const PARTITIONS_AGE_MAX: Duration = Duration::from_secs(5);
 /// How long a value that travels with a command is kept for its owner, in milliseconds.
-const COMMAND_VALUE_MS: u64 = 25 * 3_600_000;
+pub(crate) const COMMAND_VALUE_MS: u64 = 25 * 3_600_000;
 /// Field of [`Keys::meta`] with the number of partitions.
 pub const FIELD_PARTITIONS: &str = "partitions";
 
@@ -105,7 +105,7 @@ pub struct Wish {
 }
 
 /// Takes a large input out of the wish and leaves a reference, which travels better.
-fn take_large(verb: &mut Verb, id: CommandId) -> Option<Bytes> {
+pub(crate) fn take_large(verb: &mut Verb, id: CommandId) -> Option<Bytes> {
     let (Verb::Replay { input: Some(input), .. }
     | Verb::Resolve { resolution: Resolution::Completed(Some(input)), .. }) = verb
     else {
@@ -237,7 +237,7 @@ impl Client {
         if let Some(bytes) = value.as_ref().map(Bytes::len).filter(|bytes| *bytes > PAYLOAD_BYTES_MAX) {
             return Err(ClientError::TooLarge { what: "input", bytes, allowed: PAYLOAD_BYTES_MAX });
         }
-        let mut command = Command { id, actor, run, reason, verb, again };
+        let mut command = Command { id, actor, run, reason, verb, again, campaign: None };
         let wait = self.shared.replies.expect(id).ok_or(ClientError::Busy)?;
         let mut sent = self.append_command(partition, &command, value.as_ref()).await;
         if let Err(AskError::Unavailable(_)) = sent {

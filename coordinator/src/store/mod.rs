@@ -17,6 +17,7 @@ pub mod memory;
 pub mod outbox;
 pub mod pack;
 pub mod partition;
+pub mod patch;
 pub mod plans;
 pub mod policies;
 pub mod read;

@@ -65,7 +65,7 @@ async fn a_refused_command_is_audited_and_one_sent_again_only_once<D: Dial>(mut 
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
     w.finish(&mut owner, &mut worker, run).await;
     let (id, reason) = (w.client.command_id(), Some("by mistake".to_owned()));
-    let mut command = Command { id, actor: "ann".into(), run, reason, verb: Verb::Retry, again: false };
+    let mut command = Command { id, actor: "ann".into(), run, reason, verb: Verb::Retry, again: false, campaign: None };
     w.client.append(Body::Command(command.clone())).await.expect("up");
     w.turns(&mut owner, 3).await;
     command.again = true;

@@ -81,7 +81,8 @@ async fn trap_13_a_poison_item_is_quarantined_answered_and_its_run_suspended<D: 
     let mut owner = w.own().await;
     w.turns(&mut owner, 3).await;
     let id = w.client.command_id();
-    let command = Command { id, actor: "t".into(), run, reason: None, verb: Verb::Cancel, again: false };
+    let command =
+        Command { id, actor: "t".into(), run, reason: None, verb: Verb::Cancel, again: false, campaign: None };
     let entry = w.client.append(Body::Command(command)).await.expect("up");
     let memory = Memory { poison: [(Origin::Entry(entry, 0), run)].into(), ..Memory::default() };
     let mut owner = crate::fleet::own(&w.dial, 99, memory).await.expect("free");
@@ -195,7 +196,7 @@ async fn trap_17_a_repeated_command_gets_the_same_answer<D: Dial>(mut w: World<D
     w.turns(&mut owner, 3).await;
     let id = w.client.command_id();
     let verb = Verb::Suspend { now: false };
-    let command = Command { id, actor: "t".into(), run, reason: None, verb, again: false };
+    let command = Command { id, actor: "t".into(), run, reason: None, verb, again: false, campaign: None };
     w.client.append(Body::Command(command.clone())).await.expect("up");
     // Once in the same batch, and once long after.
     w.client.append(Body::Command(Command { again: true, ..command.clone() })).await.expect("up");
@@ -223,8 +224,15 @@ async fn a_first_copy_that_was_held_up_behind_the_second_one_changes_nothing<D: 
 
     let other = w.submit(&chain(1)).await;
     w.turns(&mut owner, 2).await;
-    let command =
-        |verb: Verb, again: bool, id| Command { id, actor: "t".into(), run: other, reason: None, verb, again };
+    let command = |verb: Verb, again: bool, id| Command {
+        id,
+        actor: "t".into(),
+        run: other,
+        reason: None,
+        verb,
+        again,
+        campaign: None,
+    };
     let (suspend, resume) = (w.client.command_id(), w.client.command_id());
     let wish = Verb::Suspend { now: false };
     w.client.append(Body::Command(command(wish.clone(), true, suspend))).await.expect("up");

@@ -116,7 +116,7 @@ async fn given_up<D: Dial>(w: &mut World<D>) -> (RunId, StreamId) {
 
 fn replay(run: RunId, id: CommandId, letter: StreamId, value: ValueRef) -> Command {
     let verb = Verb::Replay { index: 0, letter, input: Some(Payload::Ref(value)) };
-    Command { id, actor: "t".into(), run, reason: None, verb, again: false }
+    Command { id, actor: "t".into(), run, reason: None, verb, again: false, campaign: None }
 }
 
 async fn a_large_input_of_a_replay_travels_by_reference_and_reaches_the_worker<D: Dial>(mut w: World<D>) {

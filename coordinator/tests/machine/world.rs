@@ -111,6 +111,7 @@ impl World {
             reason: Some("why not".into()),
             verb,
             again: false,
+            campaign: None,
         })
     }
 

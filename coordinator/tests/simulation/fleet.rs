@@ -113,7 +113,7 @@ impl<D: Dial> Client<D> {
 
     pub(crate) async fn command(&mut self, run: RunId, verb: Verb) -> Result<CommandId, LinkError> {
         let id = self.command_id();
-        let command = Command { id, actor: "test".into(), run, reason: None, verb, again: false };
+        let command = Command { id, actor: "test".into(), run, reason: None, verb, again: false, campaign: None };
         self.append(Body::Command(command)).await?;
         Ok(id)
     }

@@ -1,6 +1,7 @@
 //! Seeded simulation: the real owner over the server in memory, with lost requests, lost replies, late EXECs and dying
 //! owners and workers. `SEEDS` says how many seeds to run, `SEED` runs one.
 
+mod campaigns;
 mod checks;
 mod fleet;
 mod gates;

@@ -30,6 +30,16 @@ pub struct CampaignRequest {
     /// Letters a second; 0 for no limit.
     #[serde(default)]
     pub rate: u32,
+    /// The rate grows over so many milliseconds, from a tenth of it; 0 for the whole rate at once, at most 86,400,000.
+    #[serde(default)]
+    pub ramp_ms: u64,
+    /// JSON merge patch (RFC 7386) of the input with which each step is tried again; at most 8 KiB. Only for replays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub patch: Option<serde_json::Value>,
+    /// A letter waits for a live worker of its handler and queue whose version fits: `>=1.4`. Only for replays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_version: Option<String>,
     /// It stops when so many per cent of the letters that ended, 10 at least, failed again; 0 for never, at most 100.
     #[serde(default)]
     pub stop_when_failing: u8,
@@ -92,6 +102,19 @@ pub struct CampaignView {
     pub reason: Option<String>,
     /// When.
     pub at: String,
+    /// Letters a second; 0 for no limit.
+    #[serde(default)]
+    pub rate: u32,
+    /// Milliseconds over which the rate grows.
+    #[serde(default)]
+    pub ramp_ms: u64,
+    /// The change of the inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub patch: Option<serde_json::Value>,
+    /// The version of workers that letters wait for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_version: Option<String>,
     /// Letters that have an outcome.
     pub outcomes: Outcomes,
     /// Letters that were taken up and have none yet.

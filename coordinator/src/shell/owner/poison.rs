@@ -181,6 +181,7 @@ impl<L: Link> Owner<L> {
             reason: Some("an entry about it was quarantined".into()),
             verb: Verb::Suspend { now: false },
             again: false,
+            campaign: None,
         };
         if self.core.cache.runs.contains_key(&run) {
             self.core.event(run, Event::Command(command));

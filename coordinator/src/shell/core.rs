@@ -79,6 +79,8 @@ pub struct Core {
     pub now_ms: u64,
     /// The queue whose slot the present item has freed.
     pub freed: Option<Name>,
+    /// The gate under whose limit the present item has freed a place.
+    pub freed_place: Option<Gate>,
     /// The present item.
     pub at: Place,
     /// What is kept in mind of gates.
@@ -116,7 +118,7 @@ impl Core {
     /// [`Poison`] when a rule panicked; then nothing of this batch may be committed.
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
         self.now_ms = self.now_ms.max(item.at_ms);
-        self.freed = None;
+        (self.freed, self.freed_place) = (None, None);
         self.at = item.place();
         let poison = Poison { item: self.at, by: Blame::Rule };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)

@@ -72,7 +72,7 @@ impl Core {
     pub(super) fn park(&mut self, id: RunId, index: u32, gate: &Gate) {
         let priority = self.cache.runs[&id].plan.steps[index as usize].priority;
         let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
-        if self.gates.park(gate) {
+        if self.gates.park(gate, priority) {
             self.staged.commit.gates_added.push(gate.clone());
         }
         self.staged.commit.parked_added.entry(gate.clone()).or_default().push(member);
@@ -101,8 +101,24 @@ impl Core {
             Some(Stand::Recovering) => !was_parked && self.gates.has_parked(&gate),
         };
         // Where the circuit is broken another handler may stand in; a limit is waited for.
-        let held = if broken { !self.has_fallback(id, index) } else { self.gates.is_full(&gate, was_parked) };
+        let held = if broken {
+            !self.has_fallback(id, index)
+        } else {
+            let first = was_parked || self.inherits_place(id, index, &gate);
+            self.gates.is_full(&gate, first)
+        };
         held.then_some(gate)
+    }
+
+    /// A run that has a place under a limit keeps it: its next step goes ahead of parked ones that are not more urgent. One
+    /// place, one heir.
+    fn inherits_place(&mut self, id: RunId, index: u32, gate: &Gate) -> bool {
+        let priority = self.cache.runs[&id].plan.steps[index as usize].priority;
+        let heir = self.freed_place.as_ref() == Some(gate) && self.gates.may_inherit(gate, priority);
+        if heir {
+            self.freed_place = None;
+        }
+        heir
     }
 
     /// The step is taken from its gate, if it is parked at one that is known without its input. Others are ignored when
@@ -151,7 +167,7 @@ impl Core {
     pub(super) fn check_held(&mut self, id: RunId, job: JobId, index: u32) {
         let step = self.cache.runs.get(&id).and_then(|run| run.steps().get(index as usize));
         let awaited = step.is_some_and(|step| step.in_flight && step.job == Some(job));
-        if !awaited && self.gates.over(job) {
+        if !awaited && self.gates.over(job).is_some() {
             *self.staged.commit.counters.entry(LEAKED).or_default() += 1;
         }
     }
@@ -159,7 +175,7 @@ impl Core {
     /// Counts what a result says about a dependency, if its step waits for it.
     pub(super) fn count_result(&mut self, id: RunId, gate: Option<&Gate>, event: &Event) {
         let Event::Result { of, outcome, .. } = event else { return };
-        self.gates.over(of.job);
+        self.freed_place = self.gates.over(of.job);
         let Some(run) = self.cache.runs.get(&id) else { return };
         let awaited = run.steps().get(of.index as usize).is_some_and(|s| s.in_flight && s.job == Some(of.job));
         if *outcome == Outcome::Returned(Returned::Gated) {

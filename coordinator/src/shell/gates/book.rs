@@ -55,6 +55,8 @@ pub struct Leave {
 #[derive(Debug, Default, Clone, Copy)]
 struct Parked {
     count: u64,
+    /// The highest priority among them, or more.
+    urgent: u8,
     /// Some of them were looked at, and are about to be released.
     looked_at: bool,
     /// Released in the present recovery, which began at this time.
@@ -144,10 +146,18 @@ impl Book {
         }
     }
 
-    /// Whether a step would have to wait for its gate's limit: what is parked goes first.
-    pub fn is_full(&mut self, gate: &Gate, was_parked: bool) -> bool {
-        !self.shares.is_idle()
-            && (self.shares.is_full(gate) || (!was_parked && self.is_limited(gate) && self.has_parked(gate)))
+    /// Whether a step would have to wait for its gate's limit: what is parked goes first, unless the step is the heir of a
+    /// job that has just ended.
+    pub fn is_full(&mut self, gate: &Gate, goes_first: bool) -> bool {
+        if self.shares.is_idle() {
+            return false;
+        }
+        self.shares.is_full(gate) || (!goes_first && self.is_limited(gate) && self.has_parked(gate))
+    }
+
+    /// Whether a step of this priority may take the place of one that is parked: none of them is more urgent.
+    pub fn may_inherit(&self, gate: &Gate, priority: u8) -> bool {
+        self.parked.get(gate).is_none_or(|parked| parked.urgent <= priority)
     }
 
     fn is_limited(&self, gate: &Gate) -> bool {
@@ -187,8 +197,8 @@ impl Book {
         self.shares.take_released()
     }
 
-    /// A job is over, however it ended. Returns whether it counted against a limit.
-    pub fn over(&mut self, job: JobId) -> bool {
+    /// A job is over, however it ended. Returns the gate whose limit it counted against.
+    pub fn over(&mut self, job: JobId) -> Option<Gate> {
         self.shares.ended(job)
     }
 
@@ -247,14 +257,17 @@ impl Book {
         if count == 0 {
             self.parked.remove(gate);
         } else {
-            self.parked.entry(gate.clone()).or_default().count = count;
+            let unknown = || Parked { urgent: u8::MAX, ..Parked::default() };
+            self.parked.entry(gate.clone()).or_insert_with(unknown).count = count;
         }
     }
 
-    /// A step is parked. True if it is the first at its gate.
-    pub fn park(&mut self, gate: &Gate) -> bool {
+    /// A step of this priority is parked. True if it is the first at its gate.
+    pub fn park(&mut self, gate: &Gate, priority: u8) -> bool {
         let first = !self.parked.contains_key(gate);
-        self.parked.entry(gate.clone()).or_default().count += 1;
+        let parked = self.parked.entry(gate.clone()).or_default();
+        parked.count += 1;
+        parked.urgent = parked.urgent.max(priority);
         first
     }
 

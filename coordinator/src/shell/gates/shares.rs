@@ -173,12 +173,12 @@ impl Shares {
         Some(held)
     }
 
-    /// A job has ended. Returns whether it counted.
-    pub(super) fn ended(&mut self, job: JobId) -> bool {
+    /// A job has ended. Returns what it counted against.
+    pub(super) fn ended(&mut self, job: JobId) -> Option<Gate> {
         if self.held.is_empty() {
-            return false;
+            return None;
         }
-        let Some((held, _)) = self.held.remove(&job) else { return false };
+        let (held, _) = self.held.remove(&job)?;
         self.released.push(job);
         if let Some(share) = self.shares.get_mut(&held.gate) {
             share.jobs = share.jobs.saturating_sub(1);
@@ -188,7 +188,7 @@ impl Shares {
                 share.tell_ms = 0;
             }
         }
-        true
+        Some(held.gate)
     }
 
     /// Jobs that count no more since the last commit.

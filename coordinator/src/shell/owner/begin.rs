@@ -57,6 +57,7 @@ impl<L: Link> Owner<L> {
             mint,
             now_ms: head.now_ms,
             freed: None,
+            freed_place: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
             gates: Book::new(me, held, turn.now_ms),

@@ -164,6 +164,12 @@ impl Core {
                 Origin::Parked => self.unpark(id, index),
                 _ => self.release(id, index, false),
             },
+            What::Event(Event::AuditJob { index, job }) => {
+                self.happened(id, Event::AuditJob { index, job });
+                if !self.is_awaited(id, job, index) {
+                    self.gates.over(job);
+                }
+            }
             What::Event(event) => self.happened(id, event),
         }
     }
@@ -256,7 +262,8 @@ impl Core {
             Effect::Unready { index } => self.unready(id, index),
             Effect::Dispatch { index, job, attempt, max_attempts } => {
                 let (of, leave, falls_back) = (self.at, self.leave.take(), self.falls_back);
-                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, leave, falls_back };
+                let heir_of = self.freed_place.take();
+                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, leave, heir_of, falls_back };
                 let queue = dispatch.queue(&self.cache.runs[&id]);
                 self.schedule.queue(&queue).outstanding += 1;
                 self.staged.dispatches.push(dispatch);
@@ -300,7 +307,7 @@ impl Core {
             // Of one job the last word counts: a commit adds before it removes.
             Effect::Stop(job) => {
                 // Whether its dependency is back, nobody will know.
-                self.gates.ended(job, Verdict::None);
+                self.gates.stops(job);
                 commit.stopped.retain(|j| *j != job);
                 commit.stops.push(job);
             }

@@ -11,6 +11,7 @@ use super::{
     super::{
         cache::Target,
         gates::{Pass, Verdict},
+        intake::{Origin, What},
     },
     Core, Dispatch,
 };
@@ -140,7 +141,19 @@ impl Core {
     /// What a dispatch needs to know once the gate of its step can be told from its values. False if it must wait: then it
     /// is parked.
     pub fn admit(&mut self, dispatch: &mut Dispatch, gate: &Gate) -> bool {
-        match self.gates.pass(gate, true) {
+        let waited = matches!(dispatch.of.0, Origin::Parked | Origin::Ready);
+        let heir = dispatch.heir_of.as_ref() == Some(gate) && {
+            let run = &self.cache.runs[&dispatch.run];
+            self.gates.may_inherit(gate, run.plan.steps[dispatch.index as usize].priority)
+        };
+        let pass = match self.gates.pass(gate, true) {
+            Pass::May(leave) if self.gates.is_behind(gate, waited || heir) => {
+                leave.into_iter().for_each(|leave| self.gates.give_back(leave));
+                Pass::Full
+            }
+            pass => pass,
+        };
+        match pass {
             Pass::May(leave) => {
                 dispatch.leave = leave;
                 true
@@ -165,10 +178,34 @@ impl Core {
 
     /// Looks whether a job that counts against a limit is still awaited. Each that counts and is not was leaked, and is counted.
     pub(super) fn check_held(&mut self, id: RunId, job: JobId, index: u32) {
+        if !self.is_awaited(id, job, index) {
+            self.leaked(job);
+        }
+    }
+
+    pub(super) fn is_awaited(&self, id: RunId, job: JobId, index: u32) -> bool {
         let step = self.cache.runs.get(&id).and_then(|run| run.steps().get(index as usize));
-        let awaited = step.is_some_and(|step| step.in_flight && step.job == Some(job));
-        if !awaited && self.gates.over(job).is_some() {
+        step.is_some_and(|step| step.in_flight && step.job == Some(job))
+    }
+
+    fn leaked(&mut self, job: JobId) {
+        if self.gates.over(job).is_some() {
             *self.staged.commit.counters.entry(LEAKED).or_default() += 1;
+        }
+    }
+
+    /// An item about a run that cannot be loaded: whatever job it reports counts no more. True if that is all there was to it.
+    pub fn forget_job(&mut self, what: &What) -> bool {
+        match what {
+            What::Held { job, .. } => {
+                self.leaked(*job);
+                true
+            }
+            What::Result { event: Event::Result { of, .. }, .. } | What::Event(Event::Lost { of, .. }) => {
+                self.gates.over(of.job);
+                false
+            }
+            _ => false,
         }
     }
 

@@ -130,7 +130,8 @@ async fn a_rate_is_kept_and_what_waits_says_why(fleet: &Fleet) {
     assert!(limits["items"][0]["parked"].as_u64().unwrap() > 0, "{listed}");
     fleet.api().until_all(&runs, "completed", SOON).await.unwrap();
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis((RUNS as u64 - 2) * 50), "{took:?} for {RUNS} at 20/s");
+    // The burst, and what may have begun before the owners had the limit.
+    assert!(took >= Duration::from_millis((RUNS as u64 - 2 - 4) * 50), "{took:?} for {RUNS} at 20/s");
     let came = shop.seen.came.lock().unwrap().clone();
     for first in &came {
         let within = came.iter().filter(|at| **at >= *first && **at - *first < Duration::from_secs(1)).count();

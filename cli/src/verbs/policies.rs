@@ -289,6 +289,8 @@ async fn show(args: &ShowArgs, session: &Session<'_>) -> Result<Exit, Failure> {
             ("or a share of", format!("{} of at least {} calls in {}", b.ratio, b.minimum_calls, span(b.window_ms))),
             ("stays open for", format!("{}, at most {}", span(b.break_ms), span(b.break_cap_ms))),
             ("then tries", format!("{} jobs", b.canaries)),
+            ("at once in the fleet", found.concurrency.map_or("any number".to_owned(), |n| n.to_string())),
+            ("begin in a time", found.rate.as_deref().unwrap_or("any number").to_owned()),
         ],
     )?;
     Ok(Exit::Done)

@@ -35,7 +35,7 @@ async fn list(State(app): State<AppState>, Params(p): Params<Paging>) -> ApiResu
         items.push(LimitView {
             name: gate.to_string(),
             concurrency: limit.concurrency,
-            used: limit.concurrency.map(|_| used.used),
+            used: limit.concurrency.map(|_| used),
             rate: rate.map(|rate| rate.to_string()),
             burst: rate.map(|_| limit.burst),
             parked,

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use stepfleet_protocol::{failure::Category, name::Name, policy::Policies, workflow::Workflow};
+use stepfleet_protocol::{failure::Category, gate::Gate, name::Name, policy::Policies, workflow::Workflow};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -233,6 +233,11 @@ async fn effective(
         (None, Some(handler)) => (format!("handler {handler}"), rules.breaker_of_handler(handler)),
         (None, None) => ("others".to_owned(), rules.breaker_of_others()),
     };
+    let gate = match (&p.target, &handler) {
+        (Some(target), _) => Some(Gate::target(target)),
+        (None, handler) => handler.as_ref().map(Gate::handler),
+    };
+    let limit = gate.and_then(|gate| rules.policies.limits.get(gate.as_str()));
     Ok(Json(EffectivePolicies {
         version: rules.version,
         handler: handler.as_ref().map(Name::to_string),
@@ -240,6 +245,8 @@ async fn effective(
         categories: Category::ALL.into_iter().map(of).collect::<ApiResult<_>>()?,
         breaker_of,
         breaker,
+        concurrency: limit.and_then(|limit| limit.concurrency),
+        rate: limit.and_then(|limit| limit.rate).map(|rate| rate.to_string()),
     }))
 }
 

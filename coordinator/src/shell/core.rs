@@ -79,6 +79,8 @@ pub struct Core {
     pub now_ms: u64,
     /// The queue whose slot the present item has freed.
     pub freed: Option<Name>,
+    /// The gate under whose limit the present item has freed a place.
+    pub freed_place: Option<Gate>,
     /// The present item.
     pub at: Place,
     /// What is kept in mind of gates.
@@ -116,7 +118,7 @@ impl Core {
     /// [`Poison`] when a rule panicked; then nothing of this batch may be committed.
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
         self.now_ms = self.now_ms.max(item.at_ms);
-        self.freed = None;
+        (self.freed, self.freed_place) = (None, None);
         self.at = item.place();
         let poison = Poison { item: self.at, by: Blame::Rule };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)
@@ -163,6 +165,12 @@ impl Core {
                 Origin::Parked => self.unpark(id, index),
                 _ => self.release(id, index, false),
             },
+            What::Event(Event::AuditJob { index, job }) => {
+                self.happened(id, Event::AuditJob { index, job });
+                if !self.is_awaited(id, job, index) {
+                    self.gates.over(job);
+                }
+            }
             What::Event(event) => self.happened(id, event),
         }
     }
@@ -255,7 +263,8 @@ impl Core {
             Effect::Unready { index } => self.unready(id, index),
             Effect::Dispatch { index, job, attempt, max_attempts } => {
                 let (of, leave, falls_back) = (self.at, self.leave.take(), self.falls_back);
-                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, leave, falls_back };
+                let heir_of = self.freed_place.take();
+                let dispatch = Dispatch { of, run: id, index, job, attempt, max_attempts, leave, heir_of, falls_back };
                 let queue = dispatch.queue(&self.cache.runs[&id]);
                 self.schedule.queue(&queue).outstanding += 1;
                 self.staged.dispatches.push(dispatch);
@@ -299,7 +308,7 @@ impl Core {
             // Of one job the last word counts: a commit adds before it removes.
             Effect::Stop(job) => {
                 // Whether its dependency is back, nobody will know.
-                self.gates.ended(job, Verdict::None);
+                self.gates.stops(job);
                 commit.stopped.retain(|j| *j != job);
                 commit.stops.push(job);
             }

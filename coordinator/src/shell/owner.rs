@@ -148,7 +148,9 @@ impl<L: Link> Owner<L> {
     }
 
     /// Lets it know how gates stand, and tell what results say about dependencies.
-    pub fn attach(&mut self, link: gates::Link) {
+    pub fn attach(&mut self, mut link: gates::Link) {
+        // What was granted to a reign before this one is not for it.
+        link.inbox = gates::Inbox::default();
         self.core.gates.see(link.view.borrow().clone());
         self.gates = Some(link);
     }
@@ -268,7 +270,7 @@ impl<L: Link> Owner<L> {
         let wait = schedule.timers.next_look().saturating_sub(self.server_ms);
         // What is parked may pass as soon as the gate opens.
         let longest = match &self.core.gates {
-            gates if gates.is_idle() => BLOCK_MAX,
+            gates if gates.is_quiet() => BLOCK_MAX,
             gates if gates.waits() => WISH_EVERY,
             _ => GATES_EVERY,
         };

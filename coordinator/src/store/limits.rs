@@ -18,6 +18,9 @@ use crate::machine::limits::Limit;
 /// Source of the script.
 pub const LIMIT: &str = include_str!("limit.lua");
 
+/// After so long without a word what a partition has counts no more, in milliseconds; as in the script.
+const GONE_MS: u64 = 60_000;
+
 /// What a partition says about its part of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tell {
@@ -44,15 +47,6 @@ pub struct Granted {
     pub keep: u64,
     /// Time until more may be granted, in milliseconds; 0 if that does not depend on time.
     pub due_ms: u64,
-}
-
-/// What the fleet has of a limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct InUse {
-    /// Permits in use, or at hand.
-    pub used: u64,
-    /// Permits that are waited for.
-    pub wanted: u64,
 }
 
 /// A job that counts against a limit until it ends.
@@ -94,22 +88,24 @@ impl Tell {
 }
 
 impl Client {
-    /// What the fleet has of a limit, as its owners last said.
+    /// Places of a limit that are in use, or at hand of an owner that is about to use them, as owners last said.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn limit_in_use(&self, gate: &Gate) -> Result<InUse, ClientError> {
+    pub async fn limit_in_use(&self, gate: &Gate) -> Result<u64, ClientError> {
+        let now_ms = self.server_time_ms().await?;
         let mut read = redis::cmd("HGETALL");
         read.arg(self.keys.fleet_limit(gate));
-        let mut all = InUse::default();
+        let mut used_in_all = 0;
         for (field, value) in reply::pairs(self.fleet(read).await?) {
-            let text = String::from_utf8_lossy(&value);
-            let words: Vec<u64> = text.split(' ').filter_map(|word| word.parse().ok()).collect();
-            if let (true, &[_, _, used, wanted, _, _]) = (field.starts_with(b"p:"), &words[..]) {
-                all.used += used;
-                all.wanted += wanted;
+            let number = |bytes: &[u8]| bytes.try_into().map(f64::from_be_bytes).map_or(0, |n| n as u64);
+            let numbers: Vec<u64> = value.chunks_exact(8).map(number).collect();
+            if let (true, &[_, _, used, _, _, at_ms]) = (field.starts_with(b"p:"), &numbers[..])
+                && now_ms.saturating_sub(at_ms) < GONE_MS
+            {
+                used_in_all += used;
             }
         }
-        Ok(all)
+        Ok(used_in_all)
     }
 }

@@ -122,3 +122,90 @@ fn a_rate_lets_its_burst_begin_and_then_one_at_a_time() -> anyhow::Result<()> {
         assert!(granted >= 25, "{granted} in a second and a half");
     })
 }
+
+#[test]
+fn what_is_free_goes_to_those_who_wait_beyond_their_share() -> anyhow::Result<()> {
+    crate::world::on_real("limit_free", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(100), calls: 0 };
+        for partition in 0..6 {
+            assert_eq!(call.tell(partition, 1, 0, 1).await.map(|g| g.granted), Some(1));
+        }
+        let mut has = [0, 0];
+        for _ in 0..6 {
+            for (n, has) in has.iter_mut().enumerate() {
+                *has += call.tell(6 + n as u16, 1, *has, 500).await.expect("it is heard").granted;
+            }
+        }
+        assert_eq!(has.iter().sum::<u64>(), 94, "{has:?}: six of a hundred are in use by others");
+    })
+}
+
+#[test]
+fn after_a_limit_was_lowered_nothing_begins_until_enough_has_ended() -> anyhow::Result<()> {
+    crate::world::on_real("limit_lowered", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(10), calls: 0 };
+        assert_eq!(call.tell(0, 1, 0, 5).await.map(|g| g.granted), Some(5));
+        assert_eq!(call.tell(1, 1, 0, 5).await.map(|g| g.granted), Some(5));
+        call.limit = of(4);
+        let answer = call.tell(0, 1, 5, 20).await.expect("it is heard");
+        assert_eq!((answer.granted, answer.keep), (0, 0), "the others have more than there may be");
+        call.tell(1, 1, 0, 0).await;
+        let answer = call.tell(0, 1, 4, 20).await.expect("it is heard");
+        assert_eq!((answer.granted, answer.keep), (0, 4));
+    })
+}
+
+#[test]
+fn a_rate_that_was_raised_holds_at_once() -> anyhow::Result<()> {
+    crate::world::on_real("limit_raised", async |mut w| {
+        let rate = |rate: &str, burst| {
+            let policy = LimitPolicy { rate: Rate::parse(rate).ok(), burst: Some(burst), ..LimitPolicy::default() };
+            Limit::of(&policy)
+        };
+        let mut call = Call { w: &mut w, limit: rate("1/h", 3), calls: 0 };
+        assert_eq!(call.tell(0, 1, 0, 9).await.map(|g| g.granted), Some(3));
+        call.limit = rate("100/s", 10);
+        let answer = call.tell(0, 1, 0, 50).await.expect("it is heard");
+        assert!(answer.due_ms <= 10, "{answer:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        let answer = call.tell(0, 1, 0, 50).await.expect("it is heard");
+        assert!((5..=10).contains(&answer.granted), "{answer:?}");
+    })
+}
+
+#[test]
+fn what_an_owner_that_is_gone_had_counts_no_more() -> anyhow::Result<()> {
+    crate::world::on_real("limit_gone", async |mut w| {
+        let time = w.one(&[b"TIME"]).await;
+        let now_s = reply::array(&time).and_then(|t| reply::number(&t[0])).expect("a time");
+        for (age_s, granted) in [(50, 0), (61, 10)] {
+            let at_ms = 1_000.0 * (now_s - age_s) as f64;
+            let row: Vec<u8> = [9.0, 9.0, 10.0, 0.0, 0.0, at_ms].iter().flat_map(|n: &f64| n.to_be_bytes()).collect();
+            w.one(&[b"HSET", all_keys().fleet_limit(&bank()).as_bytes(), b"p:7", &row]).await;
+            let mut call = Call { w: &mut w, limit: of(10), calls: 0 };
+            assert_eq!(call.tell(age_s as u16, 1, 0, 50).await.map(|g| g.granted), Some(granted), "{age_s} s");
+            call.tell(age_s as u16, 1, 0, 0).await;
+            // Its partition has an owner of a lower reign, because the server went back to an earlier moment.
+            assert!(call.tell(7, 1, 0, 0).await.is_some(), "it is heard");
+        }
+    })
+}
+
+#[test]
+fn with_a_thousand_partitions_a_call_holds_the_server_for_a_few_milliseconds() -> anyhow::Result<()> {
+    crate::world::on_real("limit_wide", async |mut w| {
+        let mut call = Call { w: &mut w, limit: of(10_000), calls: 0 };
+        for partition in 0..1_000 {
+            call.tell(partition, 1, 1, 0).await.expect("it is heard");
+        }
+        let mut took = Vec::new();
+        for partition in 0..20 {
+            let begun = std::time::Instant::now();
+            call.tell(partition, 1, 1, 1).await.expect("it is heard");
+            took.push(begun.elapsed());
+        }
+        took.sort_unstable();
+        // A quarter of all partitions there may be, and five times the promise of 5 ms for all of them.
+        assert!(took[10] < std::time::Duration::from_millis(7), "{took:?}");
+    })
+}

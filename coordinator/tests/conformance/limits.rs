@@ -8,14 +8,19 @@ use stepfleet_coordinator::{
         gates::{Inbox, Link, Say, View},
         owner::Owner,
     },
-    store::{limits::Granted, link::Dial, reply},
+    store::{
+        limits::{Granted, Tell},
+        link::Dial,
+        reply,
+    },
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
-    gate::Gate,
+    gate::{Gate, GateState, Stand},
     message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
     name::Name,
     policy::{LimitPolicy, Policies},
+    rate::Rate,
     state::State,
     workflow::Workflow,
 };
@@ -34,6 +39,8 @@ both! {
     what_is_cancelled_while_it_waits_takes_no_place,
     a_limit_that_is_taken_away_holds_nothing_back,
     what_nobody_answers_is_asked_again_and_begins_nothing,
+    what_parks_at_a_broken_circuit_holds_no_place_and_begins_when_it_closes,
+    permits_that_nobody_can_use_hold_no_place,
 }
 
 fn noop() -> Gate {
@@ -61,12 +68,14 @@ struct Limiter {
     heard: mpsc::UnboundedReceiver<Say>,
     most: u64,
     asked: usize,
+    /// The last that was told.
+    told: Option<Tell>,
 }
 
 impl Limiter {
     fn new(most: u64) -> Self {
         let (say, heard) = mpsc::unbounded_channel();
-        Self { view: watch::Sender::new(Arc::new(View::default())), say, heard, most, asked: 0 }
+        Self { view: watch::Sender::new(Arc::new(View::default())), say, heard, most, asked: 0, told: None }
     }
 
     fn attach<L: stepfleet_coordinator::store::link::Link>(&self, owner: &mut Owner<L>) {
@@ -81,6 +90,7 @@ impl Limiter {
                 let granted = Granted { used: tell.used, granted, keep: self.most, due_ms: 0 };
                 inbox.lock().expect("nobody panics here").shares.push((gate, tell.call, Some(granted)));
                 self.asked += 1;
+                self.told = Some(tell);
             }
         }
     }
@@ -254,6 +264,69 @@ async fn what_nobody_answers_is_asked_again_and_begins_nothing<D: Dial>(mut w: W
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     panic!("nothing begins");
+}
+
+async fn parked<D: Dial>(w: &mut World<D>) -> i64 {
+    w.number(&["ZCARD", &keys().parked(&noop())]).await
+}
+
+async fn what_parks_at_a_broken_circuit_holds_no_place_and_begins_when_it_closes<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(3), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    // Nothing is told of a limit that nobody uses.
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+    let text = String::new;
+    let open =
+        GateState { v: 1, stand: Stand::Open, since_ms: 1, until_ms: 0, canaries: 3, reason: text(), actor: text() };
+    limiter.view.send_replace(Arc::new(View { gates: [(noop(), open)].into(), partitions: 1 }));
+    let run = w.submit(&wide(6)).await;
+    for _ in 0..30 {
+        assert!(taken(&mut w, &mut limiter, (&mut owner, &mut worker), 1).await.is_empty());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(limiter.told.map_or((0, 0), |told| (told.used, told.want)), (0, 0), "others may have the places");
+    limiter.view.send_replace(Arc::new(View::default()));
+    let mut done = 0;
+    for _ in 0..200 {
+        let jobs = taken(&mut w, &mut limiter, (&mut owner, &mut worker), 1).await;
+        done += jobs.len();
+        if !jobs.is_empty() {
+            complete(&mut worker, &jobs).await;
+        }
+        if done == 6 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    taken(&mut w, &mut limiter, (&mut owner, &mut worker), 4).await;
+    assert_eq!((done, w.state(run).await), (6, Some(State::Completed)), "nothing else had to come");
+}
+
+async fn permits_that_nobody_can_use_hold_no_place<D: Dial>(mut w: World<D>) {
+    let (mut limiter, mut owner, mut worker) = (Limiter::new(4), w.own().await, w.worker(1));
+    limiter.attach(&mut owner);
+    let limit = LimitPolicy { concurrency: Some(4), rate: Rate::parse("1000/s").ok(), burst: Some(4) };
+    let policies = Policies { limits: [(noop().to_string(), limit)].into(), ..Policies::default() };
+    owner.set_rules(Rules::new(2, policies));
+    let run = w.submit(&wide(4)).await;
+    for _ in 0..200 {
+        w.turns(&mut owner, 1).await;
+        if parked(&mut w).await == 4 && !limiter.heard.is_empty() {
+            break;
+        }
+    }
+    // It has asked; before the answer comes it is cancelled.
+    w.client.command(run, Verb::Cancel).await.expect("no faults");
+    w.turns(&mut owner, 2).await;
+    for _ in 0..200 {
+        assert!(taken(&mut w, &mut limiter, (&mut owner, &mut worker), 1).await.is_empty(), "it is cancelled");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        if limiter.asked > 3 && limiter.told.is_some_and(|told| (told.used, told.want) == (0, 0)) {
+            assert_eq!(w.state(run).await, Some(State::Cancelled));
+            return;
+        }
+    }
+    panic!("it keeps what it cannot use: {:?}", limiter.told);
 }
 
 #[test]

@@ -6,10 +6,15 @@ use anyhow::ensure;
 use futures::stream::{self, StreamExt};
 use stepfleet_coordinator::store::{
     client::Client,
+    policies::Change,
     submit::{How, Wanted},
     workflows::Stored,
 };
-use stepfleet_protocol::{keys::Keys, workflow::Workflow};
+use stepfleet_protocol::{
+    keys::Keys,
+    policy::{LimitPolicy, Policies},
+    workflow::Workflow,
+};
 use tokio::time::Instant;
 
 use super::BenchArgs;
@@ -91,18 +96,41 @@ async fn all_completed(probe: &mut Probe, partitions: u16, runs: usize) -> anyho
     }
 }
 
-/// Many runs of the same chain through one coordinator and one worker.
-#[expect(clippy::too_many_arguments, reason = "one call a workload, all in one place")]
+/// Many runs of the same chain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    /// What its figures are called.
+    pub(super) name: &'static str,
+    /// Runs.
+    pub(super) runs: usize,
+    /// Steps of each.
+    pub(super) steps: usize,
+    /// Jobs that a limit of the fleet lets be under way; none for no limit.
+    pub(super) limit: Option<u32>,
+}
+
+async fn limit(client: &Client, concurrency: u32) -> anyhow::Result<()> {
+    let limit = LimitPolicy { concurrency: Some(concurrency), ..LimitPolicy::default() };
+    let policies = Policies { limits: [("handler:noop".to_owned(), limit)].into(), ..Policies::default() };
+    let at_ms = how().now_ms;
+    let change = Change { expected: 0, policies, diff: String::new(), at_ms, actor: "bench".into(), reason: None };
+    client.apply_policies(&change).await?;
+    Ok(())
+}
+
+/// A load through one coordinator and one worker.
 pub(super) async fn throughput(
     args: &BenchArgs,
     url: &str,
     probe: &mut Probe,
-    name: &str,
-    runs: usize,
-    steps: usize,
+    load: Load,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let Load { name, runs, steps, .. } = load;
     probe.flush().await?;
+    if let Some(concurrency) = load.limit {
+        limit(&client(url).await?, concurrency).await?;
+    }
     let (coordinator, worker) = (coordinator(url, args.partitions)?, worker(url, args.slots)?);
     ready(probe, args.partitions, true).await?;
     let client = client(url).await?;
@@ -142,7 +170,10 @@ pub(super) async fn throughput(
             put(&format!("commands.{command}.us_per_step"), us);
         }
     }
-    if steps == 1 {
+    if load.limit.is_some() {
+        let ratio = report.get("limited.steps_per_s") / report.get("chain10.steps_per_s");
+        report.put("limited.unlimited_ratio", ratio);
+    } else if steps == 1 {
         report.put("submit.runs_per_s", runs as f64 / submit_s);
     } else {
         let bytes = (after.0.memory_bytes - before.0.memory_bytes) / runs as f64;

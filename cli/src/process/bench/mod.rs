@@ -12,6 +12,7 @@ mod report;
 use std::path::PathBuf;
 
 use clap::Args;
+use stepfleet_protocol::limits::CONCURRENCY_MAX;
 
 use super::{Given, server};
 use crate::failure::{Exit, Failure};
@@ -93,9 +94,15 @@ async fn measure(args: &BenchArgs, port: u16, out: &Out) -> anyhow::Result<Repor
     let cpu_s = probe.server().await?.cpu_s - before;
     report.put("floor.redis_us_per_job", cpu_s * 1e6 / FLOOR_JOBS as f64);
     out.say("throughput: one-step runs");
-    load::throughput(args, &url, &mut probe, "one_step", args.runs, 1, &mut report).await?;
+    let one = load::Load { name: "one_step", runs: args.runs, steps: 1, limit: None };
+    load::throughput(args, &url, &mut probe, one, &mut report).await?;
     out.say("throughput: ten-step chains");
-    load::throughput(args, &url, &mut probe, "chain10", args.chains, 10, &mut report).await?;
+    let chains = load::Load { name: "chain10", runs: args.chains, steps: 10, limit: None };
+    load::throughput(args, &url, &mut probe, chains, &mut report).await?;
+    out.say("throughput: ten-step chains under a limit that is just not reached");
+    let most = u32::try_from(2 * args.slots).unwrap_or(u32::MAX).min(CONCURRENCY_MAX);
+    let limited = load::Load { name: "limited", limit: Some(most), ..chains };
+    load::throughput(args, &url, &mut probe, limited, &mut report).await?;
     out.say("wide graphs");
     load::wide(args, &url, &mut probe, &mut report).await?;
     out.say("latency on an idle fleet");

@@ -90,4 +90,10 @@ pub struct EffectivePolicies {
     pub breaker_of: String,
     /// The circuit breaker.
     pub breaker: Breaker,
+    /// Jobs of it that may be under way at once in the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// Jobs of it that may begin in a time in the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
 }

@@ -11,6 +11,7 @@ use super::{
     super::{
         cache::Target,
         gates::{Pass, Verdict},
+        intake::{Origin, What},
     },
     Core, Dispatch,
 };
@@ -72,7 +73,7 @@ impl Core {
     pub(super) fn park(&mut self, id: RunId, index: u32, gate: &Gate) {
         let priority = self.cache.runs[&id].plan.steps[index as usize].priority;
         let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
-        if self.gates.park(gate) {
+        if self.gates.park(gate, priority) {
             self.staged.commit.gates_added.push(gate.clone());
         }
         self.staged.commit.parked_added.entry(gate.clone()).or_default().push(member);
@@ -101,8 +102,24 @@ impl Core {
             Some(Stand::Recovering) => !was_parked && self.gates.has_parked(&gate),
         };
         // Where the circuit is broken another handler may stand in; a limit is waited for.
-        let held = if broken { !self.has_fallback(id, index) } else { self.gates.is_full(&gate, was_parked) };
+        let held = if broken {
+            !self.has_fallback(id, index)
+        } else {
+            let first = was_parked || self.inherits_place(id, index, &gate);
+            self.gates.is_full(&gate, first)
+        };
         held.then_some(gate)
+    }
+
+    /// A run that has a place under a limit keeps it: its next step goes ahead of parked ones that are not more urgent. One
+    /// place, one heir.
+    fn inherits_place(&mut self, id: RunId, index: u32, gate: &Gate) -> bool {
+        let priority = self.cache.runs[&id].plan.steps[index as usize].priority;
+        let heir = self.freed_place.as_ref() == Some(gate) && self.gates.may_inherit(gate, priority);
+        if heir {
+            self.freed_place = None;
+        }
+        heir
     }
 
     /// The step is taken from its gate, if it is parked at one that is known without its input. Others are ignored when
@@ -124,7 +141,19 @@ impl Core {
     /// What a dispatch needs to know once the gate of its step can be told from its values. False if it must wait: then it
     /// is parked.
     pub fn admit(&mut self, dispatch: &mut Dispatch, gate: &Gate) -> bool {
-        match self.gates.pass(gate, true) {
+        let waited = matches!(dispatch.of.0, Origin::Parked | Origin::Ready);
+        let heir = dispatch.heir_of.as_ref() == Some(gate) && {
+            let run = &self.cache.runs[&dispatch.run];
+            self.gates.may_inherit(gate, run.plan.steps[dispatch.index as usize].priority)
+        };
+        let pass = match self.gates.pass(gate, true) {
+            Pass::May(leave) if self.gates.is_behind(gate, waited || heir) => {
+                leave.into_iter().for_each(|leave| self.gates.give_back(leave));
+                Pass::Full
+            }
+            pass => pass,
+        };
+        match pass {
             Pass::May(leave) => {
                 dispatch.leave = leave;
                 true
@@ -149,17 +178,41 @@ impl Core {
 
     /// Looks whether a job that counts against a limit is still awaited. Each that counts and is not was leaked, and is counted.
     pub(super) fn check_held(&mut self, id: RunId, job: JobId, index: u32) {
+        if !self.is_awaited(id, job, index) {
+            self.leaked(job);
+        }
+    }
+
+    pub(super) fn is_awaited(&self, id: RunId, job: JobId, index: u32) -> bool {
         let step = self.cache.runs.get(&id).and_then(|run| run.steps().get(index as usize));
-        let awaited = step.is_some_and(|step| step.in_flight && step.job == Some(job));
-        if !awaited && self.gates.over(job) {
+        step.is_some_and(|step| step.in_flight && step.job == Some(job))
+    }
+
+    fn leaked(&mut self, job: JobId) {
+        if self.gates.over(job).is_some() {
             *self.staged.commit.counters.entry(LEAKED).or_default() += 1;
+        }
+    }
+
+    /// An item about a run that cannot be loaded: whatever job it reports counts no more. True if that is all there was to it.
+    pub fn forget_job(&mut self, what: &What) -> bool {
+        match what {
+            What::Held { job, .. } => {
+                self.leaked(*job);
+                true
+            }
+            What::Result { event: Event::Result { of, .. }, .. } | What::Event(Event::Lost { of, .. }) => {
+                self.gates.over(of.job);
+                false
+            }
+            _ => false,
         }
     }
 
     /// Counts what a result says about a dependency, if its step waits for it.
     pub(super) fn count_result(&mut self, id: RunId, gate: Option<&Gate>, event: &Event) {
         let Event::Result { of, outcome, .. } = event else { return };
-        self.gates.over(of.job);
+        self.freed_place = self.gates.over(of.job);
         let Some(run) = self.cache.runs.get(&id) else { return };
         let awaited = run.steps().get(of.index as usize).is_some_and(|s| s.in_flight && s.job == Some(of.job));
         if *outcome == Outcome::Returned(Returned::Gated) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stepfleet_protocol::{
+    gate::Gate,
     id::{CommandId, JobId, RunId, StreamId},
     message::Answer,
     name::Name,
@@ -35,6 +36,8 @@ pub struct Dispatch {
     pub max_attempts: u32,
     /// Its leave to pass the gate of its step, if it needs one.
     pub leave: Option<Leave>,
+    /// The gate under whose limit the job before it in its run has just freed a place.
+    pub heir_of: Option<Gate>,
     /// The step's fallback does it.
     pub falls_back: bool,
 }

@@ -1,11 +1,17 @@
 //! The built-in subscribers: whatever a person should look at, as a log line, or told to a program of the operator's.
 
-use std::{path::PathBuf, process::Stdio};
+use std::{path::PathBuf, pin::pin, process::Stdio, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Either, select},
+};
 use serde::Serialize;
 use stepfleet_protocol::id::RunId;
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::{ChildStderr, ChildStdin, Command},
+};
 
 use super::{Notice, Refusal, Subscriber};
 use crate::{
@@ -14,7 +20,9 @@ use crate::{
 };
 
 /// Bytes of what a program writes to stderr that are kept when it fails.
-const STDERR_BYTES: usize = 1_000;
+const STDERR_BYTES: u64 = 1_000;
+/// How long is listened to what a program wrote before its end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Writes a structured log line, at the level `warn`, for each step that escalates.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,20 +116,45 @@ impl EscalationCommand {
     async fn run(&self, text: String) -> Result<(), Refusal> {
         let refusal =
             |what: &str, error: std::io::Error| Refusal(format!("`{}` {what}: {error}", self.program.display()));
-        // One that is given up is killed with the future.
         let mut command = Command::new(&self.program);
+        // One that is given up is killed with the future.
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| refusal("could not be started", error))?;
-        if let Some(mut stdin) = child.stdin.take() {
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let mut said = Vec::new();
+        let status = {
+            let talk = pin!(talk(stdin, text, stderr, &mut said));
+            // Its end decides: something that it has started may hold the pipes for longer.
+            match select(pin!(child.wait()), talk).await {
+                Either::Left((status, talk)) => {
+                    let _ = tokio::time::timeout(LAST_WORDS, talk).await;
+                    status
+                }
+                Either::Right(((), wait)) => wait.await,
+            }
+        };
+        let status = status.map_err(|error| refusal("could not be awaited", error))?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&said);
+        Err(Refusal(format!("`{}` ended with {status}: {}", self.program.display(), said.trim())))
+    }
+}
+
+/// Tells a program, and hears the first of what it has to say about that; the rest goes nowhere.
+async fn talk(stdin: Option<ChildStdin>, text: String, stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
+    let tell = async {
+        if let Some(mut stdin) = stdin {
             // A program that does not read says by its code whether that is well.
             let _ = stdin.write_all(text.as_bytes()).await;
         }
-        let output = child.wait_with_output().await.map_err(|error| refusal("could not be awaited", error))?;
-        if output.status.success() {
-            return Ok(());
+    };
+    let hear = async {
+        if let Some(mut stderr) = stderr {
+            let _ = (&mut stderr).take(STDERR_BYTES).read_to_end(said).await;
+            let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
         }
-        let mut said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        said.truncate(said.floor_char_boundary(STDERR_BYTES));
-        Err(Refusal(format!("`{}` ended with {}: {said}", self.program.display(), output.status)))
-    }
+    };
+    futures::join!(tell, hear);
 }

@@ -14,7 +14,7 @@ use stepfleet_protocol::{
 
 use super::{
     Granting, Inbox, Say, Tally, Verdict, View,
-    shares::{Permit, Shares},
+    shares::{Permit, Shares, Waiting},
 };
 use crate::{machine::rules::Rules, shell::upkeep::is_due, store::limits::Held};
 
@@ -55,6 +55,8 @@ pub struct Leave {
 #[derive(Debug, Default, Clone, Copy)]
 struct Parked {
     count: u64,
+    /// The highest priority among them, or more.
+    urgent: u8,
     /// Some of them were looked at, and are about to be released.
     looked_at: bool,
     /// Released in the present recovery, which began at this time.
@@ -89,10 +91,11 @@ pub struct Book {
 }
 
 impl Book {
-    /// The book of a reign. `held`: the jobs that count against limits.
-    pub fn new(me: (PartitionId, u64), held: Vec<(JobId, Held)>, now_ms: u64) -> Self {
+    /// The book of a reign. `held`: the jobs that count against limits; `stopping`: those that workers are to stop.
+    pub fn new(me: (PartitionId, u64), held: Vec<(JobId, Held)>, stopping: &[JobId], now_ms: u64) -> Self {
         let mut book = Self { me, now_ms, ..Self::default() };
         book.shares.load(held, now_ms);
+        stopping.iter().for_each(|job| book.shares.stops(*job));
         book
     }
 
@@ -119,7 +122,12 @@ impl Book {
 
     /// Whether something is awaited that may come any moment.
     pub fn waits(&self) -> bool {
-        self.shares.waits(|gate| self.parked.get(gate).map_or(0, |parked| parked.count))
+        self.shares.waits(waiting(&self.parked, &self.view, &self.tokens))
+    }
+
+    /// Whether nothing of what is kept here can change by itself.
+    pub fn is_quiet(&self) -> bool {
+        self.view.gates.is_empty() && self.parked.is_empty() && self.shares.is_quiet()
     }
 
     /// Whether a step may pass now. While a dependency recovers, what is parked goes first.
@@ -144,10 +152,23 @@ impl Book {
         }
     }
 
-    /// Whether a step would have to wait for its gate's limit: what is parked goes first.
-    pub fn is_full(&mut self, gate: &Gate, was_parked: bool) -> bool {
-        !self.shares.is_idle()
-            && (self.shares.is_full(gate) || (!was_parked && self.is_limited(gate) && self.has_parked(gate)))
+    /// Whether a step would have to wait for its gate's limit: what is parked goes first, unless the step is the heir of a
+    /// job that has just ended.
+    pub fn is_full(&mut self, gate: &Gate, goes_first: bool) -> bool {
+        if self.shares.is_idle() {
+            return false;
+        }
+        self.shares.is_full(gate) || self.is_behind(gate, goes_first)
+    }
+
+    /// Whether a step has to wait behind what is parked for the gate's limit.
+    pub fn is_behind(&self, gate: &Gate, goes_first: bool) -> bool {
+        !goes_first && self.is_limited(gate) && self.has_parked(gate)
+    }
+
+    /// Whether a step of this priority may take the place of one that is parked: none of them is more urgent.
+    pub fn may_inherit(&self, gate: &Gate, priority: u8) -> bool {
+        self.parked.get(gate).is_none_or(|parked| parked.urgent <= priority)
     }
 
     fn is_limited(&self, gate: &Gate) -> bool {
@@ -187,8 +208,14 @@ impl Book {
         self.shares.take_released()
     }
 
-    /// A job is over, however it ended. Returns whether it counted against a limit.
-    pub fn over(&mut self, job: JobId) -> bool {
+    /// Nobody waits for a job any more, and its worker is told to stop.
+    pub fn stops(&mut self, job: JobId) {
+        self.ended(job, Verdict::None);
+        self.shares.stops(job);
+    }
+
+    /// A job is over, however it ended. Returns the gate whose limit it counted against.
+    pub fn over(&mut self, job: JobId) -> Option<Gate> {
         self.shares.ended(job)
     }
 
@@ -247,14 +274,17 @@ impl Book {
         if count == 0 {
             self.parked.remove(gate);
         } else {
-            self.parked.entry(gate.clone()).or_default().count = count;
+            let unknown = || Parked { urgent: u8::MAX, ..Parked::default() };
+            self.parked.entry(gate.clone()).or_insert_with(unknown).count = count;
         }
     }
 
-    /// A step is parked. True if it is the first at its gate.
-    pub fn park(&mut self, gate: &Gate) -> bool {
+    /// A step of this priority is parked. True if it is the first at its gate.
+    pub fn park(&mut self, gate: &Gate, priority: u8) -> bool {
         let first = !self.parked.contains_key(gate);
-        self.parked.entry(gate.clone()).or_default().count += 1;
+        let parked = self.parked.entry(gate.clone()).or_default();
+        parked.count += 1;
+        parked.urgent = parked.urgent.max(priority);
         first
     }
 
@@ -329,8 +359,10 @@ impl Book {
     /// What the pump has to know now.
     pub(super) fn words(&mut self, now_ms: u64, inbox: &Inbox) -> Vec<Say> {
         self.now_ms = now_ms;
-        let parked = |gate: &Gate| self.parked.get(gate).map_or(0, |parked| parked.count);
-        let shares = self.shares.words(self.me, now_ms, parked);
+        if !self.shares.is_idle() {
+            self.parked.keys().for_each(|gate| self.shares.wants(gate));
+        }
+        let shares = self.shares.words(self.me, now_ms, waiting(&self.parked, &self.view, &self.tokens));
         let mut out: Vec<Say> = shares.into_iter().map(|(gate, tell)| Say::Share(gate, tell, inbox.clone())).collect();
         let due = is_due(self.told_ms, TELL_EVERY_MS, now_ms);
         if !self.tallies.is_empty() && (self.urgent || due) {
@@ -370,5 +402,22 @@ impl Book {
             out.push(Say::Look);
         }
         out
+    }
+}
+
+/// What is parked at a gate, and how much of it the circuit breaker lets pass.
+fn waiting<'a>(
+    parked: &'a BTreeMap<Gate, Parked>,
+    view: &'a View,
+    tokens: &'a BTreeMap<Gate, Vec<String>>,
+) -> impl Fn(&Gate) -> Waiting + use<'a> {
+    |gate| {
+        let parked = parked.get(gate).map_or(0, |parked| parked.count);
+        let able = match view.gates.get(gate).map(|state| state.stand) {
+            None | Some(Stand::Recovering) => parked,
+            Some(Stand::Open | Stand::Paused) => 0,
+            Some(Stand::HalfOpen) => parked.min(tokens.get(gate).map_or(0, |tokens| tokens.len() as u64)),
+        };
+        Waiting { parked, able }
     }
 }

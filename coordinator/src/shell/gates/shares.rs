@@ -22,8 +22,8 @@ use crate::{
 const TELL_EVERY_MS: u64 = 500;
 /// Time after which an answer does not come any more, in milliseconds.
 const ANSWER_MS: u64 = 2_000;
-/// Time between wishes that are not granted, in milliseconds.
-const WISH_AGAIN_MS: [u64; 4] = [20, 40, 80, 200];
+/// Time between wishes that are not granted, in milliseconds. What was given back waits so long for the next, at most.
+const WISH_AGAIN_MS: [u64; 3] = [10, 20, 40];
 /// The longest wait for a rate, in milliseconds: the policy may have changed meanwhile.
 const RATE_WAIT_MS: u64 = 1_000;
 /// Time between two looks whether jobs that count are still there, in milliseconds, and how old they are by then.
@@ -67,13 +67,32 @@ struct Share {
     heard: bool,
 }
 
+/// A job that counts.
+#[derive(Debug)]
+struct Counted {
+    held: Held,
+    /// When that was last known for sure.
+    known_ms: u64,
+    /// Nobody waits for it any more, and its worker is told to stop: it counts until it did.
+    stopping: bool,
+}
+
+/// Steps that are parked at a gate.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waiting {
+    /// All of them.
+    pub(super) parked: u64,
+    /// Those that its circuit breaker lets pass.
+    pub(super) able: u64,
+}
+
 /// What one owner has of the fleet's limits.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     limits: BTreeMap<Gate, Limit>,
     shares: BTreeMap<Gate, Share>,
-    /// Jobs that count, with when that was last known for sure.
-    held: HashMap<JobId, (Held, u64)>,
+    /// Jobs that count.
+    held: HashMap<JobId, Counted>,
     /// Jobs that count no more, for the next commit.
     released: Vec<JobId>,
     rules: Option<u64>,
@@ -88,12 +107,14 @@ impl Share {
         if limit.is_rated() { places.min(self.tickets) } else { places }
     }
 
-    /// What is in use or about to be, and what is wanted on top, with so many steps parked.
-    fn needs(&self, limit: &Limit, parked: u64) -> (u64, u64) {
-        let used =
-            if limit.is_rated() { self.jobs + self.tickets } else { self.has.min(self.jobs + parked).max(self.jobs) };
+    /// What is in use or about to be, and what is wanted on top, with so many steps that could begin. Permits that nobody
+    /// can use are nobody's: the rate is kept all the same, and places are free for others.
+    fn needs(&mut self, limit: &Limit, able: u64) -> (u64, u64) {
+        self.tickets = if limit.is_rated() { self.tickets.min(able) } else { 0 };
         let most = limit.concurrency.unwrap_or(limit.burst);
-        (used, parked.saturating_sub(used - self.jobs).min(most))
+        let ready =
+            if limit.is_rated() { self.tickets } else { self.has.min(most).saturating_sub(self.jobs).min(able) };
+        (self.jobs + ready, (able - ready).min(most))
     }
 }
 
@@ -115,14 +136,15 @@ impl Shares {
 
     /// Takes the jobs that count, as the last owner left them.
     pub(super) fn load(&mut self, held: impl IntoIterator<Item = (JobId, Held)>, now_ms: u64) {
-        self.held = held.into_iter().map(|(job, held)| (job, (held, now_ms))).collect();
+        let counted = |held| Counted { held, known_ms: now_ms, stopping: false };
+        self.held = held.into_iter().map(|(job, held)| (job, counted(held))).collect();
         self.count_jobs();
     }
 
     fn count_jobs(&mut self) {
         self.shares.values_mut().for_each(|share| share.jobs = 0);
-        for (held, _) in self.held.values() {
-            if let Some(share) = self.shares.get_mut(&held.gate) {
+        for counted in self.held.values() {
+            if let Some(share) = self.shares.get_mut(&counted.held.gate) {
                 share.jobs += 1;
             }
         }
@@ -169,16 +191,16 @@ impl Shares {
     pub(super) fn begins(&mut self, job: JobId, gate: Gate, (run, index): (RunId, u32), now_ms: u64) -> Option<Held> {
         self.limits.get(&gate)?.concurrency?;
         let held = Held { gate, run, index };
-        self.held.insert(job, (held.clone(), now_ms));
+        self.held.insert(job, Counted { held: held.clone(), known_ms: now_ms, stopping: false });
         Some(held)
     }
 
-    /// A job has ended. Returns whether it counted.
-    pub(super) fn ended(&mut self, job: JobId) -> bool {
+    /// A job has ended. Returns what it counted against.
+    pub(super) fn ended(&mut self, job: JobId) -> Option<Gate> {
         if self.held.is_empty() {
-            return false;
+            return None;
         }
-        let Some((held, _)) = self.held.remove(&job) else { return false };
+        let Counted { held, .. } = self.held.remove(&job)?;
         self.released.push(job);
         if let Some(share) = self.shares.get_mut(&held.gate) {
             share.jobs = share.jobs.saturating_sub(1);
@@ -188,7 +210,7 @@ impl Shares {
                 share.tell_ms = 0;
             }
         }
-        true
+        Some(held.gate)
     }
 
     /// Jobs that count no more since the last commit.
@@ -202,17 +224,41 @@ impl Shares {
             return Vec::new();
         }
         self.check_ms = now_ms + CHECK_EVERY_MS;
-        let old = self.held.iter_mut().filter(|(_, (_, known_ms))| now_ms.saturating_sub(*known_ms) >= CHECK_EVERY_MS);
-        let look = |(job, (held, known_ms)): (&JobId, &mut (Held, u64))| {
-            *known_ms = now_ms;
-            (*job, held.run, held.index)
+        let mut old: Vec<(&JobId, &mut Counted)> = self.held.iter_mut().collect();
+        old.retain(|(_, c)| !c.stopping && now_ms.saturating_sub(c.known_ms) >= CHECK_EVERY_MS);
+        // Those that were looked at before come last.
+        old.sort_unstable_by_key(|(_, c)| c.known_ms);
+        let look = |(job, counted): (&JobId, &mut Counted)| {
+            counted.known_ms = now_ms;
+            (*job, counted.held.run, counted.held.index)
         };
-        old.take(CHECK_MAX).map(look).collect()
+        old.into_iter().take(CHECK_MAX).map(look).collect()
+    }
+
+    /// Nobody waits for a job any more, and its worker is told to stop.
+    pub(super) fn stops(&mut self, job: JobId) {
+        if !self.held.is_empty()
+            && let Some(counted) = self.held.get_mut(&job)
+        {
+            counted.stopping = true;
+        }
+    }
+
+    /// Something waits at this gate: it is told what is wanted.
+    pub(super) fn wants(&mut self, gate: &Gate) {
+        if self.limits.contains_key(gate) && !self.shares.contains_key(gate) {
+            self.shares.insert(gate.clone(), Share::default());
+        }
     }
 
     /// Whether an answer is awaited, or a wish is to be repeated soon.
-    pub(super) fn waits(&self, parked: impl Fn(&Gate) -> u64) -> bool {
-        self.shares.iter().any(|(gate, share)| share.asked.is_some() || parked(gate) > 0)
+    pub(super) fn waits(&self, waiting: impl Fn(&Gate) -> Waiting) -> bool {
+        self.shares.iter().any(|(gate, share)| share.asked.is_some() || waiting(gate).able > 0)
+    }
+
+    /// Whether there is nothing to tell.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.shares.is_empty()
     }
 
     /// Takes the answers to what was told.
@@ -229,13 +275,9 @@ impl Shares {
             share.recorded = granted.used + granted.granted;
             share.keep = granted.keep;
             share.tickets += if limit.is_rated() { granted.granted } else { 0 };
-            if granted.granted > 0 {
-                (share.refused, share.wish_ms) = (0, now_ms);
-            } else {
-                let wait = WISH_AGAIN_MS[share.refused.min(WISH_AGAIN_MS.len() - 1)];
-                share.refused += 1;
-                share.wish_ms = now_ms + wait.max(granted.due_ms.min(RATE_WAIT_MS));
-            }
+            share.refused = if granted.granted > 0 { 0 } else { share.refused + 1 };
+            let wait = WISH_AGAIN_MS[share.refused.min(WISH_AGAIN_MS.len() - 1)];
+            share.wish_ms = now_ms + wait.max(granted.due_ms.min(RATE_WAIT_MS));
         }
     }
 
@@ -244,7 +286,7 @@ impl Shares {
         &mut self,
         (partition, reign): (PartitionId, u64),
         now_ms: u64,
-        parked: impl Fn(&Gate) -> u64,
+        waiting: impl Fn(&Gate) -> Waiting,
     ) -> Vec<(Gate, Tell)> {
         let (mut out, mut idle) = (Vec::new(), Vec::new());
         for (gate, share) in &mut self.shares {
@@ -252,8 +294,8 @@ impl Shares {
             if share.asked.is_some_and(|(_, at)| !is_due(at + ANSWER_MS, ANSWER_MS, now_ms)) {
                 continue;
             }
-            let parked = parked(gate);
-            let (used, want) = share.needs(limit, parked);
+            let Waiting { parked, able } = waiting(gate);
+            let (used, want) = share.needs(limit, able);
             let wishes = want > 0 && is_due(share.wish_ms, RATE_WAIT_MS, now_ms);
             let tells = share.recorded + share.has + used > 0 || !share.heard;
             if wishes || (tells && is_due(share.tell_ms, TELL_EVERY_MS, now_ms)) {

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use redis::Value;
-use stepfleet_protocol::{gate::Gate, keys::GROUP, name::Name};
+use stepfleet_protocol::{gate::Gate, id::JobId, keys::GROUP, name::Name};
 
 use super::{
     super::{
@@ -45,6 +45,7 @@ impl<L: Link> Owner<L> {
         pipe.cmd("HGETALL").arg(partition.keys.held());
         let mut replies = partition.load(&pipe).await?;
         let held = replies.pop().map(read_held).unwrap_or_default();
+        let stopping = if held.is_empty() { Vec::new() } else { load_stopping(&mut partition).await? };
         let me = (partition.keys.partition, partition.reign.counter);
         let names = replies.first().and_then(reply::array).unwrap_or_default();
         let names: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
@@ -57,9 +58,10 @@ impl<L: Link> Owner<L> {
             mint,
             now_ms: head.now_ms,
             freed: None,
+            freed_place: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
-            gates: Book::new(me, held, turn.now_ms),
+            gates: Book::new(me, held, &stopping, turn.now_ms),
             leave: None,
             falls_back: false,
             parking: None,
@@ -162,6 +164,15 @@ impl<L: Link> Owner<L> {
         let read = pairs.filter_map(|pair| Some((score(&pair[1])?, reply::bytes(&pair[0])?.to_vec())));
         self.core.schedule.timers.take_in(read.collect(), to_ms);
     }
+}
+
+/// Jobs that workers are to stop.
+async fn load_stopping<L: Link>(partition: &mut Partition<L>) -> Result<Vec<JobId>, TurnError> {
+    let mut pipe = redis::pipe();
+    pipe.cmd("SMEMBERS").arg(partition.keys.cancels());
+    let replies = partition.load(&pipe).await?;
+    let jobs = replies.first().and_then(reply::array).unwrap_or_default();
+    Ok(jobs.iter().filter_map(reply::text).filter_map(|text| text.parse().ok()).collect())
 }
 
 /// Reads every work item, page by page: nobody else writes them, so the pages fit together.

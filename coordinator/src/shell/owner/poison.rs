@@ -127,6 +127,9 @@ impl<L: Link> Owner<L> {
         }
         items.retain(|item| {
             let Some(error) = broken.get(&item.run) else { return true };
+            if self.core.forget_job(&item.what) {
+                return false;
+            }
             malformed.push(quarantined(item, &format!("run {}: {error}", item.run)));
             self.refuse(item);
             item.command().is_none()

@@ -295,7 +295,7 @@ impl Client {
     async fn limit_facts(&self, gate: &Gate) -> Result<Option<String>, ClientError> {
         let policies = self.policies().await?.policies;
         let Some(limit) = policies.limits.get(gate.as_str()) else { return Ok(None) };
-        let used = self.limit_in_use(gate).await?.used;
+        let used = self.limit_in_use(gate).await?;
         let places = limit.concurrency.map(|most| format!("{used} of {most} at once are in use"));
         let rate = limit.rate.map(|rate| format!("at most {rate}"));
         Ok(Some(places.into_iter().chain(rate).collect::<Vec<_>>().join(", ")))

@@ -8,7 +8,7 @@ use std::{fmt::Debug, fs, path::Path};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use stepfleet_protocol::{
-    beat::{Beat, Control, Held, Phase},
+    beat::{Beat, Control, Held, Phase, Sight},
     codec::{self, DecodeError, FIELD_LZ4, FIELD_PLAIN},
     failure::{Category, Failure},
     id::{CommandId, JobId, PartitionId, Reign, RunId, StreamId, WorkerId},
@@ -47,6 +47,10 @@ fn inline() -> Payload {
 
 fn by_reference() -> Payload {
     Payload::Ref(ValueRef { id: job_id().to_string(), bytes: 20_000 })
+}
+
+fn sight() -> Sight {
+    Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(40), held: true, running_ms: Some(5_000) }
 }
 
 fn at() -> JobRef {
@@ -111,7 +115,8 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ),
         ("log-results", Body::Results(Results { worker: worker(), results: outcomes })),
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
-        ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()] })),
+        ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: Vec::new() })),
+        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![sight()] })),
         ("log-audit", Body::Audit(Audit { run: run_id(), index: Some(2), job: None })),
         (
             "log-unreadable",

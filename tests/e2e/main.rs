@@ -39,5 +39,6 @@ mod redis_death;
 mod retention;
 mod scaling;
 mod topologies;
+mod waits;
 mod web;
 mod worker_death;

@@ -180,7 +180,7 @@ pub(crate) async fn keys_of<D: Dial>(w: &mut World<D>, run: RunId) -> Vec<String
 }
 
 /// Commands that held the server for too long, of ours.
-async fn slow<D: Dial>(w: &mut World<D>) -> Vec<String> {
+pub(crate) async fn slow<D: Dial>(w: &mut World<D>) -> Vec<String> {
     let log = w.one(&[b"SLOWLOG", b"GET", b"100"]).await;
     let entries = reply::array(&log).unwrap_or_default();
     let text = |entry: &redis::Value| {

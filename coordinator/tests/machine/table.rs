@@ -162,7 +162,9 @@ impl Scene {
             }
             ("halted", [of]) => result(of, Outcome::Cancelled),
             ("lost", [of]) => Event::Lost { of: self.at(of), worker: World::worker(), counted: true, seen: None },
-            ("undelivered", [of]) => Event::Lost { of: self.at(of), worker: World::worker(), counted: false, seen: None },
+            ("undelivered", [of]) => {
+                Event::Lost { of: self.at(of), worker: World::worker(), counted: false, seen: None }
+            }
             ("started", [of, ms]) => {
                 let running_ms = Millis::parse(ms).expect("a duration").0;
                 Event::Started { of: self.at(of), worker: World::worker(), running_ms }

@@ -43,7 +43,15 @@ pub(super) struct Watched {
 
 impl Watched {
     fn new(now: Instant) -> Self {
-        Self { count: None, moved: now, looked: now, trip: Duration::ZERO, beat: None, holds: false, unheard: HashMap::new() }
+        Self {
+            count: None,
+            moved: now,
+            looked: now,
+            trip: Duration::ZERO,
+            beat: None,
+            holds: false,
+            unheard: HashMap::new(),
+        }
     }
 
     /// How long its beat surely did not move although it could have.

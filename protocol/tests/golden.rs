@@ -49,10 +49,6 @@ fn by_reference() -> Payload {
     Payload::Ref(ValueRef { id: job_id().to_string(), bytes: 20_000 })
 }
 
-fn sight() -> Sight {
-    Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(40), held: true, running_ms: Some(5_000) }
-}
-
 fn at() -> JobRef {
     let entry = StreamId { ms: 1_800_000_000_123, seq: 1 };
     JobRef { job: job_id(), run: run_id(), index: 2, queue: name("default"), entry }
@@ -90,6 +86,8 @@ fn failure() -> Failure {
 }
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
+    let seen =
+        vec![Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(40), held: true, running_ms: Some(5_000) }];
     let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),
@@ -116,7 +114,7 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ("log-results", Body::Results(Results { worker: worker(), results: outcomes })),
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
         ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: Vec::new() })),
-        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![sight()] })),
+        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen })),
         ("log-audit", Body::Audit(Audit { run: run_id(), index: Some(2), job: None })),
         (
             "log-unreadable",

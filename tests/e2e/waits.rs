@@ -1,4 +1,5 @@
-//! Why work waits, how long, and what a wide graph costs that goes back to its first step.
+//! Why work waits and how long, and what very much of it costs the server at once: a wide graph that goes back to its first step,
+//! letters that are purged.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use stepfleet_tests::{
 
 /// Owners look at the gates a few times a second.
 const HEARD: Duration = Duration::from_secs(1);
-/// Steps that hang on one.
+/// Steps that hang on one; letters of a purge.
 const WIDE: usize = 2_000;
 
 async fn fleet(workers: usize) -> (Server, Fleet) {
@@ -132,14 +133,58 @@ async fn slow(redis: &mut MultiplexedConnection) -> Vec<String> {
     found.iter().map(|entry| format!("{entry:?}")).filter(|t| !t.contains("SLOWLOG") && !t.contains("CONFIG")).collect()
 }
 
+/// A connection to a server that notes what holds it for 10 ms or longer.
+async fn watched(server: &Server) -> MultiplexedConnection {
+    let mut redis = server.connection().await.unwrap();
+    let set = redis::cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(10_000).to_owned();
+    let () = set.query_async(&mut redis).await.unwrap();
+    redis
+}
+
+async fn forget_slow(redis: &mut MultiplexedConnection) {
+    let () = redis::cmd("SLOWLOG").arg("RESET").query_async(redis).await.unwrap();
+}
+
+#[tokio::test]
+async fn lesson_25_a_purge_of_2000_letters_holds_the_server_never_long() {
+    let (server, fleet) = fleet(2).await;
+    let api = fleet.api().clone();
+    let fail = json!({ "handler": "fail", "with": { "category": "permanent", "message": "no" } });
+    api.register(&json!({ "workflow": "fails", "steps": { "only": fail } })).await.unwrap();
+    let mut redis = watched(&server).await;
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let runs = api.submit_many("fails", WIDE).await.unwrap();
+        api.until_all(&runs, "failed", 2 * START).await.unwrap();
+        forget_slow(&mut redis).await;
+        let wish = json!({ "kind": "discard", "all": true, "reason": "they were a mistake" });
+        let (status, begun) = api.post("/api/v1/campaigns", &[], &wish).await.unwrap();
+        assert_eq!(status, 201, "{begun:#}");
+        let path = format!("/api/v1/campaigns/{}", begun["id"].as_str().unwrap());
+        let view = wait::until(2 * START, "the campaign to end", async || {
+            let view = api.get(&path).await?;
+            ensure!(view["phase"] == "completed", "{view:#}");
+            Ok(view)
+        })
+        .await
+        .unwrap();
+        assert_eq!(view["outcomes"]["discarded"], WIDE, "{view:#}");
+        found = slow(&mut redis).await;
+        if found.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+    assert!(api.items("/api/v1/dead-letters").await.unwrap().is_empty());
+    fleet.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn lesson_25_a_run_of_2000_dependants_goes_back_to_its_first_step_and_holds_the_server_never_long() {
     let (server, fleet) = fleet(2).await;
     let api = fleet.api().clone();
     let folder = tempfile::tempdir().unwrap();
-    let mut redis = server.connection().await.unwrap();
-    let set = redis::cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(10_000).to_owned();
-    let () = set.query_async(&mut redis).await.unwrap();
+    let mut redis = watched(&server).await;
     let mut found = Vec::new();
     // The log knows wall time only, so a server that had no core for a moment shows up too, but not three times in a row.
     for round in 0..3 {
@@ -156,7 +201,7 @@ async fn lesson_25_a_run_of_2000_dependants_goes_back_to_its_first_step_and_hold
         );
         let run = api.submit(&json!({ "workflow": "wide", "steps": steps }), Value::Null).await.unwrap();
         api.until_state(&run, "failed", 2 * START).await.unwrap();
-        let () = redis::cmd("SLOWLOG").arg("RESET").query_async(&mut redis).await.unwrap();
+        forget_slow(&mut redis).await;
         let (status, answer) =
             api.post(&format!("/api/v1/runs/{run}/retry"), &[], &json!({ "from": "first" })).await.unwrap();
         assert!([200, 202].contains(&status), "{status} {answer}");

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use stepfleet_coordinator::{
     machine::{decision::Cause, run::AttemptError},
-    shell::{auditor::Auditor, metrics::Metrics, observer::Observer, owner::Owner, retention::Retention},
+    shell::{auditor::Auditor, metrics::Metrics, observer::Observer, owner::Owner},
     store::{
         letters,
         link::Dial,
@@ -15,9 +15,9 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     codec,
-    id::{RunId, StreamId},
+    id::RunId,
     keys::GROUP,
-    message::{Body, JobRef, NewRun, Outcome, Started, Submit},
+    message::{Body, JobRef, Outcome, Started},
     name::Name,
     state::State,
     workflow::Workflow,
@@ -26,10 +26,9 @@ use tokio::{sync::watch, time::advance};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bounds::slow,
     fleet::{PARTITION, Worker, all_keys, chain, keys},
     liveness::{beat, beats, observe, pass},
-    world::{World, on_memory, on_real_alone},
+    world::{World, on_memory},
 };
 
 fn stream() -> String {
@@ -330,74 +329,4 @@ fn lesson_37_the_third_death_blames_the_job_and_names_the_workers_that_died_with
         w.finish(&mut owner, &mut healthy, next).await;
         assert_eq!((w.state(next).await, w.stored(next).await.steps[&0].losses), (Some(State::Completed), 0));
     });
-}
-
-/// One clean-up of a million and a half jobs held the server for 18 hours.
-#[test]
-fn lesson_25_what_retention_deletes_holds_the_server_never_long() -> anyhow::Result<()> {
-    const LETTERS: u64 = 50_000;
-    const RUNS: usize = 2_560;
-    on_real_alone(async |mut w| {
-        // Five times the promise of 5 ms, as in `bounds`.
-        w.one(&[b"CONFIG", b"SET", b"slowlog-log-slower-than", b"25000"]).await;
-        let mut found = Vec::new();
-        for _ in 0..3 {
-            let time = w.one(&[b"TIME"]).await;
-            let first_ms = reply::time_ms(&time).expect("a time") - LETTERS;
-            for part in 0..LETTERS / 5_000 {
-                let mut write = redis::pipe();
-                for n in 1..=5_000 {
-                    let id = StreamId { ms: first_ms + part * 5_000 + n, seq: 1 };
-                    write.cmd("XADD").arg(keys().dead()).arg(id.to_string()).arg("m").arg("no letter at all");
-                }
-                w.client.trip(&write).await.expect("up");
-            }
-            let mut owner = w.own().await;
-            let mut worker = w.worker(1);
-            submit_many(&mut w, RUNS).await;
-            let mut done = 0;
-            while done < RUNS {
-                owner.turn(false).await.expect("no faults");
-                let jobs = worker.take(500).await.unwrap_or_default();
-                done += jobs.len();
-                for part in jobs.chunks(128) {
-                    let results = part.iter().map(|(of, _)| (of.clone(), Outcome::Completed(None)));
-                    worker.answer(results.collect()).await.expect("up");
-                }
-            }
-            w.turns(&mut owner, 10).await;
-            w.one(&[b"SLOWLOG", b"RESET"]).await;
-            drop(owner);
-            let mut owner = w.own().await;
-            owner.configure(false, Retention { completed_ms: 0, letters_max: 0, ..Retention::default() });
-            for _ in 0..2_000 {
-                owner.turn(false).await.expect("no faults");
-                let left = w.number(&["XLEN", &keys().dead()]).await;
-                if left == 0 && w.number(&["ZCARD", &keys().runs(State::Completed)]).await == 0 {
-                    break;
-                }
-            }
-            assert_eq!(owner.done.expired.letters, LETTERS);
-            assert_eq!(owner.done.expired.runs, RUNS as u64);
-            found = slow(&mut w).await;
-            if found.is_empty() {
-                break;
-            }
-            w.one(&[b"DEL", keys().dead().as_bytes()]).await;
-        }
-        assert_eq!(found, Vec::<String>::new());
-    })
-}
-
-/// Submits runs of one step, 128 in an entry.
-async fn submit_many<D: Dial>(w: &mut World<D>, runs: usize) {
-    w.submit(&chain(1)).await;
-    let plan = stepfleet_coordinator::store::workflows::Stored::new(&chain(1)).hash;
-    let ids: Vec<RunId> = (1..runs).map(|_| w.client.run_id()).collect();
-    for part in ids.chunks(128) {
-        let new = |run: &RunId| NewRun { run: *run, plan: plan.clone(), version: None, input: None, traceparent: None };
-        let runs = part.iter().map(new).collect();
-        let submit = Submit { id: w.client.command_id(), actor: "test".into(), runs, again: false };
-        w.client.append(Body::Submit(submit)).await.expect("up");
-    }
 }

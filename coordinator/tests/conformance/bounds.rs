@@ -191,6 +191,20 @@ pub(crate) async fn slow<D: Dial>(w: &mut World<D>) -> Vec<String> {
     entries.iter().filter_map(text).filter(|t| !t.contains("SLOWLOG") && !t.contains("CONFIG")).collect()
 }
 
+/// From now on the server keeps how long its longest transaction took: its log of slow commands has no EXEC in it.
+pub(crate) async fn watch_transactions<D: Dial>(w: &mut World<D>) {
+    w.one(&[b"CONFIG", b"SET", b"latency-tracking-info-percentiles", b"100"]).await;
+    w.one(&[b"CONFIG", b"RESETSTAT"]).await;
+}
+
+/// How long the longest transaction since then took, in microseconds.
+pub(crate) async fn longest_transaction<D: Dial>(w: &mut World<D>) -> f64 {
+    let found = w.one(&[b"INFO", b"latencystats"]).await;
+    let text = reply::bytes(&found).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("latency_percentiles_usec_exec:p100="));
+    line.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no transaction in {text}"))
+}
+
 #[test]
 fn trap_12_a_fan_of_8000_and_its_cancel_hold_the_server_never_long() -> anyhow::Result<()> {
     on_real_alone(async |mut w| {

@@ -22,7 +22,7 @@ use tokio::time::advance;
 
 use crate::{
     both,
-    bounds::{keys_of, slow},
+    bounds::{keys_of, longest_transaction, slow, watch_transactions},
     fleet::{chain, keys},
     world::{World, on_memory, on_real_alone},
 };
@@ -264,6 +264,7 @@ fn lesson_25_what_retention_deletes_holds_the_server_never_long() -> anyhow::Res
             }
             w.turns(&mut owner, 10).await;
             w.one(&[b"SLOWLOG", b"RESET"]).await;
+            watch_transactions(&mut w).await;
             drop(owner);
             let mut owner = w.own().await;
             owner.configure(false, Retention { completed_ms: 0, letters_max: 0, ..Retention::default() });
@@ -277,6 +278,10 @@ fn lesson_25_what_retention_deletes_holds_the_server_never_long() -> anyhow::Res
             assert_eq!(owner.done.expired.letters, LETTERS);
             assert_eq!(owner.done.expired.runs, RUNS as u64);
             found = slow(&mut w).await;
+            let longest = longest_transaction(&mut w).await;
+            if longest >= 10_000.0 {
+                found.push(format!("{longest} us: EXEC"));
+            }
             if found.is_empty() {
                 break;
             }

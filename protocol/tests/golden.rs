@@ -86,8 +86,7 @@ fn failure() -> Failure {
 }
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
-    let seen =
-        vec![Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(40), held: true, running_ms: Some(5_000) }];
+    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(4), held: true, running_ms: Some(500) };
     let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),
@@ -114,7 +113,7 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ("log-results", Body::Results(Results { worker: worker(), results: outcomes })),
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
         ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: Vec::new() })),
-        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen })),
+        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![sight] })),
         ("log-audit", Body::Audit(Audit { run: run_id(), index: Some(2), job: None })),
         (
             "log-unreadable",

@@ -4,6 +4,8 @@
 //! else), with a test on a small bad example, so that a rule that can no longer fail is noticed. The tests here run the
 //! rules over the project.
 
+#[path = "tidy/lessons.rs"]
+mod lessons;
 #[path = "tidy/project.rs"]
 mod project;
 #[path = "tidy/rust.rs"]
@@ -67,6 +69,11 @@ fn every_command_in_the_documents_exists() {
     let makefile = sources.iter().find(|source| source.path == "Makefile").expect("there is a Makefile");
     let targets = text::make_targets(&makefile.text);
     every(|source| text::commands(source, |target| targets.contains(&target), stepfleet_knows));
+}
+
+#[test]
+fn what_has_happened_to_others_is_shown_by_tests_that_exist() {
+    assert_none(&lessons::lessons(&project()));
 }
 
 /// Whether the built program has the subcommand: `--help` is answered for what exists and is wrong use for what does not.

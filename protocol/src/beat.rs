@@ -1,4 +1,7 @@
-//! What a worker tells of itself with each beat, and what reaches it on its control channel.
+//! What a worker tells of itself with each beat, what a coordinator saw of it when its jobs were lost, and what reaches it on
+//! its control channel.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +63,41 @@ pub struct Held {
     /// The handler's own account of its progress, in per cent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<u8>,
+}
+
+/// What a coordinator knew of a worker when it reported one of its jobs lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Sight {
+    /// For how long its beat had not moved while the server answered and took writes, in milliseconds.
+    pub silent_ms: u64,
+    /// How long the server took to answer the last look at its record, in milliseconds.
+    #[serde(default)]
+    pub trip_ms: u64,
+    /// By its last beat, when that was written: milliseconds since it had read its job streams. None if it never told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_age_ms: Option<u64>,
+    /// Its last beat named the job.
+    #[serde(default)]
+    pub held: bool,
+    /// By its last beat, when that was written: how long the handler had been running. None if it had not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_ms: Option<u64>,
+}
+
+impl fmt::Display for Sight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { silent_ms, trip_ms, .. } = self;
+        write!(f, "its beat had not moved for {silent_ms} ms, and the server answered in {trip_ms} ms; ")?;
+        match self.read_age_ms {
+            Some(age) => write!(f, "at its last beat it had read its job streams {age} ms before, ")?,
+            None => return write!(f, "it never told anything"),
+        }
+        match (self.held, self.running_ms) {
+            (true, Some(ms)) => write!(f, "and had been running the job for {ms} ms"),
+            (true, None) => write!(f, "and held the job without having begun it"),
+            (false, _) => write!(f, "and did not name the job"),
+        }
+    }
 }
 
 /// A message on a control channel: of one worker, or of a partition for all workers that may hold its jobs.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    beat::Sight,
     codec::VERSION,
     failure::Failure,
     gate::Gate,
@@ -252,6 +253,9 @@ pub struct Lost {
     pub counted: bool,
     /// The jobs.
     pub jobs: Vec<JobRef>,
+    /// What was seen of the worker, for each of the jobs; empty if whoever found the loss did not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seen: Vec<Sight>,
 }
 
 /// A step that an auditor found in no place.

@@ -8,7 +8,7 @@ use std::{fmt::Debug, fs, path::Path};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use stepfleet_protocol::{
-    beat::{Beat, Control, Held, Phase},
+    beat::{Beat, Control, Held, Phase, Sight},
     codec::{self, DecodeError, FIELD_LZ4, FIELD_PLAIN},
     failure::{Category, Failure},
     id::{CommandId, JobId, PartitionId, Reign, RunId, StreamId, WorkerId},
@@ -86,6 +86,7 @@ fn failure() -> Failure {
 }
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
+    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(4), held: true, running_ms: Some(500) };
     let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),
@@ -112,7 +113,8 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ),
         ("log-results", Body::Results(Results { worker: worker(), results: outcomes })),
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
-        ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()] })),
+        ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: Vec::new() })),
+        ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![sight] })),
         ("log-audit", Body::Audit(Audit { run: run_id(), index: Some(2), job: None })),
         (
             "log-unreadable",

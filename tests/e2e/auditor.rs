@@ -71,7 +71,7 @@ async fn fleet() -> (Server, Fleet) {
 }
 
 #[tokio::test]
-async fn lessons_33_steps_that_fell_out_of_the_ready_set_are_put_back() {
+async fn lesson_33_steps_that_fell_out_of_the_ready_set_are_put_back() {
     let (server, mut fleet) = fleet().await;
     let api = fleet.api().clone();
     let mut redis = server.connection().await.unwrap();
@@ -99,7 +99,7 @@ async fn lessons_33_steps_that_fell_out_of_the_ready_set_are_put_back() {
 }
 
 #[tokio::test]
-async fn lessons_2_a_job_that_vanished_from_its_stream_is_dispatched_again() {
+async fn lesson_02_a_job_that_vanished_from_its_stream_is_dispatched_again() {
     let (server, mut fleet) = fleet().await;
     let api = fleet.api().clone();
     let mut redis = server.connection().await.unwrap();
@@ -115,7 +115,7 @@ async fn lessons_2_a_job_that_vanished_from_its_stream_is_dispatched_again() {
 }
 
 #[tokio::test]
-async fn lessons_31_a_cancel_whose_job_vanished_ends_the_run_although_no_worker_ever_confirms() {
+async fn lesson_31_a_cancel_whose_job_vanished_ends_the_run_although_no_worker_ever_confirms() {
     let (server, fleet) = fleet().await;
     let api = fleet.api().clone();
     let mut redis = server.connection().await.unwrap();

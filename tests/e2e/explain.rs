@@ -38,7 +38,7 @@ async fn fleet() -> (Server, Fleet) {
 }
 
 #[tokio::test]
-async fn lessons_32_why_a_run_does_not_go_on_is_one_question() {
+async fn lesson_32_why_a_run_does_not_go_on_is_one_question() {
     let (_server, mut fleet) = fleet().await;
     let api = fleet.api().clone();
     let definition = json!({ "workflow": "two", "steps": {
@@ -75,7 +75,7 @@ async fn lessons_32_why_a_run_does_not_go_on_is_one_question() {
 }
 
 #[tokio::test]
-async fn lessons_6_a_busy_queue_says_how_many_are_before_a_step_and_a_foreign_handler_is_named() {
+async fn lesson_06_a_busy_queue_says_how_many_are_before_a_step_and_a_foreign_handler_is_named() {
     let (server, mut fleet) = fleet().await;
     let api = fleet.api().clone();
     fleet.add_worker(&["--concurrency", "1"]).unwrap();

@@ -41,5 +41,6 @@ mod redis_death;
 mod retention;
 mod scaling;
 mod topologies;
+mod waits;
 mod web;
 mod worker_death;

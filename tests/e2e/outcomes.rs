@@ -14,7 +14,7 @@ use crate::worker_death::{DEATH, until_lines};
 const SOON: Duration = Duration::from_secs(30);
 
 on_one_server! {
-    a_step_whose_failure_does_not_matter_skips_what_needs_it_and_the_run_completes,
+    lesson_30_a_step_whose_failure_does_not_matter_skips_what_needs_it_and_the_run_completes,
     a_run_that_failed_late_goes_back_to_one_step_and_keeps_what_was_before_it,
     a_step_that_was_done_by_hand_gets_its_output_and_the_run_goes_on,
     a_run_that_is_stuck_at_a_step_that_hangs_is_ended_by_hand,
@@ -36,7 +36,7 @@ fn lines(file: &str) -> usize {
     std::fs::read_to_string(file).map_or(0, |text| text.lines().count())
 }
 
-async fn a_step_whose_failure_does_not_matter_skips_what_needs_it_and_the_run_completes(fleet: &Fleet) {
+async fn lesson_30_a_step_whose_failure_does_not_matter_skips_what_needs_it_and_the_run_completes(fleet: &Fleet) {
     let api = fleet.api();
     let definition = json!({ "workflow": "bears", "steps": {
         "thumbnails": { "handler": "fail", "on_failure": "skip_dependents", "retry": { "max_attempts": 1 } },

@@ -15,7 +15,10 @@ use stepfleet_protocol::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::calls::{ExternalCall, Ledger};
+use crate::{
+    calls::{ExternalCall, Ledger},
+    limits::STUCK_AFTER,
+};
 
 /// Progress that nobody has told.
 const UNKNOWN: u8 = u8::MAX;
@@ -199,6 +202,11 @@ impl Attempt {
         *self.0.begun.get_or_init(Instant::now)
     }
 
+    /// Whether its limit is so long over that its handler will not come back: it blocks its thread, or never yields.
+    pub(crate) fn is_stuck(&self, now: Instant) -> bool {
+        !self.is_done() && is_stuck(self.begun(), self.limit(), now)
+    }
+
     /// Claims the right to say what became of the job. True for one caller only.
     pub(crate) fn claim_result(&self) -> bool {
         !self.0.done.swap(true, Ordering::AcqRel)
@@ -241,5 +249,27 @@ impl Attempt {
             running_ms: self.begun().map(|begun| begun.elapsed().as_millis() as u64),
             progress: (progress != UNKNOWN).then_some(progress),
         }
+    }
+}
+
+fn is_stuck(begun: Option<Instant>, limit: Option<Duration>, now: Instant) -> bool {
+    let since = begun.zip(limit).map(|(begun, limit)| begun + limit);
+    since.is_some_and(|limit| now.saturating_duration_since(limit) > STUCK_AFTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lesson_07_a_beat_does_not_keep_a_job_alive_whose_handler_does_not_come_back() {
+        let begun = Instant::now();
+        let (limit, at) = (Duration::from_secs(10), |secs| begun + Duration::from_secs(secs));
+        assert!(!is_stuck(Some(begun), Some(limit), at(9)), "it has time left");
+        // Its coordinator gives it up after half a minute, and that counts as a try.
+        assert!(!is_stuck(Some(begun), Some(limit), at(10 + 45)), "its coordinator goes first");
+        assert!(is_stuck(Some(begun), Some(limit), at(10 + 61)));
+        assert!(!is_stuck(Some(begun), None, at(1_000_000)), "it may run for ever");
+        assert!(!is_stuck(None, Some(limit), at(1_000_000)), "it waits for its slot");
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! A worker that cannot read its streams does not beat: then it is dead to its coordinator, and its jobs go to others.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use redis::{Pipeline, Value};
 use stepfleet_protocol::{
-    beat::{Beat, Phase},
+    beat::{Beat, Held, Phase},
     codec::{self, pack},
     id::{JobId, PartitionId},
     keys,
@@ -15,7 +19,11 @@ use stepfleet_protocol::{
 };
 use tokio::time::MissedTickBehavior;
 
-use crate::{attempt::Cause, kit::Kit, limits::REGISTRY_TTL};
+use crate::{
+    attempt::{Attempt, Cause},
+    kit::Kit,
+    limits::REGISTRY_TTL,
+};
 
 /// Beats until the worker has left.
 pub(crate) async fn run(kit: Arc<Kit>) {
@@ -85,8 +93,20 @@ fn account(kit: &Kit) -> Beat {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: crate::builder::host(),
         pid: std::process::id(),
-        held: kit.table.all().iter().map(crate::attempt::Attempt::held).collect(),
+        held: vouched(kit),
     }
+}
+
+/// The jobs that are named: all that are held, but those whose handlers do not come back.
+fn vouched(kit: &Kit) -> Vec<Held> {
+    let now = Instant::now();
+    let (stuck, held): (Vec<Attempt>, Vec<Attempt>) = kit.table.all().into_iter().partition(|a| a.is_stuck(now));
+    for attempt in &stuck {
+        let (job, step) = (attempt.job(), attempt.step());
+        tracing::error!(%job, step, "a handler does not come back after its limit; its job is held no more");
+    }
+    kit.metrics.stuck.set(stuck.len() as i64);
+    held.iter().map(Attempt::held).collect()
 }
 
 /// Takes the worker off the registry.

@@ -48,6 +48,9 @@ pub const WRITTEN_MAX: usize = 100_000;
 pub const WRITER_PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long an attempt that ran out of time may take to stop by itself.
 pub const TIMEOUT_GRACE: Duration = Duration::from_secs(1);
+/// An attempt that is still there so long after its limit is named in no beat any more: its handler does not come back. Longer
+/// than the half minute after which its coordinator gives it up, so that it counts as a try.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// How long a cancelled attempt may take to stop by itself.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// How long an attempt may take to stop by itself when the worker must leave.

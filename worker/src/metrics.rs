@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) slots_used: IntGauge,
     /// Slots in all.
     pub(crate) slots: IntGauge,
+    /// Handlers that did not come back after their limit.
+    pub(crate) stuck: IntGauge,
     /// Connections lost and opened again.
     pub(crate) reconnects: IntCounter,
     /// Results in one write.
@@ -46,6 +48,7 @@ impl Metrics {
             run_seconds: histogram("stepfleet_worker_run_seconds", "seconds that handlers ran", seconds),
             slots_used: gauge("stepfleet_worker_slots_used", "slots that a job has"),
             slots: gauge("stepfleet_worker_slots", "slots in all"),
+            stuck: gauge("stepfleet_worker_stuck_handlers", "handlers that did not come back after their limit"),
             reconnects: counter("stepfleet_worker_reconnects_total", "connections lost and opened again"),
             batch: histogram("stepfleet_worker_batch_results", "results in one write", sizes),
             unreadable: counter("stepfleet_worker_unreadable_total", "entries of job streams that named no job"),
@@ -62,11 +65,12 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        let all: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(self.jobs.clone()),
             Box::new(self.run_seconds.clone()),
             Box::new(self.slots_used.clone()),
             Box::new(self.slots.clone()),
+            Box::new(self.stuck.clone()),
             Box::new(self.reconnects.clone()),
             Box::new(self.batch.clone()),
             Box::new(self.unreadable.clone()),

@@ -16,7 +16,7 @@ pub(crate) enum Queues {
     #[command(after_help = "\
 Examples:
   stepfleet queues list
-  stepfleet queues list --output json | jq '.items[] | {name, depth, oldest_age_ms}'")]
+  stepfleet queues list --output json | jq '.items[] | {name, depth, oldest_age_ms, drain_ms}'")]
     List(Paging),
     /// Pause a queue: nothing of it is given to workers; attempts that run are finished.
     #[command(after_help = "\
@@ -81,7 +81,8 @@ async fn switch(args: PauseArgs, verb: &str, session: &Session<'_>) -> Result<Ex
 /// # Errors
 /// stdout is closed or broken.
 pub(super) fn table(queues: &[QueueView], out: &Out) -> Result<(), Failure> {
-    let mut rows = Rows::new(out, &["QUEUE", "WAITING", "OLDEST", "WITH WORKERS", "WORKERS", "SLOTS", "LEVEL"]);
+    let mut rows =
+        Rows::new(out, &["QUEUE", "WAITING", "OLDEST", "DONE IN", "WITH WORKERS", "WORKERS", "SLOTS", "LEVEL"]);
     for queue in queues {
         let (word, ink) = match queue.paused {
             Some(_) => ("paused", Ink::Warn),
@@ -91,6 +92,7 @@ pub(super) fn table(queues: &[QueueView], out: &Out) -> Result<(), Failure> {
             queue.name.as_str().into(),
             queue.depth.to_string().into(),
             queue.oldest_age_ms.map(span).unwrap_or_default().into(),
+            queue.drain_ms.filter(|_| queue.depth > 0).map(span).unwrap_or_default().into(),
             queue.pending.to_string().into(),
             queue.workers.to_string().into(),
             queue.slots.to_string().into(),

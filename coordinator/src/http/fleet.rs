@@ -179,6 +179,7 @@ fn queue_view(name: &str, queue: &Queue, workers: &[Registered], now_ms: u64) ->
         on_streams: queue.on_streams,
         pending: queue.pending,
         oldest_age_ms,
+        drain_ms: queue.drain_ms,
         workers: count as u32,
         slots: readers.iter().map(|b| b.slots).sum(),
         level,
@@ -307,7 +308,7 @@ mod tests {
             (0, 1, Some(60_001), "", Critical),
         ] {
             let oldest_ms = waits_ms.map(|ms| NOW_MS - ms);
-            let queue = Queue { ready, on_streams, pending: 7, oldest_ms };
+            let queue = Queue { ready, on_streams, pending: 7, oldest_ms, ..Queue::default() };
             let fleet: Vec<Registered> = workers.split_whitespace().map(worker).collect();
             let view = queue_view("q", &queue, &fleet, NOW_MS);
             let row = format!("{ready} ready, {on_streams} on streams, oldest {waits_ms:?} ms, `{workers}`");

@@ -118,6 +118,7 @@ struct Gauges {
     queue_depth: GaugeVec,
     queue_pending: GaugeVec,
     queue_oldest: GaugeVec,
+    queue_drain: GaugeVec,
     queue_workers: GaugeVec,
     runs: GaugeVec,
     counters: GaugeVec,
@@ -140,6 +141,11 @@ impl Gauges {
             queue_depth: gauge("queue_depth", "Jobs that no worker has taken", "queue"),
             queue_pending: gauge("queue_pending", "Jobs that workers have", "queue"),
             queue_oldest: gauge("queue_oldest_seconds", "How long the oldest job nobody has taken has waited", "queue"),
+            queue_drain: gauge(
+                "queue_drain_seconds",
+                "How long what waits will take at the rate of late; absent while no job is taken",
+                "queue",
+            ),
             queue_workers: gauge("queue_workers", "Live workers that read the queue", "queue"),
             runs: gauge("runs", "Runs that go on or are suspended, and open dead letters", "state"),
             counters: gauge("partition_counter", "What was dropped or repaired, summed over partitions", "name"),
@@ -155,14 +161,16 @@ impl Gauges {
     }
 
     async fn read(&mut self, client: &Client) -> ApiResult<()> {
-        for gauge in [&self.queue_depth, &self.queue_pending, &self.queue_oldest, &self.queue_workers] {
-            gauge.reset();
-        }
+        let of_queues = [&self.queue_depth, &self.queue_pending, &self.queue_oldest, &self.queue_drain];
+        of_queues.into_iter().chain([&self.queue_workers]).for_each(GaugeVec::reset);
         for queue in queue_views(client).await? {
             let name = [queue.name.as_str()];
             self.queue_depth.with_label_values(&name).set(queue.depth as f64);
             self.queue_pending.with_label_values(&name).set(queue.pending as f64);
             self.queue_oldest.with_label_values(&name).set(queue.oldest_age_ms.unwrap_or(0) as f64 / 1_000.0);
+            if let Some(ms) = queue.drain_ms {
+                self.queue_drain.with_label_values(&name).set(ms as f64 / 1_000.0);
+            }
             self.queue_workers.with_label_values(&name).set(f64::from(queue.workers));
         }
         let runs = metrics_of(client, Range::Hour).await?;

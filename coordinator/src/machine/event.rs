@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use stepfleet_protocol::{
+    beat::Sight,
     failure::Failure,
     id::{JobId, RunId, WorkerId},
     message::{Command, JobRef, NewRun, Outcome},
@@ -46,6 +47,8 @@ pub enum Event {
         worker: WorkerId,
         /// Whether it counts against the budget of losses.
         counted: bool,
+        /// What was seen of the worker, if that was told.
+        seen: Option<Sight>,
     },
     /// Somebody wishes something.
     Command(Command),

@@ -203,9 +203,9 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
         }
         Body::Command(command) => push(command.run, What::Command(command)),
         Body::Lost(lost) => {
-            for of in lost.jobs {
-                let (worker, counted) = (lost.worker.clone(), lost.counted);
-                push(of.run, What::Event(Event::Lost { of, worker, counted }));
+            for (n, of) in lost.jobs.into_iter().enumerate() {
+                let (worker, counted, seen) = (lost.worker.clone(), lost.counted, lost.seen.get(n).copied());
+                push(of.run, What::Event(Event::Lost { of, worker, counted, seen }));
             }
         }
         Body::Unreadable(unreadable) => push(*NO_RUN, What::Unreadable(unreadable)),
@@ -293,7 +293,7 @@ mod tests {
             };
             let worker = "w@000000000001".parse().expect("a worker's id");
             let jobs = vec![at; parts];
-            let body = Body::Lost(stepfleet_protocol::message::Lost { worker, counted: true, jobs });
+            let body = Body::Lost(stepfleet_protocol::message::Lost { worker, counted: true, jobs, seen: Vec::new() });
             let wire = codec::encode(&LogEntry::new(body));
             let (items, malformed) =
                 from_log(vec![(StreamId::ZERO, vec![(wire.field.into(), wire.bytes.into())])]).expect("nothing newer");

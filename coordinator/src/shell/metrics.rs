@@ -29,6 +29,8 @@ pub struct Metrics {
     pub owned: IntGauge,
     /// Jobs of dead workers that were reported lost.
     pub lost: IntCounter,
+    /// How long the worker of a lost job had been silent when the loss was reported.
+    pub lost_after: Histogram,
     /// Workers declared dead.
     pub dead_workers: IntCounter,
     /// Times that a third of the fleet would have died at once, and was given another period.
@@ -150,6 +152,11 @@ impl Metrics {
         let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
         let batch_items = Histogram::with_opts(opts).expect("a legal metric");
         registry.register(Box::new(batch_items.clone())).expect("registered once");
+        let help = "How long a dead worker had been silent when one of its jobs was reported lost";
+        let after = vec![30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
+        let opts = HistogramOpts::new("stepfleet_jobs_lost_after_seconds", help).buckets(after);
+        let lost_after = Histogram::with_opts(opts).expect("a legal metric");
+        registry.register(Box::new(lost_after.clone())).expect("registered once");
         let gates = Opts::new("stepfleet_gates", "Circuit breakers and paused queues that hold something back");
         let gates = IntGaugeVec::new(gates, &["stand"]).expect("a legal metric");
         registry.register(Box::new(gates.clone())).expect("registered once");
@@ -174,6 +181,7 @@ impl Metrics {
             doubts: counter("owner_doubts_total", "Reigns ended by a lost connection or a refused commit"),
             torn: counter("owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
             lost: counter("jobs_lost_total", "Jobs of dead workers that were reported lost"),
+            lost_after,
             dead_workers: counter("workers_dead_total", "Workers declared dead"),
             mass_deaths_held: counter("mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
             expired: ExpiredCounters {

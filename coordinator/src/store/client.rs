@@ -140,6 +140,7 @@ pub(super) struct Shared {
     pub(super) read_plans: Mutex<HashMap<String, Arc<stepfleet_protocol::workflow::Workflow>>>,
     pub(super) memories: super::admission::Memories,
     pub(super) pulses: super::read::fleet::Pulses,
+    pub(super) paces: super::read::queues::Paces,
 }
 
 /// A lock whose holder cannot have left the value half-changed.

@@ -189,7 +189,7 @@ async fn trap_5_a_late_result_of_a_replaced_job_is_recorded_without_effect<D: Di
     let run = w.submit(&chain(1)).await;
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
     let first = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
-    let lost = Lost { worker: worker.id.clone(), counted: false, jobs: vec![first.0.clone()] };
+    let lost = Lost { worker: worker.id.clone(), counted: false, jobs: vec![first.0.clone()], seen: Vec::new() };
     w.client.append(Body::Lost(lost)).await.expect("up");
     let second = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
     assert_eq!(first.1.attempt, second.1.attempt, "an uncounted loss keeps the number");
@@ -209,7 +209,7 @@ async fn trap_7_a_result_written_before_the_loss_wins<D: Dial>(mut w: World<D>) 
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
     let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
     worker.answer(vec![(of.clone(), Outcome::Completed(None))]).await.expect("up");
-    let lost = Lost { worker: worker.id.clone(), counted: true, jobs: vec![of] };
+    let lost = Lost { worker: worker.id.clone(), counted: true, jobs: vec![of], seen: Vec::new() };
     w.client.append(Body::Lost(lost)).await.expect("up");
     w.turns(&mut owner, 3).await;
     assert_eq!(w.state(run).await, Some(State::Completed));

@@ -95,7 +95,7 @@ pub(crate) async fn pass(secs: u64) {
 }
 
 #[test]
-fn a_worker_without_beats_is_dead_and_its_job_runs_elsewhere() {
+fn lesson_01_the_jobs_of_a_dead_worker_run_elsewhere_without_any_restart() {
     on_memory(async |mut w| {
         let run = w.submit(&chain(1)).await;
         let (mut owner, mut dead, mut other) = (w.own().await, w.worker(1), w.worker(2));

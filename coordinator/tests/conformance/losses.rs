@@ -22,7 +22,7 @@ use crate::{
 };
 
 both! {
-    a_retry_that_waits_for_an_hour_is_pending_at_nobody,
+    lesson_12_a_retry_that_waits_for_an_hour_is_pending_at_nobody,
 }
 
 fn stream() -> String {
@@ -72,7 +72,7 @@ fn a_result_that_nobody_has_read_yet_wins_over_the_observer_that_finds_its_worke
 
 /// Trap 7.
 #[test]
-fn a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_no_job() {
+fn lesson_16_a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_no_job() {
     on_twin(async |_, mut w| {
         let (mut owner, mut zombie, mut other) = (w.own().await, w.worker(1), w.worker(2));
         let done = w.submit(&chain(1)).await;
@@ -111,7 +111,7 @@ fn a_zombie_that_reads_between_the_look_and_the_deletion_of_its_consumer_loses_n
 
 /// Lesson 3: a job was recovered three seconds after its start, while it still ran.
 #[test]
-fn a_job_taken_a_moment_ago_is_not_recovered_by_a_coordinator_that_starts() {
+fn lesson_03_a_job_taken_a_moment_ago_is_not_recovered_by_a_coordinator_that_starts() {
     on_memory(async |mut w| {
         w.submit(&chain(1)).await;
         let (mut owner, mut worker, mut other) = (w.own().await, w.worker(1), w.worker(2));
@@ -128,7 +128,7 @@ fn a_job_taken_a_moment_ago_is_not_recovered_by_a_coordinator_that_starts() {
 
 /// Lesson 9: a new process under the name of a dead one kept the jobs of the dead alive for ever.
 #[test]
-fn a_worker_that_comes_back_under_its_old_name_does_not_keep_the_jobs_of_the_dead_one() {
+fn lesson_09_a_worker_that_comes_back_under_its_old_name_does_not_keep_the_jobs_of_the_dead_one() {
     on_memory(async |mut w| {
         let run = w.submit(&chain(1)).await;
         let (mut owner, mut dead, mut back) = (w.own().await, w.worker(1), w.worker(2));
@@ -159,7 +159,7 @@ async fn started(w: &mut World<impl Dial>, worker: &crate::fleet::Worker<impl Di
 
 /// Lesson 12: a visibility time-out of an hour ran long jobs again and again.
 #[test]
-fn a_job_of_ninety_minutes_runs_once_while_its_worker_beats() {
+fn lesson_11_a_job_of_ninety_minutes_runs_once_while_its_worker_beats() {
     on_memory(async |mut w| {
         let run = w.submit(&long("5h")).await;
         let (mut owner, mut worker, mut other) = (w.own().await, w.worker(1), w.worker(2));
@@ -181,7 +181,7 @@ fn a_job_of_ninety_minutes_runs_once_while_its_worker_beats() {
 }
 
 /// Lesson 12: delayed jobs sat in a pending list, whose time-out delivered them again.
-async fn a_retry_that_waits_for_an_hour_is_pending_at_nobody<D: Dial>(mut w: World<D>) {
+async fn lesson_12_a_retry_that_waits_for_an_hour_is_pending_at_nobody<D: Dial>(mut w: World<D>) {
     let run = w.submit(&long("5h")).await;
     let (mut owner, mut worker) = (w.own().await, w.worker(1));
     let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
@@ -203,7 +203,7 @@ async fn a_retry_that_waits_for_an_hour_is_pending_at_nobody<D: Dial>(mut w: Wor
 
 /// Lesson 5: a heartbeat renewed the lease of a job whose executor was gone, past every limit.
 #[test]
-fn a_worker_that_beats_on_does_not_keep_a_job_past_its_limit() {
+fn lesson_05_a_worker_that_beats_on_does_not_keep_a_job_past_its_limit() {
     on_memory(async |mut w| {
         let run = w.submit(&long("60s")).await;
         let (mut owner, mut worker, mut other) = (w.own().await, w.worker(1), w.worker(2));
@@ -231,7 +231,7 @@ fn a_worker_that_beats_on_does_not_keep_a_job_past_its_limit() {
 
 /// Lesson 6: the stream of a deaf worker had ended while its heartbeats went on. Its job comes back all the same.
 #[test]
-fn a_job_that_a_deaf_worker_never_heard_of_goes_to_another() {
+fn lesson_06_a_job_that_a_deaf_worker_never_heard_of_goes_to_another() {
     on_memory(async |mut w| {
         let run = w.submit(&chain(1)).await;
         let (mut owner, mut deaf, mut other) = (w.own().await, w.worker(1), w.worker(2));

@@ -18,6 +18,7 @@ mod dispatcher;
 mod fence;
 mod gates;
 mod leases;
+mod lessons;
 mod letters;
 mod limit_script;
 mod limits;

@@ -7,13 +7,13 @@ use stepfleet_coordinator::{
         owner::Owner,
         retention::{Expired, Retention},
     },
-    store::{link::Dial, reply},
+    store::{link::Dial, reply, workflows},
 };
 use stepfleet_protocol::{
     codec,
     failure::{Category, Failure},
     id::{RunId, StreamId},
-    message::{Answer, Outcome, Verb},
+    message::{Answer, Body, NewRun, Outcome, Submit, Verb},
     state::State,
     value::{Payload, ValueRef},
     workflow::Workflow,
@@ -22,9 +22,9 @@ use tokio::time::advance;
 
 use crate::{
     both,
-    bounds::keys_of,
+    bounds::{keys_of, slow, watch_slow},
     fleet::{chain, keys},
-    world::{World, on_memory},
+    world::{World, on_memory, on_real_alone},
 };
 
 both! {
@@ -226,4 +226,74 @@ async fn the_outbox_keeps_its_newest_entries_and_counts_the_others<D: Dial>(mut 
     // A server trims whole nodes of a hundred entries.
     assert!((300..400).contains(&left), "{left} are left");
     assert_eq!((w.counter("expired_events").await, owner.done.expired.events as i64), (1_000 - left, 1_000 - left));
+}
+
+/// One clean-up of a million and a half jobs held the server for 18 hours.
+#[test]
+fn lesson_25_what_retention_deletes_holds_the_server_never_long() -> anyhow::Result<()> {
+    const LETTERS: u64 = 30_000;
+    const RUNS: usize = 1_280;
+    /// Twice the promise, in microseconds.
+    const LIMIT_US: u32 = 10_000;
+    on_real_alone(async |mut w| {
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            let time = w.one(&[b"TIME"]).await;
+            let first_ms = reply::time_ms(&time).expect("a time") - LETTERS;
+            for part in 0..LETTERS / 5_000 {
+                let mut write = redis::pipe();
+                for n in 1..=5_000 {
+                    let id = StreamId { ms: first_ms + part * 5_000 + n, seq: 1 };
+                    write.cmd("XADD").arg(keys().dead()).arg(id.to_string()).arg("m").arg("no letter at all");
+                }
+                w.client.trip(&write).await.expect("up");
+            }
+            let mut owner = w.own().await;
+            let mut worker = w.worker(1);
+            submit_many(&mut w, RUNS).await;
+            let mut done = 0;
+            while done < RUNS {
+                owner.turn(false).await.expect("no faults");
+                let jobs = worker.take(500).await.unwrap_or_default();
+                done += jobs.len();
+                for part in jobs.chunks(128) {
+                    let results = part.iter().map(|(of, _)| (of.clone(), Outcome::Completed(None)));
+                    worker.answer(results.collect()).await.expect("up");
+                }
+            }
+            w.turns(&mut owner, 3).await;
+            watch_slow(&mut w, LIMIT_US).await;
+            drop(owner);
+            let mut owner = w.own().await;
+            owner.configure(false, Retention { completed_ms: 0, letters_max: 0, ..Retention::default() });
+            for _ in 0..2_000 {
+                owner.turn(false).await.expect("no faults");
+                let left = w.number(&["XLEN", &keys().dead()]).await;
+                if left == 0 && w.number(&["ZCARD", &keys().runs(State::Completed)]).await == 0 {
+                    break;
+                }
+            }
+            assert_eq!(owner.done.expired.letters, LETTERS);
+            assert_eq!(owner.done.expired.runs, RUNS as u64);
+            found = slow(&mut w, LIMIT_US).await;
+            if found.is_empty() {
+                break;
+            }
+            w.one(&[b"DEL", keys().dead().as_bytes()]).await;
+        }
+        assert_eq!(found, Vec::<String>::new());
+    })
+}
+
+/// Submits runs of one step, 128 in an entry.
+async fn submit_many<D: Dial>(w: &mut World<D>, runs: usize) {
+    w.submit(&chain(1)).await;
+    let plan = workflows::Stored::new(&chain(1)).hash;
+    let ids: Vec<RunId> = (1..runs).map(|_| w.client.run_id()).collect();
+    for part in ids.chunks(128) {
+        let new = |run: &RunId| NewRun { run: *run, plan: plan.clone(), version: None, input: None, traceparent: None };
+        let runs = part.iter().map(new).collect();
+        let submit = Submit { id: w.client.command_id(), actor: "test".into(), runs, again: false };
+        w.client.append(Body::Submit(submit)).await.expect("up");
+    }
 }

@@ -249,7 +249,7 @@ proptest! {
             let Some(category) = Category::from_u8(category) else {
                 losses += 1;
                 let of = job(&mut world);
-                world.apply(Event::Lost { of, worker: World::worker(), counted: true });
+                world.apply(Event::Lost { of, worker: World::worker(), counted: true, seen: None });
                 prop_assert_eq!(world.run.step(0).attempts, tries, "a loss is no try");
                 prop_assert_eq!(world.run.step(0).state == State::Failed, losses == LOSSES_MAX);
                 if losses == LOSSES_MAX { break } else { continue }

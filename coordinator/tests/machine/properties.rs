@@ -132,7 +132,7 @@ impl World {
                 Outcome::Returned(Returned::NoHandler)
             }
             18 => Outcome::Cancelled,
-            n @ 19..=20 => return drop(self.apply(Event::Lost { of, worker, counted: n == 19 })),
+            n @ 19..=20 => return drop(self.apply(Event::Lost { of, worker, counted: n == 19, seen: None })),
             n @ 21..=22 => {
                 let step = self.run.step(of.index);
                 if step.state == State::Queued && step.job == Some(of.job) && step.in_flight {

@@ -161,8 +161,10 @@ impl Scene {
                 result(of, Outcome::Returned(why))
             }
             ("halted", [of]) => result(of, Outcome::Cancelled),
-            ("lost", [of]) => Event::Lost { of: self.at(of), worker: World::worker(), counted: true },
-            ("undelivered", [of]) => Event::Lost { of: self.at(of), worker: World::worker(), counted: false },
+            ("lost", [of]) => Event::Lost { of: self.at(of), worker: World::worker(), counted: true, seen: None },
+            ("undelivered", [of]) => {
+                Event::Lost { of: self.at(of), worker: World::worker(), counted: false, seen: None }
+            }
             ("started", [of, ms]) => {
                 let running_ms = Millis::parse(ms).expect("a duration").0;
                 Event::Started { of: self.at(of), worker: World::worker(), running_ms }

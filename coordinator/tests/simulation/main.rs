@@ -243,8 +243,12 @@ impl Story {
             let worker = &mut self.workers[place];
             if !calm && self.rng.random_bool(0.05) {
                 // It dies with its jobs, as an observer tells; sometimes its results come all the same.
-                let lost =
-                    Lost { worker: worker.id.clone(), counted: true, jobs: jobs.iter().map(|j| j.0.clone()).collect() };
+                let lost = Lost {
+                    worker: worker.id.clone(),
+                    counted: true,
+                    jobs: jobs.iter().map(|j| j.0.clone()).collect(),
+                    seen: Vec::new(),
+                };
                 while worker.client.append(Body::Lost(lost.clone())).await.is_err() {}
                 if self.rng.random_bool(0.5) {
                     continue;

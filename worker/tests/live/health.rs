@@ -116,7 +116,7 @@ async fn deaf_for(port: u16) -> Option<u64> {
 
 /// Lesson 6: a worker whose stream had ended went on with its heartbeats; every dashboard was green, and its jobs timed out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_cannot_read_its_streams_beats_no_more_and_is_not_ready() {
+async fn lesson_06_a_worker_that_cannot_read_its_streams_beats_no_more_and_is_not_ready() {
     let server = Server::start().await;
     let mut owner = Owner::new(&server, 1).await;
     let port = free_port();

@@ -219,7 +219,7 @@ async fn a_job_whose_result_was_written_is_not_done_again_however_much_was_writt
 
 /// Lesson 13: a worker reconnected after a reset, looked well, and never consumed again.
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_hundred_resets_in_a_row_jobs_are_consumed_again_within_seconds() {
+async fn lesson_13_after_a_hundred_resets_in_a_row_jobs_are_consumed_again_within_seconds() {
     let server = Server::start().await;
     let mut owner = Owner::new(&server, 2).await;
     let worker = owner::start(owner::worker(&server).concurrency(2));

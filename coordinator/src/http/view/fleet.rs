@@ -86,6 +86,10 @@ pub struct QueueView {
     /// How long the oldest job nobody has taken has waited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_age_ms: Option<u64>,
+    /// How long what waits will take at the rate at which workers took jobs of late; left out while they take none, and
+    /// before this coordinator has looked twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
     /// Live workers that read it.
     pub workers: u32,
     /// Their slots.

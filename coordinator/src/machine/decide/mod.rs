@@ -95,7 +95,7 @@ impl Deciding<'_> {
             Event::Submitted { new, actor } => self.submitted(new, actor),
             Event::Result { of, worker, run_ms, outcome } => self.result(of, worker, run_ms, outcome),
             Event::Started { of, worker, running_ms } => self.started(of, worker, running_ms),
-            Event::Lost { of, worker, counted } => self.lost(of, worker, counted),
+            Event::Lost { of, worker, counted, seen } => self.lost(of, worker, counted, seen),
             Event::Command(command) => self.command(command),
             Event::Timer(timer) => self.timer(timer),
             Event::Release { index } => self.release(index),

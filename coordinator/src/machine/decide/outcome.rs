@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use stepfleet_protocol::{
+    beat::Sight,
     failure::{Category, Failure},
     id::{JobId, WorkerId},
     limits::{LOSSES_MAX, NO_HANDLER_MS},
@@ -206,7 +207,7 @@ impl Deciding<'_> {
         self.run.step(index).job.expect("a step in flight has a job")
     }
 
-    pub(super) fn lost(&mut self, of: JobRef, worker: WorkerId, counted: bool) {
+    pub(super) fn lost(&mut self, of: JobRef, worker: WorkerId, counted: bool, seen: Option<Sight>) {
         self.ack(&of);
         if !self.awaits(&of) {
             return self.effect(Effect::Stopped(of.job));
@@ -222,7 +223,9 @@ impl Deciding<'_> {
         step.losses = step.losses.saturating_add(1);
         let losses = step.losses;
         let text = format!("worker `{worker}` died with the job (loss {losses} of {LOSSES_MAX})");
-        let failure = Failure::new(Category::WorkerLost, text).with_code("worker_lost");
+        let mut failure = Failure::new(Category::WorkerLost, text).with_code("worker_lost");
+        // No part of the message: what was seen differs from loss to loss, and the failure is the same one.
+        failure.causes.extend(seen.map(|seen| seen.to_string()));
         let (job, of) = (of.job, Some(of));
         let failed = Failed { index, job, of, worker: Some(worker), run_ms: 0, failure, counts: false };
         if losses >= LOSSES_MAX {

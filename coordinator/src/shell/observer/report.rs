@@ -2,6 +2,7 @@
 
 use redis::Value;
 use stepfleet_protocol::{
+    beat::Sight,
     codec::{self, DecodeError},
     id::{PartitionId, StreamId},
     message::{Body, Job, JobRef, LogEntry, Lost, Unreadable},
@@ -79,7 +80,12 @@ impl<D: Dial> Observer<D> {
         if !jobs.is_empty() {
             tracing::warn!(%worker, %partition, %queue, jobs = jobs.len(), counted, "jobs are lost");
             self.metrics.lost.inc_by(jobs.len() as u64);
-            bodies.push((partition, Body::Lost(Lost { worker: worker.clone(), counted, jobs })));
+            let sight = |of: &JobRef| self.workers.sight(worker.as_str(), partition, queue, of.entry);
+            let seen: Vec<Sight> = jobs.iter().map(sight).collect();
+            if counted {
+                seen.iter().for_each(|sight| self.metrics.lost_after.observe(sight.silent_ms as f64 / 1_000.0));
+            }
+            bodies.push((partition, Body::Lost(Lost { worker: worker.clone(), counted, jobs, seen })));
         }
         if !unreadable.is_empty() {
             tracing::error!(%worker, %partition, %queue, entries = unreadable.len(), "entries of a job stream are no jobs");

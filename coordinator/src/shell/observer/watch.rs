@@ -6,7 +6,7 @@ use std::{
 };
 
 use stepfleet_protocol::{
-    beat::{Beat, Phase},
+    beat::{Beat, Held, Phase, Sight},
     id::{PartitionId, StreamId},
     limits::DEAD_AFTER_MS,
     name::Name,
@@ -32,6 +32,8 @@ pub(super) struct Watched {
     moved: Instant,
     /// When the last good look at its record began.
     looked: Instant,
+    /// How long that look took.
+    trip: Duration,
     beat: Option<Beat>,
     /// Jobs were pending at it at the last look.
     holds: bool,
@@ -41,7 +43,15 @@ pub(super) struct Watched {
 
 impl Watched {
     fn new(now: Instant) -> Self {
-        Self { count: None, moved: now, looked: now, beat: None, holds: false, unheard: HashMap::new() }
+        Self {
+            count: None,
+            moved: now,
+            looked: now,
+            trip: Duration::ZERO,
+            beat: None,
+            holds: false,
+            unheard: HashMap::new(),
+        }
     }
 
     /// How long its beat surely did not move although it could have.
@@ -86,7 +96,7 @@ impl Workers {
     /// A look at a worker's record, sent and answered then, in the same trip as a write that was accepted.
     pub(super) fn seen(&mut self, id: &str, (sent, got): (Instant, Instant), count: Option<i64>, beat: Option<Beat>) {
         let watched = self.by_id.entry(id.to_string()).or_insert_with(|| Watched::new(got));
-        watched.looked = sent;
+        (watched.looked, watched.trip) = (sent, got - sent);
         // A trip that took so long is a gap of its own: this process or the server stood still.
         if got - sent > GAP_MAX || (count.is_some() && count != watched.count) {
             watched.moved = got;
@@ -143,6 +153,21 @@ impl Workers {
             }
         }
         slots
+    }
+
+    /// What is known of the holder of a pending entry: why it is held to be lost.
+    pub(super) fn sight(&self, worker: &str, partition: PartitionId, queue: &Name, entry: StreamId) -> Sight {
+        let Some(watched) = self.by_id.get(worker) else { return Sight::default() };
+        let ms = |time: Duration| time.as_millis() as u64;
+        let named = |h: &&Held| h.partition == partition && h.queue == *queue && h.entry == entry;
+        let held = watched.beat.as_ref().and_then(|beat| beat.held.iter().find(named));
+        Sight {
+            silent_ms: ms(watched.silent()),
+            trip_ms: ms(watched.trip),
+            read_age_ms: watched.beat.as_ref().map(|beat| beat.read_age_ms),
+            held: held.is_some(),
+            running_ms: held.and_then(|held| held.running_ms),
+        }
     }
 
     /// Of entries pending at a live worker, those that two of its beats did not name.

@@ -1,6 +1,10 @@
 //! Queues: how much waits, how long, and how much is being done.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
 use redis::{Cmd, Value};
 use stepfleet_protocol::{
@@ -24,6 +28,51 @@ pub struct Queue {
     pub pending: u64,
     /// Since when the oldest of what nobody has taken waits, in Unix milliseconds of the server.
     pub oldest_ms: Option<u64>,
+    /// Jobs that workers have ever taken, as far as the server counts.
+    pub taken: u64,
+    /// How long what waits will take at the rate at which jobs were taken of late, in milliseconds. None while nothing is taken,
+    /// and at the first look.
+    pub drain_ms: Option<u64>,
+}
+
+/// How fast the queues go, from looks that are at least [`PACE_MS`] apart.
+#[derive(Debug, Default)]
+pub(crate) struct Paces(Mutex<BTreeMap<Name, [Look; 2]>>);
+
+/// How many jobs of a queue had been taken by then.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    taken: u64,
+}
+
+/// The shortest time that says something about a rate, in milliseconds; two looks in mind are so far apart at least.
+const PACE_MS: u128 = 1_000;
+
+impl Paces {
+    /// Sets how long each queue will take.
+    fn look(&self, queues: &mut BTreeMap<Name, Queue>, at: Instant) {
+        let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.retain(|name, _| queues.contains_key(name));
+        for (name, queue) in queues {
+            let now = Look { at, taken: queue.taken };
+            let [older, newer] = paces.entry(name.clone()).or_insert([now; 2]);
+            // A stream that was made anew is counted anew.
+            if now.taken < newer.taken {
+                (*older, *newer) = (now, now);
+            }
+            let (ms, taken) = ((at - older.at).as_millis(), now.taken - older.taken);
+            if (at - newer.at).as_millis() >= PACE_MS {
+                (*older, *newer) = (*newer, now);
+            }
+            let depth = u128::from(queue.depth());
+            queue.drain_ms = match taken {
+                _ if depth == 0 => Some(0),
+                taken if taken > 0 && ms >= PACE_MS => u64::try_from(depth * ms / u128::from(taken)).ok(),
+                _ => None,
+            };
+        }
+    }
 }
 
 impl Queue {
@@ -65,6 +114,7 @@ impl Client {
             }
             let group = group(&found[1]);
             queue.pending += group.pending;
+            queue.taken += group.taken;
             let waiting = group.lag.unwrap_or_else(|| count(found.get(2)).saturating_sub(group.pending));
             queue.on_streams += waiting;
             if waiting > 0 {
@@ -81,6 +131,7 @@ impl Client {
             let since = reply::entries(value).first().map(|(id, _)| id.ms);
             queues.entry(name.clone()).or_default().older(since);
         }
+        self.shared.paces.look(&mut queues, Instant::now());
         Ok(queues)
     }
 
@@ -120,6 +171,7 @@ impl Queue {
 #[derive(Default)]
 struct Group {
     pending: u64,
+    taken: u64,
     /// None when the server has lost count.
     lag: Option<u64>,
     delivered: StreamId,
@@ -133,6 +185,7 @@ fn group(found: &Value) -> Group {
         || Group { lag: groups.is_empty().then_some(0), ..Group::default() },
         |g| Group {
             pending: count(reply::field(g, "pending")),
+            taken: count(reply::field(g, "entries-read")),
             lag: reply::field(g, "lag").and_then(reply::number).map(|n| n.max(0) as u64),
             delivered: reply::field(g, "last-delivered-id")
                 .and_then(reply::text)
@@ -140,4 +193,29 @@ fn group(found: &Value) -> Group {
                 .unwrap_or_default(),
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_takes_as_long_as_the_last_seconds_say() {
+        let (paces, name, begun) = (Paces::default(), Name::new("q").expect("a legal name"), Instant::now());
+        let look = |secs: u64, ready: u64, taken: u64| {
+            let queue = Queue { ready, taken, ..Queue::default() };
+            let mut queues = BTreeMap::from([(name.clone(), queue)]);
+            paces.look(&mut queues, begun + Duration::from_secs(secs));
+            queues[&name].drain_ms
+        };
+        assert_eq!(look(0, 100, 50), None, "one look is no rate");
+        assert_eq!(look(10, 100, 150), Some(10_000), "ten in a second");
+        assert_eq!(look(20, 40, 150), Some(8_000), "a hundred in twenty seconds");
+        assert_eq!(look(30, 40, 150), None, "nothing is taken any more");
+        assert_eq!(look(40, 0, 150), Some(0));
+        assert_eq!(look(50, 10, 3), None, "the stream was made anew");
+        assert_eq!(look(60, 10, 13), Some(10_000));
+    }
 }

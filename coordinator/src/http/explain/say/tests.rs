@@ -101,7 +101,7 @@ fn check(situation: &Situation, reason: &str, parts: &[&str]) {
 }
 
 #[test]
-fn lessons_32_a_step_that_does_not_run_says_what_it_waits_for() {
+fn lesson_32_a_step_that_does_not_run_says_what_it_waits_for() {
     use State::{Completed, Created, Queued, Retrying};
     let needs = vec![("a".into(), Completed), ("b".into(), Retrying)];
     check(&situation(Created, |s| s.needs = needs), "needs_unmet", &["`b` (retrying)", "runs explain"]);
@@ -142,7 +142,7 @@ fn lessons_32_a_step_that_does_not_run_says_what_it_waits_for() {
 }
 
 #[test]
-fn lessons_6_a_queue_without_a_worker_that_can_is_named() {
+fn lesson_06_a_queue_without_a_worker_that_can_is_named() {
     let waiting = Spot::Waiting { ahead: 0, since_ms: NOW_MS - 300_000, per_second: None };
     let nobody = |s: &mut Situation| (s.place, s.readers) = (waiting.clone(), Readers::default());
     check(

@@ -193,7 +193,7 @@ async fn a_job_makes_place_however_it_ends<D: Dial>(mut w: World<D>) {
     let place = jobs.iter().position(|(_, job)| job.run == stopped).expect("its job came");
     let others: Vec<usize> = (0..4).filter(|i| *i != place).collect();
     let late = Failure { retry_after_ms: Some(3_600_000), ..Failure::new(Category::Transient, "not now") };
-    let lost = Lost { worker: worker.id.clone(), counted: true, jobs: vec![of(others[2])] };
+    let lost = Lost { worker: worker.id.clone(), counted: true, jobs: vec![of(others[2])], seen: Vec::new() };
     worker.answer(vec![(of(place), Outcome::Cancelled), (of(others[0]), Outcome::Failed(late))]).await.expect("up");
     worker.answer(vec![(of(others[1]), Outcome::Returned(Returned::Drain))]).await.expect("up");
     w.client.append(Body::Lost(lost)).await.expect("up");

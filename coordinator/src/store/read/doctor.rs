@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
 use stepfleet_protocol::{
-    audit::{AuditEntry, action},
     id::{PartitionId, RunId},
     keys::{GROUP, slot, slot_of},
     name::Name,
@@ -23,7 +22,7 @@ use super::{
 };
 use crate::{
     machine::event::Timer,
-    store::{ask::AskError, record::pack_timer, script},
+    store::{ask::AskError, record::pack_timer},
 };
 
 /// The oldest open runs of a partition that are looked at.
@@ -118,41 +117,6 @@ impl Client {
             without_group,
             orphans,
         })
-    }
-
-    /// Puts right what is safe to put right: makes missing groups, and deletes consumers of gone workers at which
-    /// nothing is pending. Returns what was done. Each act is noted under `actor`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; what was done before stays done.
-    pub async fn fix(&self, found: &Checkup, actor: &str) -> Result<Vec<String>, ClientError> {
-        let mut done = Vec::new();
-        for stream in &found.without_group {
-            let key = self.keys.partition(stream.partition).jobs(&stream.queue);
-            let mut create = redis::cmd("XGROUP");
-            // From the beginning: what was not acked must not be passed by, and what was is fenced by its job id.
-            create.arg("CREATE").arg(&key).arg(GROUP).arg(0);
-            self.ask_partition(stream.partition, create).await?;
-            done.push(format!("made the group of queue `{}` in partition {}", stream.queue, stream.partition));
-        }
-        for orphan in found.orphans.iter().filter(|orphan| orphan.pending == 0) {
-            let key = self.keys.partition(orphan.stream.partition).jobs(&orphan.stream.queue);
-            let delete = script::delete_consumer(&key, GROUP, &orphan.worker);
-            // RACE: its worker may have come back and read: the script looks again, and the job wins.
-            if reply::number(&self.ask_partition(orphan.stream.partition, delete).await?) == Some(1) {
-                let (worker, Stream { partition, queue }) = (&orphan.worker, &orphan.stream);
-                done.push(format!("deleted the consumer {worker} of queue `{queue}` in partition {partition}"));
-            }
-        }
-        for what in &done {
-            self.note_fix(actor, what).await?;
-        }
-        Ok(done)
-    }
-
-    async fn note_fix(&self, actor: &str, what: &str) -> Result<(), ClientError> {
-        let entry = AuditEntry::new(actor, action::DOCTOR_FIX, what.to_owned(), self.server_time_ms().await?);
-        self.audit_fleet(&entry).await
     }
 
     async fn streams(&self) -> Result<Vec<Stream>, ClientError> {

@@ -1,11 +1,13 @@
 //! The built-in subscriber: a log line for whatever a person should look at.
 
 use futures::{FutureExt, future::BoxFuture};
+use stepfleet_protocol::audit::AuditEntry;
 
-use super::{Notice, Refusal, Subscriber};
+use super::{FleetEvent, Notice, Refusal, Subscriber};
 use crate::machine::decision::Why;
 
-/// Writes a structured log line, at the level `warn`, for each step that escalates.
+/// Writes a structured log line, at the level `warn`, for each step that escalates, and for each change of a circuit breaker or
+/// of a paused queue.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EscalationLog;
 
@@ -29,6 +31,17 @@ impl Subscriber for EscalationLog {
             Ok(())
         }
         .boxed()
+    }
+
+    fn wants_of_fleet(&self, action: &str) -> bool {
+        action.starts_with("breaker.") || action.starts_with("queue.")
+    }
+
+    fn deliver_of_fleet<'a>(&'a self, event: &'a FleetEvent) -> BoxFuture<'a, Result<(), Refusal>> {
+        let AuditEntry { action, target, actor, reason, at_ms, .. } = &event.change;
+        let reason = reason.as_deref().unwrap_or_default();
+        tracing::warn!(action, target, actor, reason, at_ms, "a gate has changed");
+        futures::future::ready(Ok(())).boxed()
     }
 }
 

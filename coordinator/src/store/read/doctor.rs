@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
 use stepfleet_protocol::{
+    beat::Coordinator,
+    codec,
     id::{PartitionId, RunId},
     keys::{GROUP, slot, slot_of},
     name::Name,
@@ -22,13 +24,15 @@ use super::{
 };
 use crate::{
     machine::event::Timer,
-    store::{ask::AskError, record::pack_timer},
+    store::{ask::AskError, outbox::Following, policies, record::pack_timer},
 };
 
 /// The oldest open runs of a partition that are looked at.
 const RUNS_PER_PARTITION: usize = 50;
 /// Open runs that are looked at in all partitions together.
 const RUNS_MAX: usize = 1_000;
+/// A timer that was due so long ago is late: its owner hangs, or has very much to do.
+const LATE_MS: u64 = 30_000;
 /// A consumer of an unknown worker is done with after so long, in milliseconds.
 const LEFT_AFTER_MS: u64 = 60_000;
 
@@ -78,6 +82,14 @@ pub struct Checkup {
     pub walks: BTreeMap<u16, Walked>,
     /// Coordinators that were seen lately, by name, with when, in Unix milliseconds of the server.
     pub coordinators: Vec<(String, u64)>,
+    /// What each of them says of itself; those of an older version say nothing.
+    pub programs: BTreeMap<String, Coordinator>,
+    /// Version of the fleet's policies; 0 for none.
+    pub policies: u64,
+    /// How late the first timer of a partition is, in milliseconds, by partition; those that are not late are left out.
+    pub late_ms: BTreeMap<u16, u64>,
+    /// Subscribers of events.
+    pub followings: Vec<Following>,
     /// Workers.
     pub workers: Vec<Registered>,
     /// Queues.
@@ -104,12 +116,17 @@ impl Client {
         let queues = self.queues().await?;
         let streams = self.streams().await?;
         let (without_group, orphans) = self.groups_and_orphans(&streams, &workers).await?;
+        let coordinators = self.coordinators().await?;
         Ok(Checkup {
+            programs: self.programs(&coordinators).await?,
+            policies: count(Some(&self.fleet(policies::version(&self.keys)).await?)),
+            late_ms: self.late_timers(server_ms).await?,
+            followings: self.subscribers().await?,
             clocks_ms,
             servers: preflight(&facts, false),
             memory: self.memory(),
             walks: self.walks().await?,
-            coordinators: self.coordinators().await?,
+            coordinators,
             unarmed: self.unarmed(server_ms).await?,
             partitions,
             workers,
@@ -190,6 +207,31 @@ impl Client {
         let items = found.first().and_then(reply::array).unwrap_or_default();
         let pair = |pair: &[Value]| Some((reply::text(&pair[0])?.to_owned(), reply::score(&pair[1])?));
         Ok(items.chunks_exact(2).filter_map(pair).collect())
+    }
+
+    async fn programs(&self, names: &[(String, u64)]) -> Result<BTreeMap<String, Coordinator>, ClientError> {
+        let look = |(name, _): &(String, u64)| {
+            let key = self.keys.coordinator(name);
+            let mut get = redis::cmd("GET");
+            get.arg(&key);
+            (slot_of(key.as_bytes()), get)
+        };
+        let replies = self.ask_all(names.iter().map(look).collect()).await?;
+        let read = |value: &Value| codec::unpack(reply::bytes(value)?).ok();
+        Ok(names.iter().zip(&replies).filter_map(|((name, _), value)| Some((name.clone(), read(value)?))).collect())
+    }
+
+    async fn late_timers(&self, now_ms: u64) -> Result<BTreeMap<u16, u64>, ClientError> {
+        let partitions = self.all_partitions().await?;
+        let look = |p: &PartitionId| {
+            let mut range = redis::cmd("ZRANGE");
+            range.arg(self.keys.partition(*p).timers()).arg(0).arg(0).arg("WITHSCORES");
+            (slot(*p), range)
+        };
+        let replies = self.ask_all(partitions.iter().map(look).collect()).await?;
+        let due = |value: &Value| reply::score(reply::array(value)?.get(1)?);
+        let late = |(p, value): (PartitionId, &Value)| Some((p.0, now_ms.checked_sub(due(value)?)?));
+        Ok(partitions.into_iter().zip(&replies).filter_map(late).filter(|(_, late)| *late > LATE_MS).collect())
     }
 
     /// Open runs that are older than their time-out and have no timer for it: nothing would ever end them.

@@ -120,7 +120,6 @@ impl Keys {
         self.fleet("undelivered")
     }
 
-
     /// String with a lifetime: the run of an idempotent submit.
     pub fn idempotency(&self, namespace: &str, key: &str) -> String {
         format!("{}idem:{namespace}:{key}", self.prefix)

@@ -6,7 +6,12 @@ use axum::{
     http::HeaderMap,
 };
 use stepfleet_protocol::{
-    audit::{AuditEntry, action}, codec, id::PartitionId, keys::slot, limits::PARTITIONS_MAX, message::LogEntry,
+    audit::{AuditEntry, action},
+    codec,
+    id::PartitionId,
+    keys::slot,
+    limits::PARTITIONS_MAX,
+    message::LogEntry,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 

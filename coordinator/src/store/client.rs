@@ -217,10 +217,11 @@ impl Client {
     pub async fn add_partitions_for(&self, count: u16, entry: &AuditEntry) -> Result<u16, ClientError> {
         debug_assert!(count <= PARTITIONS_MAX, "checked by the caller");
         let key = self.keys.meta();
-        let total = self.change_hash((&key, FIELD_PARTITIONS), entry, |found| match more_partitions(&key, found, count) {
-            Ok(write) => Change::Write(write, entry.clone(), count),
-            Err(now) => Change::None(now),
-        });
+        let total =
+            self.change_hash((&key, FIELD_PARTITIONS), entry, |found| match more_partitions(&key, found, count) {
+                Ok(write) => Change::Write(write, entry.clone(), count),
+                Err(now) => Change::None(now),
+            });
         let total = total.await?;
         *lock(&self.shared.partitions) = None;
         Ok(total)

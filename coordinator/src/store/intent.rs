@@ -23,7 +23,8 @@ use super::{
 /// In the place of an audit entry: whoever finds it gives up. It is no MessagePack map.
 const GIVEN_UP: &[u8] = b"-";
 /// Why an intent came to nothing, as its audit entry says.
-pub const WHY_GIVEN_UP: &str = "it was given up before anything was changed: the process that was asked died or lost redis";
+pub const WHY_GIVEN_UP: &str =
+    "it was given up before anything was changed: the process that was asked died or lost redis";
 
 /// What somebody is about to change. It is kept as a MessagePack map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

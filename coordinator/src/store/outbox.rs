@@ -180,12 +180,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn events_behind(
-        &self,
-        feed: Feed,
-        after: StreamId,
-        count: usize,
-    ) -> Result<Events, ClientError> {
+    pub async fn events_behind(&self, feed: Feed, after: StreamId, count: usize) -> Result<Events, ClientError> {
         let Places { slot, events: key, .. } = Places::of(&self.keys, feed);
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI").cmd("XINFO").arg("STREAM").arg(&key);
@@ -344,4 +339,35 @@ fn added(info: &redis::Value) -> u64 {
 /// Entries that it has.
 fn length(info: &redis::Value) -> u64 {
     reply::field(info, "length").and_then(reply::number).map_or(0, |n| n.max(0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::{Debug, Write};
+
+    use serde::de::DeserializeOwned;
+    use stepfleet_protocol::audit::AuditEntry;
+
+    use super::*;
+    use crate::store::intent::Intent;
+
+    #[track_caller]
+    fn keeps<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
+        let bytes = codec::pack(value);
+        let mut hex = String::new();
+        bytes.iter().for_each(|byte| write!(hex, "{byte:02x}").expect("a string takes everything"));
+        assert_eq!(hex, golden, "other bytes than those of version 1");
+        assert_eq!(codec::unpack::<T>(&bytes).as_ref(), Ok(value));
+    }
+
+    #[test]
+    fn what_is_kept_between_two_programs_keeps_its_bytes() {
+        let entry = StreamId { ms: 1_800_000_000_123, seq: 1 };
+        let cursor = Cursor { v: 1, entry, seen: 300, delivered: 7, undelivered: 2, missed: 1 };
+        keeps(&cursor, "CURSOR");
+        let (subscriber, error) = ("hook".to_owned(), "503".to_owned());
+        keeps(&Undelivered { v: 1, subscriber, entry, error, attempts: 5 }, "UNDELIVERED");
+        let entry = AuditEntry::new("ann", "partitions.add", "partitions:8".into(), 7);
+        keeps(&Intent { v: 1, key: "sf:meta".into(), at_ms: 9, entry }, "INTENT");
+    }
 }

@@ -181,7 +181,8 @@ fn a_lost_group_is_made_again_and_what_is_done_does_not_run_again() -> anyhow::R
 
         let mut second = w.worker(2);
         let again = second.take(10).await.expect("up");
-        let ids = |jobs: &[(_, stepfleet_protocol::message::Job)]| jobs.iter().map(|(_, job)| job.id).collect::<Vec<_>>();
+        let ids =
+            |jobs: &[(_, stepfleet_protocol::message::Job)]| jobs.iter().map(|(_, job)| job.id).collect::<Vec<_>>();
         assert_eq!(ids(&again), ids(&taken[..2]), "what is awaited comes again, what is done does not");
     })
 }

@@ -122,7 +122,10 @@ impl Subscriber for Probe {
     fn deliver_of_fleet<'a>(&'a self, event: &'a FleetEvent) -> BoxFuture<'a, Result<(), Refusal>> {
         async move {
             let refuses = self.manners.refuses_action.is_some_and(|action| action == event.change.action);
-            self.of_fleet.lock().expect("nobody panics").push((event.change.action.clone(), event.change.target.clone()));
+            self.of_fleet
+                .lock()
+                .expect("nobody panics")
+                .push((event.change.action.clone(), event.change.target.clone()));
             self.news.notify_one();
             if refuses { Err(Refusal("not that change".into())) } else { Ok(()) }
         }
@@ -263,7 +266,16 @@ fn a_subscriber_that_wants_nothing_is_told_nothing_and_does_not_lag() -> anyhow:
         other.until("three events", |told| told.len() >= 3).await;
         w.api().add_partitions(1).await.expect("up");
         let passed = async {
-            while w.api().subscribers().await.expect("up").iter().filter(|f| f.feed != Feed::Fleet && f.lag == 0).count() < 2 {
+            while w
+                .api()
+                .subscribers()
+                .await
+                .expect("up")
+                .iter()
+                .filter(|f| f.feed != Feed::Fleet && f.lag == 0)
+                .count()
+                < 2
+            {
                 tokio::task::yield_now().await;
             }
         };
@@ -274,7 +286,8 @@ fn a_subscriber_that_wants_nothing_is_told_nothing_and_does_not_lag() -> anyhow:
 }
 
 #[test]
-fn what_happens_to_breakers_and_queues_is_told_once_it_changed_and_what_is_refused_is_set_aside() -> anyhow::Result<()> {
+fn what_happens_to_breakers_and_queues_is_told_once_it_changed_and_what_is_refused_is_set_aside() -> anyhow::Result<()>
+{
     on_real("outbox_fleet", async |w| {
         let api = w.api();
         api.add_partitions(1).await.expect("up");
@@ -297,7 +310,11 @@ fn what_happens_to_breakers_and_queues_is_told_once_it_changed_and_what_is_refus
         end(follower).await;
         let actions: Vec<String> = heard().into_iter().map(|(action, _)| action).collect();
         let pause = ["queue.pause"; ATTEMPTS_MAX as usize];
-        assert_eq!(actions, [&["breaker.open"][..], &pause[..], &["breaker.closed"][..]].concat(), "in order, each change");
+        assert_eq!(
+            actions,
+            [&["breaker.open"][..], &pause[..], &["breaker.closed"][..]].concat(),
+            "in order, each change"
+        );
         assert_eq!(heard()[0].1, "breaker:target:bank");
         let page = api.undelivered(Some("gates"), None, 10).await.expect("up");
         assert_eq!((page.items.len(), page.items[0].1.error.as_str()), (1, "not that change"));

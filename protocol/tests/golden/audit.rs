@@ -15,7 +15,9 @@ fn audit_entries_and_accounts_of_programs_keep_their_bytes() {
     let full = entry.clone().because(Some("a duplicate".into())).refused(Some("it is completed".into()));
     check("audit-entry", &entry);
     check("audit-entry-refused", &full.with_detail("{\"step\":2}".into()));
-    check("log-audit-job", &LogEntry::new(Body::Audit(Audit { run: run_id(), index: Some(2), job: Some(job_id()) })));
+    let audit = |index, job, timeout| LogEntry::new(Body::Audit(Audit { run: run_id(), index, job, timeout }));
+    check("log-audit-job", &audit(Some(2), Some(job_id()), false));
+    check("log-audit-timeout", &audit(None, None, true));
     check("coordinator", &Coordinator { v: 1, version: "0.2.0".into(), pid: 77, policies: 12 });
     let origin = Some(Origin { version: "0.1.0".into(), host: "pod-1".into() });
     check("failure-origin", &Failure { origin, ..Failure::new(Category::System, "the disk is full") });

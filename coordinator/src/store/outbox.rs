@@ -364,10 +364,29 @@ mod tests {
     fn what_is_kept_between_two_programs_keeps_its_bytes() {
         let entry = StreamId { ms: 1_800_000_000_123, seq: 1 };
         let cursor = Cursor { v: 1, entry, seen: 300, delivered: 7, undelivered: 2, missed: 1 };
-        keeps(&cursor, "CURSOR");
+        keeps(
+            &cursor,
+            concat!(
+                "86a17601a5656e747279af313830303030303030303132332d31a47365656ecd012ca964656c69766572656407ab756e",
+                "64656c69766572656402a66d697373656401"
+            ),
+        );
         let (subscriber, error) = ("hook".to_owned(), "503".to_owned());
-        keeps(&Undelivered { v: 1, subscriber, entry, error, attempts: 5 }, "UNDELIVERED");
+        keeps(
+            &Undelivered { v: 1, subscriber, entry, error, attempts: 5 },
+            concat!(
+                "85a17601aa73756273637269626572a4686f6f6ba5656e747279af313830303030303030303132332d31a56572726f72",
+                "a3353033a8617474656d70747305"
+            ),
+        );
         let entry = AuditEntry::new("ann", "partitions.add", "partitions:8".into(), 7);
-        keeps(&Intent { v: 1, key: "sf:meta".into(), at_ms: 9, entry }, "INTENT");
+        keeps(
+            &Intent { v: 1, key: "sf:meta".into(), at_ms: 9, entry },
+            concat!(
+                "84a17601a36b6579a773663a6d657461a561745f6d7309a5656e74727986a17601a56163746f72a3616e6ea661637469",
+                "6f6eae706172746974696f6e732e616464a6746172676574ac706172746974696f6e733a38a76f7574636f6d65a4646f",
+                "6e65a561745f6d7307"
+            ),
+        );
     }
 }

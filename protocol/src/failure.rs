@@ -87,7 +87,7 @@ pub struct Failure {
     pub detail: Option<Payload>,
     /// The program that the attempt ran in; none from older workers, and where no worker was at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<Origin>,
+    pub origin: Option<Box<Origin>>,
 }
 
 /// The program that an attempt ran in. Only failures carry it: some 35 bytes each.

@@ -64,7 +64,7 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
     let (mut outcome, value) = by_reference(attempt, outcome);
     if let Outcome::Failed(failure) = &mut outcome {
         // Only here: what goes well need not pay for it.
-        failure.origin = Some(kit.origin.clone());
+        failure.origin = Some(Box::new(kit.origin.clone()));
     }
     let gate = attempt.message().gate.clone();
     let result = JobResult { of: attempt.of().clone(), run_ms: ran.as_millis() as u64, outcome, gate };

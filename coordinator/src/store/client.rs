@@ -219,7 +219,7 @@ impl Client {
         let key = self.keys.meta();
         let total =
             self.change_hash((&key, FIELD_PARTITIONS), entry, |found| match more_partitions(&key, found, count) {
-                Ok(write) => Change::Write(write, entry.clone(), count),
+                Ok(write) => Change::Write(write, Box::new(entry.clone()), count),
                 Err(now) => Change::None(now),
             });
         let total = total.await?;

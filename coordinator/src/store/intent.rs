@@ -44,7 +44,7 @@ pub(super) enum Change<T> {
     /// There is nothing to change.
     None(T),
     /// These commands, and this audit entry for them.
-    Write(Pipeline, AuditEntry, T),
+    Write(Pipeline, Box<AuditEntry>, T),
 }
 
 impl Client {
@@ -80,8 +80,8 @@ impl Client {
                     Swap::Keep(Some(value))
                 }
                 Change::Write(mut write, entry, value) => {
-                    write.cmd("HSET").arg(key).arg(&mark).arg(codec::pack(&entry));
-                    written = Some(entry);
+                    write.cmd("HSET").arg(key).arg(&mark).arg(codec::pack(&*entry));
+                    written = Some(*entry);
                     Swap::Write(write, Some(value))
                 }
             }

@@ -128,7 +128,7 @@ impl Client {
                 let mut write = redis::pipe();
                 write.cmd("HSET").arg(&key).arg(format!("v{next}")).arg(&stored.bytes[..]);
                 write.arg(format!("at{next}")).arg(now_ms).arg(FIELD_LATEST).arg(next);
-                Change::Write(write, entry.clone(), true)
+                Change::Write(write, Box::new(entry.clone()), true)
             });
             if done.await? {
                 return Ok(Version { number: next, created: true });

@@ -19,6 +19,6 @@ fn audit_entries_and_accounts_of_programs_keep_their_bytes() {
     check("log-audit-job", &audit(Some(2), Some(job_id()), false));
     check("log-audit-timeout", &audit(None, None, true));
     check("coordinator", &Coordinator { v: 1, version: "0.2.0".into(), pid: 77, policies: 12 });
-    let origin = Some(Origin { version: "0.1.0".into(), host: "pod-1".into() });
+    let origin = Some(Box::new(Origin { version: "0.1.0".into(), host: "pod-1".into() }));
     check("failure-origin", &Failure { origin, ..Failure::new(Category::System, "the disk is full") });
 }

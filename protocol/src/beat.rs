@@ -36,6 +36,21 @@ pub struct Beat {
     pub held: Vec<Held>,
 }
 
+/// What a coordinator tells of itself, every few seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coordinator {
+    /// Version of the message.
+    pub v: u8,
+    /// The program's version.
+    pub version: String,
+    /// The process id.
+    #[serde(default)]
+    pub pid: u32,
+    /// Version of the fleet's policies that it decides by.
+    #[serde(default)]
+    pub policies: u64,
+}
+
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

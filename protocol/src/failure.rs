@@ -85,13 +85,35 @@ pub struct Failure {
     /// Anything more that the handler wants kept: a body, the last lines of output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Payload>,
+    /// The program that the attempt ran in; none from older workers, and where no worker was at fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
+}
+
+/// The program that an attempt ran in. Only failures carry it: some 35 bytes each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The worker program's version.
+    pub version: String,
+    /// Its host's name.
+    #[serde(default)]
+    pub host: String,
 }
 
 impl Failure {
     /// A failure of `category` with a message, which is cut to its limit.
     pub fn new(category: Category, message: impl Into<String>) -> Self {
         let message = cut(message.into(), ERROR_TEXT_BYTES_MAX);
-        Self { category, code: None, message, causes: Vec::new(), retry_after_ms: None, retryable: None, detail: None }
+        Self {
+            category,
+            code: None,
+            message,
+            causes: Vec::new(),
+            retry_after_ms: None,
+            retryable: None,
+            detail: None,
+            origin: None,
+        }
     }
 
     /// With a code.

@@ -60,6 +60,11 @@ impl Keys {
         format!("{}coordinators", self.prefix)
     }
 
+    /// String with a lifetime: what one coordinator says of itself.
+    pub fn coordinator(&self, name: &str) -> String {
+        format!("{}coordinator:{name}", self.prefix)
+    }
+
     /// Hash: one worker.
     pub fn worker(&self, worker: impl Display) -> String {
         format!("{}worker:{worker}", self.prefix)
@@ -103,6 +108,21 @@ impl Keys {
     /// Stream: what operators and circuit breakers did to the fleet.
     pub fn fleet_audit(&self) -> String {
         self.fleet("audit")
+    }
+
+    /// Hash: changes of other slots that are under way, each until its audit entry is written.
+    pub fn fleet_intents(&self) -> String {
+        self.fleet("intents")
+    }
+
+    /// Hash: how far each subscriber of the fleet's events is.
+    pub fn fleet_cursors(&self) -> String {
+        self.fleet("cursors")
+    }
+
+    /// Stream: events of the fleet that a subscriber did not take.
+    pub fn fleet_undelivered(&self) -> String {
+        self.fleet("undelivered")
     }
 
     /// String with a lifetime: the run of an idempotent submit.

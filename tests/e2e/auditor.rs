@@ -169,10 +169,33 @@ async fn with_nothing_broken_nothing_is_repaired_under_load() {
     let chains = load::submit(&api, 100).await.unwrap();
     api.until_all(&waiting, "completed", load::ALL).await.unwrap_or_else(|e| panic!("{e:#}\n{}", fleet.story()));
     api.until_all(&chains, "completed", load::ALL).await.unwrap_or_else(|e| panic!("{e:#}\n{}", fleet.story()));
-    for what in ["ready", "timer", "job", "run"] {
+    for what in ["ready", "timer", "job", "run", "timeout"] {
         assert_eq!(repairs(&api, what).await.unwrap(), 0.0, "{what}: {}", fleet.story());
     }
     assert!(api.metric("stepfleet_audit_runs_total").await.unwrap() > 600.0, "it looked");
     hands.drain().await.unwrap();
+    fleet.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_whose_timeout_was_lost_gets_it_again_and_ends() {
+    let (server, mut fleet) = fleet().await;
+    let mut redis = server.connection().await.unwrap();
+    let limited = json!({
+        "workflow": "limited", "timeout": "6s",
+        "steps": { "only": { "handler": "sleep", "with": { "duration": "1h" }, "timeout": "2h" } }
+    });
+    fleet.add_worker(&[]).unwrap();
+    let run = fleet.api().submit(&limited, Value::Null).await.unwrap();
+    fleet.api().until_state(&run, "processing", START).await.unwrap();
+    // The owner remembers its timers: the next one has only what Redis has.
+    let mut first = fleet.coordinators.remove(0).program;
+    first.signal(Signal::SIGTERM).unwrap();
+    assert!(first.wait(START).await.unwrap().success(), "{}", first.stderr());
+    let _: usize = redis::cmd("DEL").arg(keys().timers()).query_async(&mut redis).await.unwrap();
+    let api = fleet.add_coordinator().await.unwrap().api.clone();
+    let failed = api.until_state(&run, "failed", REPAIRED).await;
+    failed.unwrap_or_else(|e| panic!("{e:#}\n{}", fleet.story()));
+    assert_eq!((repairs(&api, "timeout").await.unwrap(), is_repaired(&api, &run).await), (1.0, true));
     fleet.stop().await.unwrap();
 }

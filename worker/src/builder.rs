@@ -5,6 +5,7 @@ use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time
 use serde::{Serialize, de::DeserializeOwned};
 use stepfleet_connect::Settings;
 use stepfleet_protocol::{
+    failure::Origin,
     keys::{Keys, PREFIX_DEFAULT},
     name::Name,
 };
@@ -304,6 +305,11 @@ impl Worker {
 }
 
 /// The host's name, as far as it makes a legal name.
+/// What failed attempts say of this program.
+pub(crate) fn origin() -> Origin {
+    Origin { version: env!("CARGO_PKG_VERSION").to_owned(), host: host() }
+}
+
 pub(crate) fn host() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
     let text = text.unwrap_or_default();

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use stepfleet_connect::Redis;
 use stepfleet_protocol::{
+    failure::Origin,
     id::{JobId, PartitionId, StreamId, WorkerId},
     keys::Keys,
     message::{JobRef, JobResult},
@@ -27,6 +28,8 @@ pub(crate) struct Kit {
     pub(crate) redis: Redis,
     pub(crate) keys: Keys,
     pub(crate) worker: WorkerId,
+    /// What failed attempts say of this program.
+    pub(crate) origin: Origin,
     /// Most urgent first; never empty.
     pub(crate) queues: Vec<Name>,
     pub(crate) handlers: HashMap<Name, Arc<dyn Call>>,

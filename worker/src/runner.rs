@@ -61,7 +61,11 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
         return;
     }
     kit.metrics.ended(&outcome);
-    let (outcome, value) = by_reference(attempt, outcome);
+    let (mut outcome, value) = by_reference(attempt, outcome);
+    if let Outcome::Failed(failure) = &mut outcome {
+        // Only here: what goes well need not pay for it.
+        failure.origin = Some(Box::new(kit.origin.clone()));
+    }
     let gate = attempt.message().gate.clone();
     let result = JobResult { of: attempt.of().clone(), run_ms: ran.as_millis() as u64, outcome, gate };
     let report = Report::Result { partition: attempt.partition(), result, value };

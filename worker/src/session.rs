@@ -109,6 +109,7 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
     let boot = uuid::Uuid::new_v4().as_u128() as u64;
     let ledger = Ledger { redis: redis.clone(), keys: plan.keys.clone(), counts: metrics.external_calls.clone() };
     Kit {
+        origin: crate::builder::origin(),
         redis,
         keys: plan.keys,
         worker: WorkerId::new(&plan.name, boot),

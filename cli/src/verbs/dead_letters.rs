@@ -207,13 +207,15 @@ async fn show(id: &str, session: &Session<'_>) -> Result<Exit, Failure> {
         ],
     )?;
     if !letter.attempts.is_empty() {
-        let mut rows = Rows::new(out, &["TRY", "WHEN", "WORKER", "RAN", "ERROR"]);
+        let mut rows = Rows::new(out, &["TRY", "WHEN", "WORKER", "VERSION", "HOST", "RAN", "ERROR"]);
         for attempt in &letter.attempts {
             let causes = attempt.causes.iter().map(|cause| format!("; caused by: {cause}")).collect::<String>();
             rows.row(vec![
                 attempt.attempt.to_string().into(),
                 ago(&attempt.at, now).into(),
                 attempt.worker.as_deref().map(worker_name).unwrap_or_default().into(),
+                plain(attempt.worker_version.as_deref().unwrap_or_default()).into(),
+                plain(attempt.host.as_deref().unwrap_or_default()).into(),
                 span(attempt.run_ms).into(),
                 shortened(&format!("{}{causes}", error_text(attempt)), 400).into(),
             ]);

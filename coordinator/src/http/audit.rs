@@ -24,10 +24,11 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
-/// Writes an entry about something that belongs to no partition: what was asked and about what; why, if it was refused.
+/// Writes an entry about something that belongs to no partition and is no state, before it is done: what was asked and about
+/// what; why, if it was refused.
 ///
 /// # Errors
-/// Redis' fault. The caller tells it, although what was asked is done: asking again is harmless and leaves the entry.
+/// Redis' fault. Nothing must be done then.
 pub(super) async fn write(
     app: &AppState,
     headers: &HeaderMap,

@@ -82,8 +82,9 @@ async fn drain(
     Path(id): Path<String>,
 ) -> ApiResult<(StatusCode, Json<Draining>)> {
     let worker = find(&app.client, &id).await?;
-    let heard = app.client.drain(worker.id.as_str()).await?;
+    // The entry first: a message cannot be taken back, and none may be without its entry.
     audit::write(&app, &headers, (action::WORKER_DRAIN, format!("worker:{}", worker.id)), None).await?;
+    let heard = app.client.drain(worker.id.as_str()).await?;
     Ok((StatusCode::ACCEPTED, Json(Draining { id, heard })))
 }
 

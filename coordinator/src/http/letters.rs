@@ -1,7 +1,5 @@
 //! Dead letters: list, group, show, replay, discard.
 
-use std::collections::{BTreeSet, HashMap};
-
 use axum::{
     Json,
     extract::{Path, State},
@@ -122,17 +120,7 @@ async fn groups(State(app): State<AppState>, Params(p): Params<ListParams>) -> A
     let (filter, limit, cursor) = p.split()?;
     let after = take::cursor::<GroupCursor>(cursor.as_deref())?;
     let found = app.client.letter_groups(&filter, after, limit).await?;
-    let mut items: Vec<GroupView> = found.groups.iter().filter_map(show::group).collect();
-    let versions: HashMap<String, String> = match items.iter().any(|group| !group.workers.is_empty()) {
-        true => {
-            app.client.workers().await?.into_iter().filter_map(|w| Some((w.id.to_string(), w.beat?.version))).collect()
-        }
-        false => HashMap::new(),
-    };
-    for group in &mut items {
-        let known: BTreeSet<&String> = group.workers.iter().filter_map(|worker| versions.get(worker)).collect();
-        group.worker_versions = known.into_iter().cloned().collect();
-    }
+    let items: Vec<GroupView> = found.groups.iter().filter_map(show::group).collect();
     Ok(Json(GroupPage { items, next: found.next.map(|next| next.to_string()), partial: found.is_partial }))
 }
 

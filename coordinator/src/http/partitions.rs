@@ -6,12 +6,17 @@ use axum::{
     http::HeaderMap,
 };
 use stepfleet_protocol::{
-    audit::action, codec, id::PartitionId, keys::slot, limits::PARTITIONS_MAX, message::LogEntry,
+    audit::{AuditEntry, action},
+    codec,
+    id::PartitionId,
+    keys::slot,
+    limits::PARTITIONS_MAX,
+    message::LogEntry,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, audit,
+    AppState,
     error::{ApiError, ApiResult},
     take::{self, Paging, Params, Strict},
     view::{AddPartitions, Discarded, Page, PartitionView, Problem, QuarantineView},
@@ -50,13 +55,13 @@ async fn add(
         return Err(ApiError::bad("bad_count", text));
     }
     let target = format!("partitions:{}", body.count);
-    let count = app.client.add_partitions(body.count).await?;
+    let entry = AuditEntry::new(take::actor(&headers), action::PARTITIONS_ADD, target, take::now_ms());
+    let count = app.client.add_partitions_for(body.count, &entry).await?;
     if count > body.count {
         let text = format!("there are {count} partitions already: they can only become more");
-        audit::write(&app, &headers, (action::PARTITIONS_ADD, target), Some(text.clone())).await?;
+        app.client.audit_fleet(&entry.refused(Some(text.clone()))).await?;
         return Err(ApiError::bad("partitions_only_grow", text));
     }
-    audit::write(&app, &headers, (action::PARTITIONS_ADD, target), None).await?;
     page(&app, 0, 100).await.map(Json)
 }
 
@@ -121,10 +126,11 @@ async fn discard(
     Path(id): Path<String>,
 ) -> ApiResult<Json<Discarded>> {
     let id = placed(&id)?;
-    if !app.client.discard_quarantined(id).await? {
+    let target = format!("quarantine:{id}");
+    let entry = AuditEntry::new(take::actor(&headers), action::QUARANTINE_DISCARD, target, take::now_ms());
+    if !app.client.discard_quarantined(id, &entry).await? {
         return Err(gone(id));
     }
-    audit::write(&app, &headers, (action::QUARANTINE_DISCARD, format!("quarantine:{id}")), None).await?;
     Ok(Json(Discarded { id: id.to_string() }))
 }
 

@@ -193,6 +193,8 @@ pub(super) async fn attempt(
         attempt: error.attempt,
         job: error.job.to_string(),
         worker: error.worker.as_ref().map(ToString::to_string),
+        worker_version: failure.origin.as_ref().map(|origin| origin.version.clone()),
+        host: failure.origin.as_ref().map(|origin| origin.host.clone()).filter(|host| !host.is_empty()),
         at: rfc3339(error.at_ms),
         run_ms: error.run_ms,
         category: failure.category,
@@ -245,6 +247,9 @@ pub(super) fn group(group: &Group) -> Option<GroupView> {
         .flat_map(|(_, letter)| letter.attempts.iter().filter_map(|attempt| attempt.worker.as_ref()))
         .map(ToString::to_string)
         .collect();
+    let attempts = group.sample.iter().flat_map(|(_, letter)| &letter.attempts);
+    let versions: BTreeSet<String> =
+        attempts.filter_map(|attempt| Some(attempt.failure.origin.as_ref()?.version.clone())).collect();
     Some(GroupView {
         fingerprint: group.fingerprint.to_string(),
         count: group.count,
@@ -256,7 +261,7 @@ pub(super) fn group(group: &Group) -> Option<GroupView> {
         message: normalised(newest.message()),
         workflows: group.facet(|letter| Some(letter.workflow.to_string())),
         workers: workers.into_iter().collect(),
-        worker_versions: Vec::new(),
+        worker_versions: versions.into_iter().collect(),
         sampled: group.sample.len() as u64,
         example: letter(*id, newest),
     })

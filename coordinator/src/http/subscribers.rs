@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
+use stepfleet_protocol::id::PartitionId;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -11,10 +12,10 @@ use super::{
     AppState,
     error::ApiResult,
     take::{self, Paging, Params},
-    view::{FollowedPartition, Page, Problem, SubscriberView, UndeliveredView},
+    view::{FollowedFleet, FollowedPartition, Page, Problem, SubscriberView, UndeliveredView},
 };
 use crate::{
-    store::{client::Client, read::PlacedId},
+    store::{client::Client, outbox::Feed, read::audit::AuditId},
     time::rfc3339,
 };
 
@@ -46,8 +47,13 @@ pub(super) async fn views(client: &Client) -> ApiResult<Vec<SubscriberView>> {
         view.delivered += found.cursor.delivered;
         view.undelivered += found.cursor.undelivered;
         view.missed += found.cursor.missed;
-        let (partition, entry) = (found.partition.0, found.cursor.entry.to_string());
-        view.partitions.push(FollowedPartition { partition, entry, lag: found.lag, lag_ms: found.lag_ms });
+        let (entry, lag, lag_ms) = (found.cursor.entry.to_string(), found.lag, found.lag_ms);
+        match found.feed {
+            Feed::Partition(PartitionId(partition)) => {
+                view.partitions.push(FollowedPartition { partition, entry, lag, lag_ms });
+            }
+            Feed::Fleet => view.fleet = Some(FollowedFleet { entry, lag, lag_ms }),
+        }
     }
     Ok(views.into_values().collect())
 }
@@ -71,7 +77,7 @@ async fn undelivered(
     State(app): State<AppState>,
     Params(p): Params<UndeliveredParams>,
 ) -> ApiResult<Json<Page<UndeliveredView>>> {
-    let after = take::cursor::<PlacedId>(p.cursor.as_deref())?;
+    let after = take::cursor::<AuditId>(p.cursor.as_deref())?;
     let page = app.client.undelivered(p.subscriber.as_deref(), after, take::limit(p.limit)?).await?;
     let items = page.items.into_iter().map(|(id, found)| UndeliveredView {
         id: id.to_string(),

@@ -42,7 +42,7 @@ pub use runs::{
     BulkAnswer, CommandRequest, CommandTaken, HistoryView, LegacyStatus, ResolveRequest, RetryRequest, RunSummary,
     RunView, StepCounts, StepView, SubmitRequest, Submitted, SuspendRequest,
 };
-pub use subscribers::{FollowedPartition, SubscriberView, UndeliveredView};
+pub use subscribers::{FollowedFleet, FollowedPartition, SubscriberView, UndeliveredView};
 pub use values::ValueView;
 pub use workflows::{Checked, Registered, VersionView, WorkflowDetail, WorkflowSummary};
 

@@ -7,12 +7,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use stepfleet_protocol::{audit::action, limits::WORKFLOW_BYTES_MAX};
+use stepfleet_protocol::limits::WORKFLOW_BYTES_MAX;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    AppState, audit,
+    AppState,
     error::{ApiError, ApiResult},
     submit::{Definition, checked},
     take::{self, Paging, Params, Raw},
@@ -36,12 +36,8 @@ pub(super) fn router() -> OpenApiRouter<AppState> {
         (status = 422, description = "every problem of the definition", body = Problem)))]
 async fn register(State(app): State<AppState>, headers: HeaderMap, Raw(body): Raw) -> ApiResult<Response> {
     let workflow = checked(Definition::Text(text(&body)?)).await?;
-    let version = app.client.register(&workflow, take::now_ms()).await?;
+    let version = app.client.register(&workflow, &take::actor(&headers), take::now_ms()).await?;
     let name = workflow.workflow.to_string();
-    if version.created {
-        let target = format!("workflow:{name}@{}", version.number);
-        audit::write(&app, &headers, (action::WORKFLOW_REGISTER, target), None).await?;
-    }
     let url = format!("/api/v1/workflows/{name}?version={}", version.number);
     let plan = Stored::new(&workflow).hash;
     let registered = Registered { name, version: version.number, plan, created: version.created, url };

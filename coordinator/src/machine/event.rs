@@ -96,6 +96,8 @@ pub enum Event {
     },
     /// An auditor found nothing that the run waits for.
     AuditRun,
+    /// An auditor found the run's time-out among no timers.
+    AuditTimeout,
 }
 
 /// A timer. Its guard is the job id: a timer of an older job changes nothing.

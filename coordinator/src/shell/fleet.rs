@@ -58,7 +58,8 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
-    let mut watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
+    let watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
+    let mut watcher = watcher.telling_of(config.name.clone());
     let known = watcher.subscribe();
     // Owners that begin now decide with them from their first batch on.
     watcher.tell().await;

@@ -213,6 +213,7 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
             push(
                 audit.run,
                 What::Event(match (audit.index, audit.job) {
+                    (None, _) if audit.timeout => Event::AuditTimeout,
                     (Some(index), Some(job)) => Event::AuditJob { index, job },
                     (Some(index), None) => Event::Audit { index },
                     (None, _) => Event::AuditRun,
@@ -270,6 +271,7 @@ mod tests {
             run: RunId::new(PartitionId(0), 0, 0),
             index: Some(3),
             job: None,
+            timeout: false,
         })));
         let entry = |seq, field: &'static str, bytes: &[u8]| {
             (StreamId { ms: 1, seq }, vec![(field.into(), bytes::Bytes::copy_from_slice(bytes))])

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use redis::Pipeline;
 use stepfleet_connect::Redis;
 use stepfleet_protocol::{
+    audit::AuditEntry,
     codec,
     id::{CommandId, PartitionId, RunId},
     keys::{Keys, slot},
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use super::{
     admission::Load,
     ask::{self, AskError, Swap},
+    intent::Change,
     replies::{Replies, Wait},
     reply,
 };
@@ -121,6 +123,17 @@ pub(crate) fn take_large(verb: &mut Verb, id: CommandId) -> Option<Bytes> {
     }
 }
 
+/// The commands that make `count` partitions of what was found; how many there are, if that is no less.
+fn more_partitions(key: &str, found: &redis::Value, count: u16) -> Result<Pipeline, u16> {
+    let now = reply::number(found).and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
+    if now >= count {
+        return Err(now);
+    }
+    let mut write = redis::pipe();
+    write.cmd("HSET").arg(key).arg(FIELD_PARTITIONS).arg(count);
+    Ok(write)
+}
+
 /// A client of the partitions. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -189,16 +202,28 @@ impl Client {
         let key = self.keys.meta();
         let mut read = redis::cmd("HGET");
         read.arg(&key).arg(FIELD_PARTITIONS);
-        let total = ask::swap(&self.redis, &key, &read, |found| {
-            let now = reply::number(found).and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
-            if now >= count {
-                return Swap::Keep(now);
-            }
-            let mut write = redis::pipe();
-            write.cmd("HSET").arg(&key).arg(FIELD_PARTITIONS).arg(count);
-            Swap::Write(write, count)
-        })
-        .await?;
+        let total = ask::swap(&self.redis, &key, &read, |found| match more_partitions(&key, found, count) {
+            Ok(write) => Swap::Write(write, count),
+            Err(now) => Swap::Keep(now),
+        });
+        let total = total.await?;
+        *lock(&self.shared.partitions) = None;
+        Ok(total)
+    }
+
+    /// As [`Self::add_partitions`], in one change with the audit entry; a number that changes nothing has none.
+    ///
+    /// # Errors
+    /// Redis' fault.
+    pub async fn add_partitions_for(&self, count: u16, entry: &AuditEntry) -> Result<u16, ClientError> {
+        debug_assert!(count <= PARTITIONS_MAX, "checked by the caller");
+        let key = self.keys.meta();
+        let total =
+            self.change_hash((&key, FIELD_PARTITIONS), entry, |found| match more_partitions(&key, found, count) {
+                Ok(write) => Change::Write(write, Box::new(entry.clone()), count),
+                Err(now) => Change::None(now),
+            });
+        let total = total.await?;
         *lock(&self.shared.partitions) = None;
         Ok(total)
     }

@@ -1,6 +1,6 @@
 //! What the followers of the outbox read and write: events behind a cursor, the cursor, what was not delivered.
 //!
-//! A cursor is written by whoever follows a partition now. RACE: when the partition changes hands two may follow it for a
+//! A cursor is written by whoever follows a feed now. RACE: when the partition changes hands two may follow it for a
 //! moment, and the later write wins, perhaps with an older cursor. What lies behind that one is then delivered again; nothing
 //! is passed by, because each writes only what it has delivered itself or found written.
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use stepfleet_protocol::{
     codec::{self, VERSION},
     id::{PartitionId, RunId, StreamId},
-    keys::{PartitionKeys, slot},
+    keys::{Keys, PartitionKeys, slot, slot_of},
     workflow::Workflow,
 };
 
@@ -18,8 +18,8 @@ use super::{
     ask,
     client::{Client, ClientError},
     read::{
-        PlacedId,
-        streams::{LOOKS_AT_ONCE, Sifted, sift},
+        audit::{AuditId, Filter},
+        streams::{Sifted, sift},
     },
     record,
     reply::{self, Fields},
@@ -73,6 +73,71 @@ pub struct Undelivered {
     pub attempts: u32,
 }
 
+/// Where events come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    /// The outbox of a partition: what was committed.
+    Partition(PartitionId),
+    /// The fleet's audit stream: what became of circuit breakers, queues, policies.
+    Fleet,
+}
+
+impl From<PartitionId> for Feed {
+    fn from(partition: PartitionId) -> Self {
+        Self::Partition(partition)
+    }
+}
+
+impl std::fmt::Display for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Partition(partition) => partition.fmt(f),
+            Self::Fleet => f.write_str("fleet"),
+        }
+    }
+}
+
+/// The keys of a feed, all of one slot.
+struct Places {
+    slot: u16,
+    events: String,
+    cursors: String,
+    undelivered: String,
+    /// The partition's counters; the fleet has none, and what is counted is in its cursors.
+    counters: Option<String>,
+}
+
+impl Places {
+    fn of(keys: &Keys, feed: Feed) -> Self {
+        match feed {
+            Feed::Partition(partition) => {
+                let keys = keys.partition(partition);
+                Self {
+                    slot: slot(partition),
+                    events: keys.events(),
+                    cursors: keys.cursors(),
+                    undelivered: keys.undelivered(),
+                    counters: Some(keys.counters()),
+                }
+            }
+            Feed::Fleet => Self {
+                slot: slot_of(keys.fleet_audit().as_bytes()),
+                events: keys.fleet_audit(),
+                cursors: keys.fleet_cursors(),
+                undelivered: keys.fleet_undelivered(),
+                counters: None,
+            },
+        }
+    }
+
+    fn keep(&self, pipe: &mut redis::Pipeline, subscriber: &str, cursor: &Cursor, missed: u64) {
+        pipe.cmd("HSET").arg(&self.cursors).arg(subscriber).arg(codec::pack(cursor));
+        if let Some(counters) = self.counters.as_ref().filter(|_| missed > 0) {
+            pipe.cmd("HINCRBY").arg(counters).arg("missed_events").arg(missed);
+        }
+    }
+}
+
 /// A look at an outbox.
 #[derive(Debug, Default)]
 pub struct Events {
@@ -82,13 +147,13 @@ pub struct Events {
     pub trimmed: u64,
 }
 
-/// A subscriber in one partition.
+/// A subscriber of one feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Following {
     /// The subscriber.
     pub subscriber: String,
-    /// The partition.
-    pub partition: PartitionId,
+    /// What it follows.
+    pub feed: Feed,
     /// How far it is.
     pub cursor: Cursor,
     /// Entries behind the cursor.
@@ -102,10 +167,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn cursor(&self, partition: PartitionId, subscriber: &str) -> Result<Option<Cursor>, ClientError> {
+    pub async fn cursor(&self, feed: impl Into<Feed>, subscriber: &str) -> Result<Option<Cursor>, ClientError> {
+        let places = Places::of(&self.keys, feed.into());
         let mut get = redis::cmd("HGET");
-        get.arg(self.keys.partition(partition).cursors()).arg(subscriber);
-        let found = self.ask_partition(partition, get).await?;
+        get.arg(&places.cursors).arg(subscriber);
+        let found = ask::one(&self.redis, &places.cursors, get).await?;
         let broken = |_| ClientError::Broken("a cursor of the outbox");
         reply::bytes(&found).map(|bytes| codec::unpack(bytes).map_err(broken)).transpose()
     }
@@ -114,17 +180,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn events_behind(
-        &self,
-        partition: PartitionId,
-        after: StreamId,
-        count: usize,
-    ) -> Result<Events, ClientError> {
-        let key = self.keys.partition(partition).events();
+    pub async fn events_behind(&self, feed: Feed, after: StreamId, count: usize) -> Result<Events, ClientError> {
+        let Places { slot, events: key, .. } = Places::of(&self.keys, feed);
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI").cmd("XINFO").arg("STREAM").arg(&key);
         pipe.cmd("XRANGE").arg(&key).arg(format!("({after}")).arg("+").arg("COUNT").arg(count).cmd("EXEC");
-        let mut replies = ask::all_good(ask::ask_twice(&self.redis, slot(partition), &pipe).await?)?;
+        let mut replies = ask::all_good(ask::ask_twice(&self.redis, slot, &pipe).await?)?;
         let Some(redis::Value::Array(mut found)) = replies.pop() else { return Ok(Events::default()) };
         // An outbox without a first entry is no stream: XINFO refuses.
         let (Some(range), Some(info)) = (found.pop(), found.pop()) else { return Ok(Events::default()) };
@@ -137,16 +198,17 @@ impl Client {
     /// [`ClientError`].
     pub async fn keep_cursor(
         &self,
-        partition: PartitionId,
+        feed: Feed,
         subscriber: &str,
         cursor: &Cursor,
         missed: u64,
     ) -> Result<(), ClientError> {
+        let places = Places::of(&self.keys, feed);
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI");
-        keep(&mut pipe, &self.keys.partition(partition), subscriber, cursor, missed);
+        places.keep(&mut pipe, subscriber, cursor, missed);
         pipe.cmd("EXEC");
-        self.execute(partition, &pipe).await
+        self.execute(places.slot, &pipe).await
     }
 
     /// Sets an entry aside as not delivered, counts it, and keeps the cursor that passes it by.
@@ -155,24 +217,26 @@ impl Client {
     /// [`ClientError`].
     pub async fn set_aside(
         &self,
-        partition: PartitionId,
+        feed: Feed,
         undelivered: &Undelivered,
         cursor: &Cursor,
         missed: u64,
     ) -> Result<(), ClientError> {
-        let keys = self.keys.partition(partition);
+        let places = Places::of(&self.keys, feed);
         let mut pipe = redis::pipe();
         pipe.cmd("MULTI");
-        pipe.cmd("XADD").arg(keys.undelivered()).arg("MAXLEN").arg("~").arg(UNDELIVERED_MAX);
+        pipe.cmd("XADD").arg(&places.undelivered).arg("MAXLEN").arg("~").arg(UNDELIVERED_MAX);
         pipe.arg("*").arg(codec::FIELD_PLAIN).arg(codec::pack(undelivered));
-        pipe.cmd("HINCRBY").arg(keys.counters()).arg("undelivered_events").arg(1);
-        keep(&mut pipe, &keys, &undelivered.subscriber, cursor, missed);
+        if let Some(counters) = &places.counters {
+            pipe.cmd("HINCRBY").arg(counters).arg("undelivered_events").arg(1);
+        }
+        places.keep(&mut pipe, &undelivered.subscriber, cursor, missed);
         pipe.cmd("EXEC");
-        self.execute(partition, &pipe).await
+        self.execute(places.slot, &pipe).await
     }
 
-    async fn execute(&self, partition: PartitionId, pipe: &redis::Pipeline) -> Result<(), ClientError> {
-        let replies = ask::all_good(ask::ask(&self.redis, slot(partition), pipe).await?)?;
+    async fn execute(&self, slot: u16, pipe: &redis::Pipeline) -> Result<(), ClientError> {
+        let replies = ask::all_good(ask::ask(&self.redis, slot, pipe).await?)?;
         let executed = replies.last().and_then(reply::array).unwrap_or_default();
         Ok(ask::all_good(executed.to_vec()).map(drop)?)
     }
@@ -196,27 +260,28 @@ impl Client {
         Ok(out)
     }
 
-    /// Every subscriber that ever ran, in every partition.
+    /// Every subscriber that ever ran, in every partition and of the fleet.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn subscribers(&self) -> Result<Vec<Following>, ClientError> {
-        let partitions = self.all_partitions().await?;
-        let looks = partitions.iter().flat_map(|p| {
-            let keys = self.keys.partition(*p);
+        let mut feeds: Vec<Feed> = self.all_partitions().await?.into_iter().map(Feed::Partition).collect();
+        feeds.push(Feed::Fleet);
+        let looks = feeds.iter().flat_map(|feed| {
+            let places = Places::of(&self.keys, *feed);
             let (mut cursors, mut info) = (redis::cmd("HGETALL"), redis::cmd("XINFO"));
-            cursors.arg(keys.cursors());
-            info.arg("STREAM").arg(keys.events());
-            [(slot(*p), cursors), (slot(*p), info)]
+            cursors.arg(places.cursors);
+            info.arg("STREAM").arg(places.events);
+            [(places.slot, cursors), (places.slot, info)]
         });
         let replies = self.ask_all(looks.collect()).await?;
         let mut out = Vec::new();
-        for (partition, pair) in partitions.into_iter().zip(replies.chunks_exact(2)) {
+        for (feed, pair) in feeds.into_iter().zip(replies.chunks_exact(2)) {
             for (name, bytes) in reply::pairs(pair[0].clone()) {
                 let Ok(cursor) = codec::unpack::<Cursor>(&bytes) else { continue };
                 let subscriber = String::from_utf8_lossy(&name).into_owned();
                 let lag = added(&pair[1]).saturating_sub(cursor.seen);
-                out.push(Following { subscriber, partition, cursor, lag, lag_ms: None });
+                out.push(Following { subscriber, feed, cursor, lag, lag_ms: None });
             }
         }
         self.date(&mut out).await?;
@@ -231,9 +296,10 @@ impl Client {
         }
         let next = |f: &&mut Following| {
             let mut cmd = redis::cmd("XRANGE");
-            cmd.arg(self.keys.partition(f.partition).events()).arg(format!("({}", f.cursor.entry));
+            let places = Places::of(&self.keys, f.feed);
+            cmd.arg(places.events).arg(format!("({}", f.cursor.entry));
             cmd.arg("+").arg("COUNT").arg(1);
-            (slot(f.partition), cmd)
+            (places.slot, cmd)
         };
         let replies = self.ask_all(behind.iter().map(next).collect()).await?;
         let now_ms = self.server_time_ms().await?;
@@ -251,23 +317,17 @@ impl Client {
     pub async fn undelivered(
         &self,
         subscriber: Option<&str>,
-        after: Option<PlacedId>,
+        after: Option<AuditId>,
         limit: usize,
-    ) -> Result<Sifted<PlacedId, Undelivered>, ClientError> {
-        let look = |after| self.merged(PartitionKeys::undelivered, after, LOOKS_AT_ONCE);
+    ) -> Result<Sifted<AuditId, Undelivered>, ClientError> {
+        let all = Filter::default();
+        let look = |after| self.everywhere((PartitionKeys::undelivered, self.keys.fleet_undelivered()), &all, after);
         let keep = |_, fields: &Fields| {
             let (field, bytes) = fields.first()?;
             let read = codec::decode::<Undelivered>(field, bytes).ok();
             read.filter(|item| subscriber.is_none_or(|wanted| wanted == item.subscriber))
         };
         sift(after, limit, look, keep).await
-    }
-}
-
-fn keep(pipe: &mut redis::Pipeline, keys: &PartitionKeys, subscriber: &str, cursor: &Cursor, missed: u64) {
-    pipe.cmd("HSET").arg(keys.cursors()).arg(subscriber).arg(codec::pack(cursor));
-    if missed > 0 {
-        pipe.cmd("HINCRBY").arg(keys.counters()).arg("missed_events").arg(missed);
     }
 }
 
@@ -279,4 +339,54 @@ fn added(info: &redis::Value) -> u64 {
 /// Entries that it has.
 fn length(info: &redis::Value) -> u64 {
     reply::field(info, "length").and_then(reply::number).map_or(0, |n| n.max(0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::{Debug, Write};
+
+    use serde::de::DeserializeOwned;
+    use stepfleet_protocol::audit::AuditEntry;
+
+    use super::*;
+    use crate::store::intent::Intent;
+
+    #[track_caller]
+    fn keeps<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, golden: &str) {
+        let bytes = codec::pack(value);
+        let mut hex = String::new();
+        bytes.iter().for_each(|byte| write!(hex, "{byte:02x}").expect("a string takes everything"));
+        assert_eq!(hex, golden, "other bytes than those of version 1");
+        assert_eq!(codec::unpack::<T>(&bytes).as_ref(), Ok(value));
+    }
+
+    #[test]
+    fn what_is_kept_between_two_programs_keeps_its_bytes() {
+        let entry = StreamId { ms: 1_800_000_000_123, seq: 1 };
+        let cursor = Cursor { v: 1, entry, seen: 300, delivered: 7, undelivered: 2, missed: 1 };
+        keeps(
+            &cursor,
+            concat!(
+                "86a17601a5656e747279af313830303030303030303132332d31a47365656ecd012ca964656c69766572656407ab756e",
+                "64656c69766572656402a66d697373656401"
+            ),
+        );
+        let (subscriber, error) = ("hook".to_owned(), "503".to_owned());
+        keeps(
+            &Undelivered { v: 1, subscriber, entry, error, attempts: 5 },
+            concat!(
+                "85a17601aa73756273637269626572a4686f6f6ba5656e747279af313830303030303030303132332d31a56572726f72",
+                "a3353033a8617474656d70747305"
+            ),
+        );
+        let entry = AuditEntry::new("ann", "partitions.add", "partitions:8".into(), 7);
+        keeps(
+            &Intent { v: 1, key: "sf:meta".into(), at_ms: 9, entry },
+            concat!(
+                "84a17601a36b6579a773663a6d657461a561745f6d7309a5656e74727986a17601a56163746f72a3616e6ea661637469",
+                "6f6eae706172746974696f6e732e616464a6746172676574ac706172746974696f6e733a38a76f7574636f6d65a4646f",
+                "6e65a561745f6d7307"
+            ),
+        );
+    }
 }

@@ -4,12 +4,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use redis::Value;
-use stepfleet_protocol::{codec, keys::slot_of, name::Name, workflow::Workflow};
+use stepfleet_protocol::{
+    audit::{AuditEntry, action},
+    codec,
+    keys::slot_of,
+    name::Name,
+    workflow::Workflow,
+};
 
 use super::{
     admission::Load,
-    ask::{self, Swap},
+    ask,
     client::{Client, ClientError, lock},
+    intent::Change,
     record, reply,
 };
 
@@ -86,11 +93,12 @@ pub struct Shown {
 }
 
 impl Client {
-    /// Registers a checked definition: a new version, unless the latest one is the same. `now_ms` is kept with it.
+    /// Registers a checked definition: a new version, unless the latest one is the same. `now_ms` is kept with it. A new
+    /// version and its audit entry are one change; `actor` is who asks.
     ///
     /// # Errors
     /// Redis' fault, or [`ClientError::ServerFull`].
-    pub async fn register(&self, workflow: &Workflow, now_ms: u64) -> Result<Version, ClientError> {
+    pub async fn register(&self, workflow: &Workflow, actor: &str, now_ms: u64) -> Result<Version, ClientError> {
         let stored = Stored::new(workflow);
         let key = self.keys.workflow(&stored.name);
         self.admit_key(&key, Load::Command)?;
@@ -99,33 +107,30 @@ impl Client {
         let mut add = redis::cmd("SADD");
         add.arg(&names).arg(stored.name.as_str());
         ask::one(&self.redis, &names, add).await?;
-        let mut newest: Option<Bytes> = None;
         loop {
             let mut read = redis::cmd("HGET");
             read.arg(&key).arg(FIELD_LATEST);
-            let latest = number(&ask::one(&self.redis, &key, read.clone()).await?);
+            let latest = number(&ask::one(&self.redis, &key, read).await?);
             if latest > 0 {
-                newest = Some(self.version_bytes(&key, &stored.name, latest).await?);
-            }
-            let same = newest.as_ref().is_some_and(|bytes| {
-                codec::decompress(bytes).is_ok_and(|plain| record::plan_hash(&plain) == stored.hash)
-            });
-            if same {
-                return Ok(Version { number: latest, created: false });
+                let newest = self.version_bytes(&key, &stored.name, latest).await?;
+                if codec::decompress(&newest).is_ok_and(|plain| record::plan_hash(&plain) == stored.hash) {
+                    return Ok(Version { number: latest, created: false });
+                }
             }
             let next = latest + 1;
-            let done = ask::swap(&self.redis, &key, &read, |found| {
+            let target = format!("workflow:{}@{next}", stored.name);
+            let entry = AuditEntry::new(actor, action::WORKFLOW_REGISTER, target, now_ms);
+            let done = self.change_hash((&key, FIELD_LATEST), &entry, |found| {
                 if number(found) != latest {
                     // RACE: another registration came first; it is compared with in the next round.
-                    return Swap::Keep(false);
+                    return Change::None(false);
                 }
                 let mut write = redis::pipe();
                 write.cmd("HSET").arg(&key).arg(format!("v{next}")).arg(&stored.bytes[..]);
                 write.arg(format!("at{next}")).arg(now_ms).arg(FIELD_LATEST).arg(next);
-                Swap::Write(write, true)
-            })
-            .await?;
-            if done {
+                Change::Write(write, Box::new(entry.clone()), true)
+            });
+            if done.await? {
                 return Ok(Version { number: next, created: true });
             }
         }

@@ -12,15 +12,25 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use stepfleet_connect::Redis;
 use stepfleet_coordinator::{
-    machine::decision::Why,
+    machine::{decision::Why, rules::Rules},
     shell::{
-        dispatcher::{ATTEMPTS_MAX, Dispatcher, Notice, Refusal, Settings, Subscriber},
+        dispatcher::{ATTEMPTS_MAX, Dispatcher, FleetEvent, Notice, Refusal, Settings, Subscriber},
         metrics::Metrics,
         retention::Retention,
     },
-    store::{client::Client, outbox::Cursor, reply},
+    store::{
+        client::Client,
+        gates::Act,
+        outbox::{Cursor, Feed},
+        reply,
+    },
 };
-use stepfleet_protocol::id::{RunId, StreamId};
+use stepfleet_protocol::{
+    audit::AuditEntry,
+    gate::Gate,
+    id::{RunId, StreamId},
+    name::Name,
+};
 use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +46,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Manners {
     /// It refuses whatever is about this run.
     refuses: Option<RunId>,
+    /// It refuses changes of the fleet with this action.
+    refuses_action: Option<&'static str>,
     /// It notes the delivery with this number, from 1, and is never done with it.
     hangs_at: Option<usize>,
     /// It wants nothing at all.
@@ -47,12 +59,14 @@ struct Probe {
     name: &'static str,
     manners: Manners,
     told: Mutex<Vec<(StreamId, RunId)>>,
+    /// Changes of the fleet: action and target.
+    of_fleet: Mutex<Vec<(String, String)>>,
     news: Notify,
 }
 
 impl Probe {
     fn new(name: &'static str, manners: Manners) -> Arc<Self> {
-        Arc::new(Self { name, manners, told: Mutex::default(), news: Notify::new() })
+        Arc::new(Self { name, manners, told: Mutex::default(), of_fleet: Mutex::default(), news: Notify::new() })
     }
 
     fn told(&self) -> Vec<(StreamId, RunId)> {
@@ -97,6 +111,23 @@ impl Subscriber for Probe {
             }
             let refused = notices.iter().any(|notice| Some(notice.run) == self.manners.refuses);
             if refused { Err(Refusal("not that one".into())) } else { Ok(()) }
+        }
+        .boxed()
+    }
+
+    fn wants_of_fleet(&self, action: &str) -> bool {
+        !self.manners.deaf.load(Ordering::Relaxed) && (action.starts_with("breaker.") || action.starts_with("queue."))
+    }
+
+    fn deliver_of_fleet<'a>(&'a self, event: &'a FleetEvent) -> BoxFuture<'a, Result<(), Refusal>> {
+        async move {
+            let refuses = self.manners.refuses_action.is_some_and(|action| action == event.change.action);
+            self.of_fleet
+                .lock()
+                .expect("nobody panics")
+                .push((event.change.action.clone(), event.change.target.clone()));
+            self.news.notify_one();
+            if refuses { Err(Refusal("not that change".into())) } else { Ok(()) }
         }
         .boxed()
     }
@@ -235,12 +266,61 @@ fn a_subscriber_that_wants_nothing_is_told_nothing_and_does_not_lag() -> anyhow:
         other.until("three events", |told| told.len() >= 3).await;
         w.api().add_partitions(1).await.expect("up");
         let passed = async {
-            while w.api().subscribers().await.expect("up").iter().filter(|f| f.lag == 0).count() < 2 {
+            while w
+                .api()
+                .subscribers()
+                .await
+                .expect("up")
+                .iter()
+                .filter(|f| f.feed != Feed::Fleet && f.lag == 0)
+                .count()
+                < 2
+            {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(DEADLINE, passed).await.expect("both are at the end");
         end(follower).await;
         assert_eq!((deaf.told().len(), w.cursor("deaf").await.seen), (0, 3));
+    })
+}
+
+#[test]
+fn what_happens_to_breakers_and_queues_is_told_once_it_changed_and_what_is_refused_is_set_aside() -> anyhow::Result<()>
+{
+    on_real("outbox_fleet", async |w| {
+        let api = w.api();
+        api.add_partitions(1).await.expect("up");
+        let probe = Probe::new("gates", Manners { refuses_action: Some("queue.pause"), ..Manners::default() });
+        let follower = w.dispatch(&[&probe], &Metrics::new());
+        let (bank, mail) = (Gate::target("bank"), Gate::queue(&Name::new("mail").expect("a legal name")));
+        let policy = Rules::default().breaker_of_target("bank");
+        api.act_on_breaker(&bank, &policy, Act::Open(0), ("ann", "down")).await.expect("up");
+        api.pause_queue(&mail, true, "ann", "wait").await.expect("up");
+        api.pause_queue(&mail, true, "bob", "wait, I say").await.expect("up");
+        api.audit_fleet(&AuditEntry::new("ann", "policies.apply", "policies".into(), 1)).await.expect("up");
+        api.act_on_breaker(&bank, &policy, Act::Reset, ("ann", "up")).await.expect("up");
+        let heard = || probe.of_fleet.lock().expect("nobody panics").clone();
+        let wait = async {
+            while heard().last().is_none_or(|(action, _)| action != "breaker.closed") {
+                probe.news.notified().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("not all: {:?}", heard()));
+        end(follower).await;
+        let actions: Vec<String> = heard().into_iter().map(|(action, _)| action).collect();
+        let pause = ["queue.pause"; ATTEMPTS_MAX as usize];
+        assert_eq!(
+            actions,
+            [&["breaker.open"][..], &pause[..], &["breaker.closed"][..]].concat(),
+            "in order, each change"
+        );
+        assert_eq!(heard()[0].1, "breaker:target:bank");
+        let page = api.undelivered(Some("gates"), None, 10).await.expect("up");
+        assert_eq!((page.items.len(), page.items[0].1.error.as_str()), (1, "not that change"));
+        assert!(page.items[0].0.to_string().starts_with("fleet-"), "{:?}", page.items[0].0);
+        let following = api.subscribers().await.expect("up");
+        let of_fleet = following.iter().find(|f| f.feed == Feed::Fleet).expect("it followed the fleet");
+        assert_eq!((of_fleet.lag, of_fleet.cursor.delivered, of_fleet.cursor.undelivered), (0, 2, 1));
     })
 }

@@ -11,6 +11,7 @@ mod tap;
 mod wire;
 mod world;
 
+mod atomic;
 mod audit;
 mod bounds;
 mod breaker;

@@ -198,7 +198,8 @@ impl World {
             | Event::Started { .. }
             | Event::FellBack { .. }
             | Event::Audit { .. }
-            | Event::AuditRun => {}
+            | Event::AuditRun
+            | Event::AuditTimeout => {}
         }
     }
 

@@ -72,6 +72,9 @@ async fn typed_handlers_get_their_input_and_give_their_output() {
     let error = failed(owner.outcome(&job("parse", json!("many"))).await);
     assert_eq!((error.category, error.message.as_str()), (Category::Transient, "invalid digit found in string"));
 
+    let origin = error.origin.expect("a failure says which program it was");
+    assert_eq!((origin.version.as_str(), origin.host.is_empty()), (env!("CARGO_PKG_VERSION"), false));
+
     let mut told = job("context", Json::Null);
     told.traceparent = Some("00-1-2-01".into());
     let key = format!("{}/step/1", told.run);

@@ -33,6 +33,10 @@ pub(super) fn view(found: &Checkup) -> DoctorView {
     auditor(found, &mut all);
     streams(found, &mut all);
     workers(found, &mut all);
+    versions(found, &mut all);
+    policies(found, &mut all);
+    timers(found, &mut all);
+    subscribers(found, &mut all);
     let severity = all.0.iter().map(|finding| finding.severity).max().unwrap_or(Ok);
     DoctorView { severity, findings: all.0 }
 }
@@ -189,24 +193,81 @@ fn workers(found: &Checkup, all: &mut Findings) {
         let text = format!("{silent} of {} workers are silent", found.workers.len());
         all.add("workers", Warning, text, "`stepfleet workers list`; the dead are taken off within a minute");
     }
-    let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
-    for beat in found.workers.iter().filter_map(|w| w.beat.as_ref()) {
-        *versions.entry(beat.version.as_str()).or_default() += 1;
-    }
-    if versions.len() > 1 {
-        let list = named(versions.iter().map(|(version, count)| format!("{count} of {version}")));
-        let advice = "normal during a deploy; else bring the others up to date";
+    all.close("workers", &format!("{}, none silent; {} coordinators", found.workers.len(), found.coordinators.len()));
+}
+
+/// `3 of 0.2.0, 1 of 0.1.9`.
+fn counted<'a>(versions: impl Iterator<Item = &'a str>) -> (usize, String) {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    versions.for_each(|version| *counts.entry(version).or_default() += 1);
+    (counts.len(), named(counts.iter().map(|(version, count)| format!("{count} of {version}"))))
+}
+
+fn versions(found: &Checkup, all: &mut Findings) {
+    let of_workers = || found.workers.iter().filter_map(|w| w.beat.as_ref()).map(|beat| beat.version.as_str());
+    let of_coordinators = || found.programs.values().map(|program| program.version.as_str());
+    let advice = "normal during a deploy; else bring the others up to date";
+    let (workers, list) = counted(of_workers());
+    if workers > 1 {
         all.add("versions", Warning, format!("workers of several versions are live: {list}"), advice);
     }
-    all.close("workers", &format!("{}, none silent; {} coordinators", found.workers.len(), found.coordinators.len()));
-    all.close("versions", "all workers have the same version");
+    let (coordinators, list_of_coordinators) = counted(of_coordinators());
+    if coordinators > 1 {
+        let text = format!("coordinators of several versions are live: {list_of_coordinators}");
+        all.add("versions", Warning, text, advice);
+    }
+    if (workers, coordinators) == (1, 1) && of_workers().next() != of_coordinators().next() {
+        let text = format!("workers and coordinators differ: workers {list}; coordinators {list_of_coordinators}");
+        all.add("versions", Warning, text, advice);
+    }
+    all.close("versions", "all workers and coordinators have the same version");
+}
+
+fn policies(found: &Checkup, all: &mut Findings) {
+    let newest = found.policies;
+    let behind: Vec<&String> =
+        found.programs.iter().filter(|(_, program)| program.policies < newest).map(|(name, _)| name).collect();
+    if !behind.is_empty() {
+        let text = format!("{} coordinators do not know policies {newest} yet: {}", behind.len(), named(behind));
+        all.add("policies", Warning, text, "normal for ten seconds; then look at their log");
+    }
+    let lost: Vec<u16> = found.partitions.iter().filter(|p| p.rules > newest).map(|p| p.id).collect();
+    if !lost.is_empty() {
+        let text = format!("newer policies than {newest} are lost; partitions {} were decided by them", named(lost));
+        all.add("policies", Error, text, "`stepfleet policies apply` again");
+    }
+    all.close("policies", &format!("version {newest} everywhere"));
+}
+
+fn timers(found: &Checkup, all: &mut Findings) {
+    if let Some(late_ms) = found.late_ms.values().max() {
+        let text = format!("timers of partitions {} are late, by {late_ms} ms at most", named(found.late_ms.keys()));
+        all.add("timers", Error, text, "look at the log of their coordinators; `stepfleet partitions list`");
+    }
+    all.close("timers", "none is late");
+}
+
+fn subscribers(found: &Checkup, all: &mut Findings) {
+    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for following in &found.followings {
+        let sum = sums.entry(&following.subscriber).or_default();
+        *sum = (sum.0 + following.cursor.undelivered, sum.1 + following.cursor.missed);
+    }
+    for (name, (undelivered, missed)) in sums.into_iter().filter(|(_, sum)| *sum != (0, 0)) {
+        let text = format!("{undelivered} events were not delivered to `{name}`, {missed} were trimmed before");
+        all.add("subscribers", Warning, text, &format!("`stepfleet subscribers undelivered --subscriber {name}`"));
+    }
+    all.close("subscribers", "every event that was due is delivered");
 }
 
 #[cfg(test)]
 mod tests {
+    use stepfleet_protocol::beat::Coordinator;
+
     use super::*;
     use crate::store::{
         admission::NodeMemory,
+        outbox::{Cursor, Feed, Following},
         read::{doctor::Walked, partitions::Seen, queues::Queue},
     };
 
@@ -248,6 +309,16 @@ mod tests {
         check(|c| c.partitions[0].quarantine = 2, Warning, "partitions", "2 entries");
         check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "repaired 4 steps");
         check(|c| c.walks.entry(0).or_default().at_ms = 0, Warning, "auditor", "partitions 0");
+        let program = |version: &str| Coordinator { v: 1, version: version.into(), pid: 1, policies: 2 };
+        let programs = || [("a".to_owned(), program("1.0")), ("b".to_owned(), program("1.1"))].into();
+        check(|c| c.programs = programs(), Warning, "versions", "coordinators of several versions are live: 1 of 1.0");
+        let newer = |c: &mut Checkup| (c.programs, c.policies) = ([("a".to_owned(), program("1.0"))].into(), 3);
+        check(newer, Warning, "policies", "do not know policies 3 yet: a");
+        check(|c| c.partitions[0].rules = 4, Error, "policies", "newer policies than 0 are lost");
+        check(|c| c.late_ms = [(7, 61_000)].into(), Error, "timers", "timers of partitions 7 are late, by 61000 ms");
+        let cursor = Cursor { undelivered: 2, ..Cursor::first(0) };
+        let behind = Following { subscriber: "hook".into(), feed: Feed::Fleet, cursor, lag: 0, lag_ms: None };
+        check(|c| c.followings = vec![behind], Warning, "subscribers", "2 events were not delivered to `hook`");
         let waiting = Queue { ready: 3, ..Queue::default() };
         let name = stepfleet_protocol::name::Name::new("mail").expect("a legal name");
         check(|c| c.queues = [(name, waiting)].into(), Error, "streams", "`mail` has 3 waiting jobs");

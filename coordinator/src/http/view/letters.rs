@@ -22,6 +22,12 @@ pub struct AttemptView {
     /// Who tried; none when it failed before any worker had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// Version of the program that tried; none from workers that do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_version: Option<String>,
+    /// Host of the worker that tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// When it failed.
     pub at: String,
     /// How long it ran.
@@ -128,7 +134,7 @@ pub struct GroupView {
     pub workflows: Vec<String>,
     /// Workers of the sampled letters' attempts.
     pub workers: Vec<String>,
-    /// Versions of those workers, of the ones that are still registered.
+    /// Versions of the programs that tried, as those attempts say.
     pub worker_versions: Vec<String>,
     /// Letters that `workflows`, `workers` and `worker_versions` were read from: the newest, at most 200.
     pub sampled: u64,

@@ -17,6 +17,18 @@ pub struct FollowedPartition {
     pub lag_ms: Option<u64>,
 }
 
+/// How far a subscriber is in the events of the fleet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FollowedFleet {
+    /// Everything up to this entry of the fleet's audit stream is delivered, set aside or none of its affair.
+    pub entry: String,
+    /// Entries behind it.
+    pub lag: u64,
+    /// Age of the oldest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
+}
+
 /// A subscriber of the outbox. Counts are sums over partitions, since the subscriber first ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SubscriberView {
@@ -35,12 +47,15 @@ pub struct SubscriberView {
     pub missed: u64,
     /// Each partition by itself.
     pub partitions: Vec<FollowedPartition>,
+    /// The events of the fleet: circuit breakers, queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FollowedFleet>,
 }
 
 /// An entry of the outbox that a subscriber did not take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct UndeliveredView {
-    /// `<partition>-<milliseconds>-<sequence>`.
+    /// `<partition>-<milliseconds>-<sequence>`, or `fleet-<milliseconds>-<sequence>`.
     pub id: String,
     /// When it was set aside.
     pub at: String,

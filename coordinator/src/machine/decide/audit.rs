@@ -4,7 +4,10 @@
 use stepfleet_protocol::{id::JobId, state::State};
 
 use super::{
-    super::decision::{Effect, Why},
+    super::{
+        decision::{Effect, Why},
+        run::Undoing,
+    },
     Deciding,
 };
 
@@ -42,5 +45,15 @@ impl Deciding<'_> {
         if self.out.transitions.len() > before {
             self.remark_run(Why::Repaired, None);
         }
+    }
+    /// The run's time-out was lost: it is set again, as if the run began now. When it was due nobody knows any more, and too
+    /// late is better than too early.
+    pub(super) fn audit_timeout(&mut self) {
+        let open = !self.run.state.is_finished() && self.run.state != State::Suspended && self.run.ending.is_none();
+        if self.run.plan.timeout_ms == 0 || !open || self.run.undoing != Undoing::None {
+            return;
+        }
+        self.remark_run(Why::Repaired, Some("its time-out was lost, and begins anew".into()));
+        self.arm_run();
     }
 }

@@ -106,6 +106,7 @@ impl Deciding<'_> {
             Event::Audit { index } => self.audit(index),
             Event::AuditJob { index, job } => self.audit_job(index, job),
             Event::AuditRun => self.audit_run(),
+            Event::AuditTimeout => self.audit_timeout(),
         }
     }
 

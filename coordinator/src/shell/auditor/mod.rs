@@ -64,6 +64,8 @@ enum Place {
     Job(JobId),
     /// The run itself: it waits for nothing.
     Nothing,
+    /// The run's time-out, among the timers.
+    Timeout,
 }
 
 impl Place {
@@ -74,6 +76,7 @@ impl Place {
             Self::Timer(_) => "timer",
             Self::Job(_) => "job",
             Self::Nothing => "run",
+            Self::Timeout => "timeout",
         }
     }
 }
@@ -85,6 +88,15 @@ struct Subject {
     index: Option<u32>,
 }
 
+/// What is needed of a plan.
+#[derive(Debug)]
+struct Followed {
+    /// The queue of each step.
+    queues: Vec<Name>,
+    /// The runs' time-out; 0 for none.
+    timeout_ms: u64,
+}
+
 /// The auditor of one coordinator.
 pub struct Auditor<D: Dial> {
     links: Links<D>,
@@ -94,8 +106,8 @@ pub struct Auditor<D: Dial> {
     walk: Option<Walk>,
     walked: Option<Instant>,
     suspects: HashMap<Subject, Suspect>,
-    /// The queue of each step, by the hash of the plan.
-    plans: HashMap<String, Arc<[Name]>>,
+    /// What is needed of plans, by their hash.
+    plans: HashMap<String, Arc<Followed>>,
 }
 
 impl<D: Dial> Auditor<D> {
@@ -143,14 +155,15 @@ impl<D: Dial> Auditor<D> {
         let keys = self.keys.partition(run.partition());
         let (log, counters) = (keys.log(), keys.counters());
         let job = if let Place::Job(job) = place { Some(job) } else { None };
-        let wire = codec::encode(&LogEntry::new(Body::Audit(Audit { run, index, job })));
+        let wire =
+            codec::encode(&LogEntry::new(Body::Audit(Audit { run, index, job, timeout: place == Place::Timeout })));
         let (mut add, mut count) = (redis::cmd("XADD"), redis::cmd("HINCRBY"));
         add.arg(&log).arg("*").arg(wire.field).arg(wire.bytes);
         count.arg(&counters).arg("repairs").arg(1);
         let what = place.missing();
         match self.links.gather(vec![Ask::new(&log, vec![add, count])], 1).await.swap_remove(0) {
             Ok(answer) if crate::store::reply::error(&answer.replies[0]).is_none() => {
-                tracing::warn!(%run, ?index, what, "a step was in no place; its owner repairs it");
+                tracing::warn!(%run, ?index, what, "a step or a timer was in no place; its owner repairs it");
                 self.metrics.repairs.with_label_values(&[what]).inc();
             }
             // It is found again by a later walk.

@@ -41,6 +41,7 @@ impl<D: Dial> Auditor<D> {
         let (key, member) = match (place, queue) {
             (Place::Ready, Some(queue)) => (keys.ready(queue), pack_ready(subject.run, index)),
             (Place::Timer(job), _) => (keys.timers(), pack_timer(subject.run, Timer::Retry { index, job })),
+            (Place::Timeout, _) => (keys.timers(), pack_timer(subject.run, Timer::Run)),
             // No member of this name is ever there.
             (Place::Ready | Place::Job(_) | Place::Nothing, _) => (keys.timers(), Vec::new()),
         };

@@ -63,7 +63,7 @@ impl<D: Dial> Auditor<D> {
                 Place::Nothing => Verdict::Missing,
                 Place::Job(_) if jobs.contains(&subject) => Verdict::Missing,
                 Place::Job(_) => Verdict::Innocent,
-                Place::Ready | Place::Timer(_) => self.judge(subject, place).await,
+                Place::Ready | Place::Timer(_) | Place::Timeout => self.judge(subject, place).await,
             };
             match verdict {
                 Verdict::Innocent => drop(self.suspects.remove(&subject)),
@@ -107,7 +107,7 @@ impl<D: Dial> Auditor<D> {
                 Some(false) => Verdict::Missing,
                 None => Verdict::Later,
             },
-            Place::Timer(_) | Place::Job(_) | Place::Nothing => Verdict::Missing,
+            Place::Timer(_) | Place::Job(_) | Place::Nothing | Place::Timeout => Verdict::Missing,
         }
     }
 
@@ -115,7 +115,7 @@ impl<D: Dial> Auditor<D> {
     async fn missing_jobs(&mut self, due: &[Subject]) -> Vec<Subject> {
         let job = |subject: &Subject| match self.suspects.get(subject)?.place {
             Place::Job(job) => Some((*subject, job, self.suspects.get(subject)?.queue.clone()?)),
-            Place::Ready | Place::Timer(_) | Place::Nothing => None,
+            Place::Ready | Place::Timer(_) | Place::Nothing | Place::Timeout => None,
         };
         let wanted: Vec<_> = due.iter().filter_map(job).collect();
         if wanted.is_empty() {

@@ -13,9 +13,11 @@ use stepfleet_protocol::{
 };
 use tokio::time::Instant;
 
-use super::{ASKS_PER_TRIP, Auditor, PLANS_KEPT, Place, RUNS_PER_TICK, SUSPECTS_MAX, Subject, suspects::Suspect};
+use super::{
+    ASKS_PER_TRIP, Auditor, Followed, PLANS_KEPT, Place, RUNS_PER_TICK, SUSPECTS_MAX, Subject, suspects::Suspect,
+};
 use crate::{
-    machine::run::Step,
+    machine::run::{Step, Undoing},
     shell::links::Ask,
     store::{
         link::Dial,
@@ -155,21 +157,32 @@ impl<D: Dial> Auditor<D> {
                 }
                 continue;
             }
-            let Some(queues) = self.queues(*run, &record).await else { continue };
-            steps(*run, &queues, fields, &mut out);
+            let Some(followed) = self.followed(*run, &record).await else { continue };
+            let queues = &followed.queues;
+            // A suspended run that failed has none; the others are looked at when they go on.
+            if followed.timeout_ms > 0
+                && record.undoing == Undoing::None
+                && record.ending.is_none()
+                && record.state != State::Suspended
+                && !record.state.is_finished()
+            {
+                let subject = Subject { run: *run, index: None };
+                out.push(Wanted { subject, place: Place::Timeout, queue: None, packed: packed.to_vec() });
+            }
+            steps(*run, queues, fields, &mut out);
             let keys = self.keys.partition(run.partition());
             let chunks = 1..(queues.len() as u32).div_ceil(CHUNK_STEPS);
             let asks = chunks.map(|chunk| whole(keys.chunk(run, chunk))).collect();
             for answer in self.links.gather(asks, 16).await {
                 let Some(fields) = answer.ok().and_then(|answer| answer.replies.into_iter().next()) else { continue };
-                steps(*run, &queues, reply::pairs(fields), &mut out);
+                steps(*run, queues, reply::pairs(fields), &mut out);
             }
         }
         out
     }
 
-    /// The queue of each step of the run.
-    async fn queues(&mut self, run: RunId, record: &RunRecord) -> Option<Arc<[Name]>> {
+    /// What is needed of the run's plan.
+    async fn followed(&mut self, run: RunId, record: &RunRecord) -> Option<Arc<Followed>> {
         if let Some(found) = self.plans.get(&record.plan) {
             return Some(found.clone());
         }
@@ -177,12 +190,13 @@ impl<D: Dial> Auditor<D> {
         let found = self.links.one(&key, redis::cmd("GET").arg(&key).clone()).await.ok()?;
         let plain = codec::decompress(reply::bytes(&found)?).ok()?;
         let workflow: Workflow = codec::unpack(&plain).ok()?;
-        let queues: Arc<[Name]> = workflow.steps.values().map(|step| workflow.resolved(step).queue).collect();
+        let queues = workflow.steps.values().map(|step| workflow.resolved(step).queue).collect();
+        let followed = Arc::new(Followed { queues, timeout_ms: workflow.timeout.0 });
         if self.plans.len() >= PLANS_KEPT {
             self.plans.clear();
         }
-        self.plans.insert(record.plan.clone(), queues.clone());
-        Some(queues)
+        self.plans.insert(record.plan.clone(), followed.clone());
+        Some(followed)
     }
 
     /// Who is not where it has to be becomes a suspect. Jobs are looked for in the second look only: nearly all are

@@ -7,13 +7,13 @@ use futures::{
     future::{BoxFuture, Either, select},
 };
 use serde::Serialize;
-use stepfleet_protocol::id::RunId;
+use stepfleet_protocol::{audit::AuditEntry, id::RunId};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{ChildStderr, ChildStdin, Command},
 };
 
-use super::{Notice, Refusal, Subscriber};
+use super::{FleetEvent, Notice, Refusal, Subscriber};
 use crate::{
     machine::decision::{Transition, Why},
     time::rfc3339,
@@ -24,7 +24,8 @@ const STDERR_BYTES: u64 = 1_000;
 /// How long is listened to what a program wrote before its end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// Writes a structured log line, at the level `warn`, for each step that escalates.
+/// Writes a structured log line, at the level `warn`, for each step that escalates, and for each change of a circuit breaker or
+/// of a paused queue.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EscalationLog;
 
@@ -93,6 +94,17 @@ impl Subscriber for EscalationLog {
             Ok(())
         }
         .boxed()
+    }
+
+    fn wants_of_fleet(&self, action: &str) -> bool {
+        action.starts_with("breaker.") || action.starts_with("queue.")
+    }
+
+    fn deliver_of_fleet<'a>(&'a self, event: &'a FleetEvent) -> BoxFuture<'a, Result<(), Refusal>> {
+        let AuditEntry { action, target, actor, reason, at_ms, .. } = &event.change;
+        let reason = reason.as_deref().unwrap_or_default();
+        tracing::warn!(action, target, actor, reason, at_ms, "a gate has changed");
+        futures::future::ready(Ok(())).boxed()
     }
 }
 

@@ -1,23 +1,24 @@
-//! One subscriber in one partition: reads behind its cursor, delivers, tries again, sets aside.
+//! One subscriber of one feed: reads behind its cursor, delivers, tries again, sets aside.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use rand::RngExt;
 use stepfleet_protocol::{
-    codec::VERSION,
+    codec::{DecodeError, VERSION},
     failure::cut,
-    id::{PartitionId, RunId, StreamId},
+    id::{RunId, StreamId},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{ATTEMPTS_MAX, Notice, Settings, Subscriber};
+use super::{ATTEMPTS_MAX, FleetEvent, Notice, Settings, Subscriber};
 use crate::{
     shell::metrics::OutboxCounters,
     store::{
         client::{Client, ClientError},
-        outbox::{Cursor, ERROR_BYTES_MAX, Undelivered},
+        outbox::{Cursor, ERROR_BYTES_MAX, Feed, Undelivered},
+        reply::Fields,
     },
 };
 
@@ -40,12 +41,19 @@ enum Delivery {
     Stopped,
 }
 
-/// One subscriber in one partition.
+/// What an entry tells a subscriber.
+enum News {
+    Nothing,
+    Commit(Vec<Notice>),
+    Fleet(FleetEvent),
+}
+
+/// One subscriber of one feed.
 pub(super) struct Follower {
     client: Client,
     settings: Settings,
     subscriber: Arc<dyn Subscriber>,
-    partition: PartitionId,
+    feed: Feed,
     counters: OutboxCounters,
     /// None until it is read.
     cursor: Option<Cursor>,
@@ -60,11 +68,11 @@ impl Follower {
         client: Client,
         settings: Settings,
         subscriber: Arc<dyn Subscriber>,
-        partition: PartitionId,
+        feed: Feed,
         counters: OutboxCounters,
     ) -> Self {
         let (cursor, kept, kept_at) = (None, None, Instant::now());
-        Self { client, settings, subscriber, partition, counters, cursor, kept, kept_at, entry_bytes: READ_BYTES / 8 }
+        Self { client, settings, subscriber, feed, counters, cursor, kept, kept_at, entry_bytes: READ_BYTES / 8 }
     }
 
     /// Follows until `stop`.
@@ -89,12 +97,12 @@ impl Follower {
     /// Reads and delivers one batch. Whether there may be more.
     async fn round(&mut self, stop: &CancellationToken) -> Result<bool, ClientError> {
         if self.cursor.is_none() {
-            self.cursor = self.client.cursor(self.partition, self.subscriber.name()).await?;
+            self.cursor = self.client.cursor(self.feed, self.subscriber.name()).await?;
             self.kept.clone_from(&self.cursor);
         }
         let after = self.cursor.as_ref().map_or(StreamId::ZERO, |cursor| cursor.entry);
         let count = (READ_BYTES / self.entry_bytes.max(1)).clamp(1, self.settings.batch);
-        let read = self.client.events_behind(self.partition, after, count).await?;
+        let read = self.client.events_behind(self.feed, after, count).await?;
         self.pass_trimmed(read.trimmed);
         let entries = read.entries.len();
         let bytes = read.entries.iter().flat_map(|(_, fields)| fields).map(|(_, value)| value.len()).sum::<usize>();
@@ -103,14 +111,13 @@ impl Follower {
         }
         let mut batch = Vec::with_capacity(entries);
         for (entry, fields) in read.entries {
-            let wants = |why| self.subscriber.wants(why);
-            batch.push((entry, Notice::read((self.partition, entry), &fields, wants)));
+            batch.push((entry, self.news(entry, &fields)));
         }
         self.name_workflows(&mut batch).await?;
-        for (entry, notices) in batch {
-            match notices {
-                Ok(notices) if notices.is_empty() => self.pass(entry, 0),
-                Ok(notices) => match self.deliver(&notices, stop).await? {
+        for (entry, news) in batch {
+            match news {
+                Ok(News::Nothing) => self.pass(entry, 0),
+                Ok(news) => match self.deliver(&news, stop).await? {
                     Delivery::Done => self.pass(entry, 1),
                     Delivery::Failed(error) => self.set_aside(entry, error, ATTEMPTS_MAX).await?,
                     Delivery::Stopped => break,
@@ -129,13 +136,27 @@ impl Follower {
         Ok(entries == count)
     }
 
+    /// What is wanted of an entry.
+    fn news(&self, entry: StreamId, fields: &Fields) -> Result<News, DecodeError> {
+        match self.feed {
+            Feed::Partition(partition) => {
+                let notices = Notice::read((partition, entry), fields, |why| self.subscriber.wants(why))?;
+                Ok(if notices.is_empty() { News::Nothing } else { News::Commit(notices) })
+            }
+            Feed::Fleet => {
+                let event = FleetEvent::read(entry, fields, |action| self.subscriber.wants_of_fleet(action))?;
+                Ok(event.map_or(News::Nothing, News::Fleet))
+            }
+        }
+    }
+
     /// What was trimmed before it was read is missed; but for a subscriber that begins now, it is history.
     fn pass_trimmed(&mut self, trimmed: u64) {
         let cursor = self.cursor.get_or_insert_with(|| Cursor::first(trimmed));
         let missed = trimmed.saturating_sub(cursor.seen);
         if missed > 0 {
-            let (partition, subscriber) = (self.partition, self.subscriber.name());
-            tracing::warn!(%partition, subscriber, missed, "events were trimmed before the subscriber had seen them");
+            let (feed, subscriber) = (self.feed, self.subscriber.name());
+            tracing::warn!(%feed, subscriber, missed, "events were trimmed before the subscriber had seen them");
             cursor.missed += missed;
             cursor.seen = trimmed;
             self.counters.missed.with_label_values(&[subscriber]).inc_by(missed);
@@ -143,23 +164,27 @@ impl Follower {
     }
 
     /// Adds to wanted notices what their runs follow.
-    async fn name_workflows<E>(&self, batch: &mut [(StreamId, Result<Vec<Notice>, E>)]) -> Result<(), ClientError> {
-        let notices = || batch.iter().filter_map(|(_, notices)| notices.as_ref().ok()).flatten();
-        let mut runs: Vec<RunId> = notices().map(|notice| notice.run).collect();
+    async fn name_workflows<E>(&self, batch: &mut [(StreamId, Result<News, E>)]) -> Result<(), ClientError> {
+        let commits = batch.iter_mut().filter_map(|(_, news)| match news {
+            Ok(News::Commit(notices)) => Some(notices),
+            Ok(News::Nothing | News::Fleet(_)) | Err(_) => None,
+        });
+        let mut notices: Vec<&mut Notice> = commits.flatten().collect();
+        let mut runs: Vec<RunId> = notices.iter().map(|notice| notice.run).collect();
         runs.sort_unstable();
         runs.dedup();
         if runs.is_empty() {
             return Ok(());
         }
         let workflows = self.client.followed_by(runs).await?;
-        for notice in batch.iter_mut().filter_map(|(_, notices)| notices.as_mut().ok()).flatten() {
+        for notice in &mut notices {
             notice.workflow = workflows.get(&notice.run).cloned();
         }
         Ok(())
     }
 
-    /// Delivers the notices of one entry, with a few tries.
-    async fn deliver(&mut self, notices: &[Notice], stop: &CancellationToken) -> Result<Delivery, ClientError> {
+    /// Delivers the news of one entry, with a few tries.
+    async fn deliver(&mut self, news: &News, stop: &CancellationToken) -> Result<Delivery, ClientError> {
         let mut error = String::new();
         for attempt in 1..=ATTEMPTS_MAX {
             if attempt > 1 {
@@ -170,7 +195,14 @@ impl Follower {
                 }
             }
             let subscriber = self.subscriber.clone();
-            let call = async { tokio::time::timeout(DELIVERY_MAX, subscriber.deliver(notices)).await };
+            let call = async {
+                let delivery = match news {
+                    News::Nothing => return Ok(Ok(())),
+                    News::Commit(notices) => subscriber.deliver(notices),
+                    News::Fleet(event) => subscriber.deliver_of_fleet(event),
+                };
+                tokio::time::timeout(DELIVERY_MAX, delivery).await
+            };
             let Some(ended) = stop.run_until_cancelled(AssertUnwindSafe(call).catch_unwind()).await else {
                 return Ok(Delivery::Stopped);
             };
@@ -212,10 +244,10 @@ impl Follower {
         let mut cursor = self.moved(entry);
         cursor.undelivered += 1;
         let subscriber = self.subscriber.name().to_owned();
-        tracing::error!(partition = %self.partition, subscriber, %entry, error, attempts, "an event was not delivered");
+        tracing::error!(feed = %self.feed, subscriber, %entry, error, attempts, "an event was not delivered");
         let error = cut(error, ERROR_BYTES_MAX);
         let undelivered = Undelivered { v: VERSION, subscriber, entry, error, attempts };
-        self.client.set_aside(self.partition, &undelivered, &cursor, self.missed_since_kept(&cursor)).await?;
+        self.client.set_aside(self.feed, &undelivered, &cursor, self.missed_since_kept(&cursor)).await?;
         self.counters.undelivered.with_label_values(&[self.subscriber.name()]).inc();
         self.has_kept(cursor);
         Ok(())
@@ -225,7 +257,7 @@ impl Follower {
     async fn keep(&mut self) -> Result<(), ClientError> {
         let Some(cursor) = self.cursor.clone().filter(|_| self.cursor != self.kept) else { return Ok(()) };
         let missed = self.missed_since_kept(&cursor);
-        self.client.keep_cursor(self.partition, self.subscriber.name(), &cursor, missed).await?;
+        self.client.keep_cursor(self.feed, self.subscriber.name(), &cursor, missed).await?;
         self.has_kept(cursor);
         Ok(())
     }

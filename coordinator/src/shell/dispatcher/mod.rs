@@ -5,29 +5,42 @@
 //! was trimmed before it was read is counted as missed. Two dispatchers of one partition, for a moment when it changes hands,
 //! only deliver twice.
 //!
+//! What happens to the fleet, as a circuit breaker that opens, is in the fleet's audit stream, written by the script that did it.
+//! It is followed in the same way, by whoever owns partition 0.
+//!
 //! Connections are the pooled ones of clients; nothing here touches the owner's.
 
 mod escalation;
+mod fleet;
 mod follower;
 mod notice;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::{BoxFuture, join_all};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use stepfleet_protocol::id::PartitionId;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     escalation::{EscalationCommand, EscalationLog, is_escalation},
+    fleet::FleetEvent,
     notice::Notice,
 };
 use super::metrics::Metrics;
-use crate::{machine::decision::Why, store::client::Client};
+use crate::{
+    machine::decision::Why,
+    store::{client::Client, outbox::Feed},
+};
 
 /// Tries of one delivery before the entry is set aside.
 pub const ATTEMPTS_MAX: u32 = 5;
-/// Time between two looks at the age of the fleet's audit stream.
-const TRIM_EVERY: Duration = Duration::from_secs(60);
+/// Time between two looks at the age of the fleet's audit stream, and at changes that were left half-way.
+const TEND_EVERY: Duration = Duration::from_secs(10);
+/// A change that is under way for so long has lost the process that made it, in milliseconds.
+const LEFT_MS: u64 = 30_000;
 
 /// Why a subscriber did not take what it was told. The text is kept with the entry if no later try goes better.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +61,20 @@ pub trait Subscriber: Send + Sync + 'static {
     /// # Errors
     /// Any of them, a panic, or no end within 30 s is a failed try; there are [`ATTEMPTS_MAX`].
     fn deliver<'a>(&'a self, notices: &'a [Notice]) -> BoxFuture<'a, Result<(), Refusal>>;
+
+    /// Whether it wants to hear of what was done to the fleet with this action: `breaker.open`, `queue.pause`. Cheap, and
+    /// without a panic.
+    fn wants_of_fleet(&self, _action: &str) -> bool {
+        false
+    }
+
+    /// Tells it of one change of the fleet. It may be told the same again.
+    ///
+    /// # Errors
+    /// As for [`Self::deliver`].
+    fn deliver_of_fleet<'a>(&'a self, _event: &'a FleetEvent) -> BoxFuture<'a, Result<(), Refusal>> {
+        futures::future::ready(Ok(())).boxed()
+    }
 }
 
 /// How often and how much is read.
@@ -97,21 +124,32 @@ impl Dispatcher {
 
     /// Follows the outbox of a partition until `stop`; then keeps the cursors and returns.
     pub async fn follow(self, partition: PartitionId, metrics: Metrics, stop: CancellationToken) {
-        let followers = self.subscribers.iter().map(|subscriber| {
-            let (client, settings) = (self.client.clone(), self.settings);
-            follower::Follower::new(client, settings, subscriber.clone(), partition, metrics.outbox.clone()).run(&stop)
-        });
-        let trimming = async {
+        // Whoever owns partition 0 looks after the fleet's stream.
+        let fleet = async {
             if partition == PartitionId(0) {
-                stop.run_until_cancelled(self.trim(&metrics)).await;
+                let tending = stop.run_until_cancelled(self.tend(&metrics));
+                futures::join!(self.follow_feed(Feed::Fleet, &metrics, &stop), tending);
             }
         };
-        futures::join!(join_all(followers), trimming);
+        futures::join!(self.follow_feed(partition.into(), &metrics, &stop), fleet);
     }
 
-    /// Trims the fleet's audit stream, which no owner can reach. Whoever owns partition 0 does it.
-    async fn trim(&self, metrics: &Metrics) {
+    async fn follow_feed(&self, feed: Feed, metrics: &Metrics, stop: &CancellationToken) {
+        let followers = self.subscribers.iter().map(|subscriber| {
+            let (client, settings) = (self.client.clone(), self.settings);
+            follower::Follower::new(client, settings, subscriber.clone(), feed, metrics.outbox.clone()).run(stop)
+        });
+        join_all(followers).await;
+    }
+
+    /// Trims the fleet's audit stream, which no owner can reach, and writes the entries of changes whose process has died.
+    async fn tend(&self, metrics: &Metrics) {
         loop {
+            match self.client.settle_intents(LEFT_MS).await {
+                Ok(0) => {}
+                Ok(settled) => tracing::warn!(settled, "audit entries were written for processes that died"),
+                Err(error) => tracing::debug!(%error, "changes that were left half-way could not be looked at"),
+            }
             match self.client.server_time_ms().await {
                 Ok(now_ms) => {
                     let oldest_ms = now_ms.saturating_sub(self.settings.audit_ms);
@@ -127,7 +165,7 @@ impl Dispatcher {
                 }
                 Err(error) => tracing::debug!(%error, "the server's time could not be read"),
             }
-            tokio::time::sleep(TRIM_EVERY).await;
+            tokio::time::sleep(TEND_EVERY).await;
         }
     }
 }

@@ -7,7 +7,7 @@ use stepfleet_protocol::{
     audit::AuditEntry,
     codec,
     id::{PartitionId, StreamId},
-    keys::{slot, slot_of},
+    keys::{PartitionKeys, slot, slot_of},
 };
 
 use super::{
@@ -99,12 +99,15 @@ impl Client {
         limit: usize,
     ) -> Result<Sifted<AuditId, AuditEntry>, ClientError> {
         let keep = |_, fields: &Fields| read(fields).filter(|entry| filter.takes(entry));
-        sift(after, limit, |after| self.audit_merged(filter, after), keep).await
+        let keys = || (PartitionKeys::audit as fn(&PartitionKeys) -> String, self.keys.fleet_audit());
+        sift(after, limit, |after| self.everywhere(keys(), filter, after), keep).await
     }
 
-    /// The next entries behind `after` in time, whatever they say.
-    async fn audit_merged(
+    /// The next entries behind `after` in time, whatever they say, of a stream of every partition and one of the fleet. Of
+    /// `filter` only the times count.
+    pub(in crate::store) async fn everywhere(
         &self,
+        (key_of, of_fleet): (fn(&PartitionKeys) -> String, String),
         filter: &Filter,
         after: Option<AuditId>,
     ) -> Result<Vec<(AuditId, Fields)>, ClientError> {
@@ -112,8 +115,8 @@ impl Client {
         sources.push(None);
         let commands = sources.iter().map(|source| {
             let (slot, key) = match source {
-                Some(p) => (slot(*p), self.keys.partition(*p).audit()),
-                None => (slot_of(self.keys.fleet_audit().as_bytes()), self.keys.fleet_audit()),
+                Some(p) => (slot(*p), key_of(&self.keys.partition(*p))),
+                None => (slot_of(of_fleet.as_bytes()), of_fleet.clone()),
             };
             (slot, range(key, *source, filter, after))
         });

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
 use stepfleet_protocol::{
-    audit::{AuditEntry, action},
+    beat::Coordinator,
+    codec,
     id::{PartitionId, RunId},
     keys::{GROUP, slot, slot_of},
     name::Name,
@@ -23,13 +24,15 @@ use super::{
 };
 use crate::{
     machine::event::Timer,
-    store::{ask::AskError, record::pack_timer, script},
+    store::{ask::AskError, outbox::Following, policies, record::pack_timer},
 };
 
 /// The oldest open runs of a partition that are looked at.
 const RUNS_PER_PARTITION: usize = 50;
 /// Open runs that are looked at in all partitions together.
 const RUNS_MAX: usize = 1_000;
+/// A timer that was due so long ago is late: its owner hangs, or has very much to do.
+const LATE_MS: u64 = 30_000;
 /// A consumer of an unknown worker is done with after so long, in milliseconds.
 const LEFT_AFTER_MS: u64 = 60_000;
 
@@ -79,6 +82,14 @@ pub struct Checkup {
     pub walks: BTreeMap<u16, Walked>,
     /// Coordinators that were seen lately, by name, with when, in Unix milliseconds of the server.
     pub coordinators: Vec<(String, u64)>,
+    /// What each of them says of itself; those of an older version say nothing.
+    pub programs: BTreeMap<String, Coordinator>,
+    /// Version of the fleet's policies; 0 for none.
+    pub policies: u64,
+    /// How late the first timer of a partition is, in milliseconds, by partition; those that are not late are left out.
+    pub late_ms: BTreeMap<u16, u64>,
+    /// Subscribers of events.
+    pub followings: Vec<Following>,
     /// Workers.
     pub workers: Vec<Registered>,
     /// Queues.
@@ -105,12 +116,17 @@ impl Client {
         let queues = self.queues().await?;
         let streams = self.streams().await?;
         let (without_group, orphans) = self.groups_and_orphans(&streams, &workers).await?;
+        let coordinators = self.coordinators().await?;
         Ok(Checkup {
+            programs: self.programs(&coordinators).await?,
+            policies: count(Some(&self.fleet(policies::version(&self.keys)).await?)),
+            late_ms: self.late_timers(server_ms).await?,
+            followings: self.subscribers().await?,
             clocks_ms,
             servers: preflight(&facts, false),
             memory: self.memory(),
             walks: self.walks().await?,
-            coordinators: self.coordinators().await?,
+            coordinators,
             unarmed: self.unarmed(server_ms).await?,
             partitions,
             workers,
@@ -118,41 +134,6 @@ impl Client {
             without_group,
             orphans,
         })
-    }
-
-    /// Puts right what is safe to put right: makes missing groups, and deletes consumers of gone workers at which
-    /// nothing is pending. Returns what was done. Each act is noted under `actor`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; what was done before stays done.
-    pub async fn fix(&self, found: &Checkup, actor: &str) -> Result<Vec<String>, ClientError> {
-        let mut done = Vec::new();
-        for stream in &found.without_group {
-            let key = self.keys.partition(stream.partition).jobs(&stream.queue);
-            let mut create = redis::cmd("XGROUP");
-            // From the beginning: what was not acked must not be passed by, and what was is fenced by its job id.
-            create.arg("CREATE").arg(&key).arg(GROUP).arg(0);
-            self.ask_partition(stream.partition, create).await?;
-            done.push(format!("made the group of queue `{}` in partition {}", stream.queue, stream.partition));
-        }
-        for orphan in found.orphans.iter().filter(|orphan| orphan.pending == 0) {
-            let key = self.keys.partition(orphan.stream.partition).jobs(&orphan.stream.queue);
-            let delete = script::delete_consumer(&key, GROUP, &orphan.worker);
-            // RACE: its worker may have come back and read: the script looks again, and the job wins.
-            if reply::number(&self.ask_partition(orphan.stream.partition, delete).await?) == Some(1) {
-                let (worker, Stream { partition, queue }) = (&orphan.worker, &orphan.stream);
-                done.push(format!("deleted the consumer {worker} of queue `{queue}` in partition {partition}"));
-            }
-        }
-        for what in &done {
-            self.note_fix(actor, what).await?;
-        }
-        Ok(done)
-    }
-
-    async fn note_fix(&self, actor: &str, what: &str) -> Result<(), ClientError> {
-        let entry = AuditEntry::new(actor, action::DOCTOR_FIX, what.to_owned(), self.server_time_ms().await?);
-        self.audit_fleet(&entry).await
     }
 
     async fn streams(&self) -> Result<Vec<Stream>, ClientError> {
@@ -226,6 +207,31 @@ impl Client {
         let items = found.first().and_then(reply::array).unwrap_or_default();
         let pair = |pair: &[Value]| Some((reply::text(&pair[0])?.to_owned(), reply::score(&pair[1])?));
         Ok(items.chunks_exact(2).filter_map(pair).collect())
+    }
+
+    async fn programs(&self, names: &[(String, u64)]) -> Result<BTreeMap<String, Coordinator>, ClientError> {
+        let look = |(name, _): &(String, u64)| {
+            let key = self.keys.coordinator(name);
+            let mut get = redis::cmd("GET");
+            get.arg(&key);
+            (slot_of(key.as_bytes()), get)
+        };
+        let replies = self.ask_all(names.iter().map(look).collect()).await?;
+        let read = |value: &Value| codec::unpack(reply::bytes(value)?).ok();
+        Ok(names.iter().zip(&replies).filter_map(|((name, _), value)| Some((name.clone(), read(value)?))).collect())
+    }
+
+    async fn late_timers(&self, now_ms: u64) -> Result<BTreeMap<u16, u64>, ClientError> {
+        let partitions = self.all_partitions().await?;
+        let look = |p: &PartitionId| {
+            let mut range = redis::cmd("ZRANGE");
+            range.arg(self.keys.partition(*p).timers()).arg(0).arg(0).arg("WITHSCORES");
+            (slot(*p), range)
+        };
+        let replies = self.ask_all(partitions.iter().map(look).collect()).await?;
+        let due = |value: &Value| reply::score(reply::array(value)?.get(1)?);
+        let late = |(p, value): (PartitionId, &Value)| Some((p.0, now_ms.checked_sub(due(value)?)?));
+        Ok(partitions.into_iter().zip(&replies).filter_map(late).filter(|(_, late)| *late > LATE_MS).collect())
     }
 
     /// Open runs that are older than their time-out and have no timer for it: nothing would ever end them.

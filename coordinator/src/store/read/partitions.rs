@@ -21,6 +21,8 @@ pub struct Seen {
     pub reign: Reign,
     /// Commits so far.
     pub seq: u64,
+    /// Version of the policies that it was last decided by.
+    pub rules: u64,
     /// Everything up to here is decided.
     pub offset: StreamId,
     /// Log entries that are not decided, at most; exact when it is 0.
@@ -87,7 +89,7 @@ impl Client {
         let command = |(name, key): (&str, String)| {
             let mut cmd = redis::cmd(name);
             match name {
-                "HMGET" => cmd.arg(key).arg("reign").arg("seq").arg("offset"),
+                "HMGET" => cmd.arg(key).arg("reign").arg("seq").arg("offset").arg("rules"),
                 "XINFO" => cmd.arg("STREAM").arg(key),
                 _ => cmd.arg(key),
             };
@@ -118,6 +120,7 @@ fn read(id: PartitionId, found: &[redis::Value]) -> Seen {
         owner: owner(&found[0]).map(str::to_owned),
         reign: head.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
         seq: count(head.get(1)),
+        rules: count(head.get(3)),
         offset,
         // Decided entries are trimmed a little later: the length is an upper bound.
         log_lag: if last <= offset { 0 } else { count(found.get(3)) },

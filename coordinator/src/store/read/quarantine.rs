@@ -1,10 +1,17 @@
 //! Log entries that could not be decided.
 
 use bytes::Bytes;
-use stepfleet_protocol::keys::{GROUP, PartitionKeys, slot};
+use stepfleet_protocol::{
+    audit::AuditEntry,
+    codec,
+    keys::{GROUP, PartitionKeys},
+};
 
-use super::{super::client::Client, ClientError, PlacedId, count};
-use crate::store::{ask, reply::Fields};
+use super::{super::client::Client, ClientError, PlacedId};
+use crate::store::{
+    ask::{self, Swap},
+    reply::{self, Fields},
+};
 
 /// Counter of entries that an operator took out of quarantine.
 pub const COUNTER_DISCARDED: &str = "quarantine_discarded";
@@ -43,31 +50,32 @@ impl Client {
         Ok(self.entry(PartitionKeys::quarantine, id).await?.map(|fields| read(id, &fields)))
     }
 
-    /// Takes an entry out of quarantine for good, and counts it. One that a worker found on a job stream is acked there: until
-    /// now it was pending at that worker. False if it was not there.
+    /// Takes an entry out of quarantine for good, counts it, and writes the audit entry, all in one. What a worker found on a
+    /// job stream is acked there: until now it was pending at that worker. False if it was not there.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn discard_quarantined(&self, id: PlacedId) -> Result<bool, ClientError> {
-        let Some(fields) = self.entry(PartitionKeys::quarantine, id).await? else { return Ok(false) };
+    pub async fn discard_quarantined(&self, id: PlacedId, audit: &AuditEntry) -> Result<bool, ClientError> {
         let keys = self.keys.partition(id.partition);
-        let mut pipe = redis::pipe();
-        if let (Some(stream), Some(entry)) = (text(&fields, "from"), text(&fields, "entry")) {
-            // Only streams of this partition; another key would be another slot.
-            let stem = keys.log();
-            if stream.starts_with(stem.trim_end_matches("log")) {
-                pipe.cmd("XACK").arg(stream).arg(GROUP).arg(entry);
+        let (key, entry) = (keys.quarantine(), id.entry.to_string());
+        let mut read = redis::cmd("XRANGE");
+        read.arg(&key).arg(&entry).arg(&entry);
+        let discarded = ask::swap(&self.redis, &key, &read, |found| {
+            let Some((_, fields)) = reply::entries(found.clone()).into_iter().next() else { return Swap::Keep(false) };
+            let mut write = redis::pipe();
+            if let (Some(stream), Some(entry)) = (text(&fields, "from"), text(&fields, "entry")) {
+                // Only streams of this partition; another key would be another slot.
+                let stem = keys.log();
+                if stream.starts_with(stem.trim_end_matches("log")) {
+                    write.cmd("XACK").arg(stream).arg(GROUP).arg(entry);
+                }
             }
-        }
-        pipe.cmd("XDEL").arg(keys.quarantine()).arg(id.entry.to_string());
-        let replies = ask::all_good(ask::ask(&self.redis, slot(id.partition), &pipe).await?)?;
-        if count(replies.last()) == 0 {
-            return Ok(false);
-        }
-        let mut tally = redis::cmd("HINCRBY");
-        tally.arg(keys.counters()).arg(COUNTER_DISCARDED).arg(1);
-        self.ask_partition(id.partition, tally).await?;
-        Ok(true)
+            write.cmd("XDEL").arg(&key).arg(&entry);
+            write.cmd("HINCRBY").arg(keys.counters()).arg(COUNTER_DISCARDED).arg(1);
+            write.cmd("XADD").arg(keys.audit()).arg("*").arg(codec::FIELD_PLAIN).arg(codec::pack(audit));
+            Swap::Write(write, true)
+        });
+        Ok(discarded.await?)
     }
 }
 

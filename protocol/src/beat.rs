@@ -33,6 +33,18 @@ pub struct Beat {
     pub held: Vec<Held>,
 }
 
+/// A coordinator's account of itself, about twice a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorBeat {
+    /// Version of the message.
+    pub v: u8,
+    /// The program's version.
+    pub version: String,
+    /// The version of the fleet's policies that its partitions are decided with; 0 before there are any.
+    #[serde(default)]
+    pub policies: u64,
+}
+
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

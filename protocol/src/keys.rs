@@ -60,6 +60,11 @@ impl Keys {
         format!("{}coordinators", self.prefix)
     }
 
+    /// String, a minute: what a coordinator says of itself; in the slot of [`Self::coordinators`].
+    pub fn coordinator(&self, name: &str) -> String {
+        format!("{}coordinator:{{{}}}:{name}", self.prefix, self.coordinators())
+    }
+
     /// Hash: one worker.
     pub fn worker(&self, worker: impl Display) -> String {
         format!("{}worker:{worker}", self.prefix)

@@ -183,6 +183,7 @@ impl<D: Dial> Fleet<D> {
     /// How many partitions and coordinators there are. What cannot be read is as it was.
     async fn count(&mut self) -> Result<(), LinkError> {
         let partitions = self.leases.partitions(self.config.partitions).await;
+        self.leases.policies = self.told.known.borrow().rules.version;
         let coordinators = self.leases.beat().await;
         self.partitions = *partitions.as_ref().unwrap_or(&self.partitions);
         self.told.partitions.send_replace(self.partitions);

@@ -197,7 +197,10 @@ impl World {
             | Event::Started { .. }
             | Event::FellBack { .. }
             | Event::Audit { .. }
-            | Event::AuditRun => {}
+            | Event::AuditLetter { .. }
+            | Event::AuditRun
+            | Event::AuditTimeout => {}
+            Event::AuditWork => self.todo.clear(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! From what was looked at to findings. Pure.
 
-use std::collections::BTreeMap;
+mod clockwork;
 
 use stepfleet_connect::Severity;
 
@@ -31,8 +31,13 @@ pub(super) fn view(found: &Checkup) -> DoctorView {
     clock(found, &mut all);
     partitions(found, &mut all);
     auditor(found, &mut all);
+    clockwork::timers(found, &mut all);
+    clockwork::runs(found, &mut all);
     streams(found, &mut all);
+    clockwork::subscribers(found, &mut all);
     workers(found, &mut all);
+    clockwork::versions(found, &mut all);
+    clockwork::policies(found, &mut all);
     let severity = all.0.iter().map(|finding| finding.severity).max().unwrap_or(Ok);
     DoctorView { severity, findings: all.0 }
 }
@@ -119,16 +124,7 @@ fn partitions(found: &Checkup, all: &mut Findings) {
         let text = format!("{quarantined} entries are in quarantine");
         all.add("partitions", Warning, text, "`stepfleet quarantine list`");
     }
-    if !found.unarmed.is_empty() {
-        let text = format!(
-            "{} open runs are past their time-out and no timer would end them: {}",
-            found.unarmed.len(),
-            named(&found.unarmed)
-        );
-        all.add("runs", Error, text, "`stepfleet runs explain RUN`, then `stepfleet runs cancel RUN`");
-    }
     all.close("partitions", &format!("{}, each with an owner", found.partitions.len()));
-    all.close("runs", "every open run that was looked at can end");
 }
 
 fn auditor(found: &Checkup, all: &mut Findings) {
@@ -140,7 +136,7 @@ fn auditor(found: &Checkup, all: &mut Findings) {
         .collect();
     let repairs: i64 = found.partitions.iter().filter_map(|p| p.counters.get("repairs")).sum();
     if repairs > 0 {
-        let text = format!("the auditor has repaired {repairs} steps that were in no place; there should be none");
+        let text = format!("the auditor has made {repairs} repairs of what was in no place; there should be none");
         all.add("auditor", Warning, text, "find who writes to the fleet's keys, or report it; the log says which runs");
     }
     if !late.is_empty() {
@@ -189,25 +185,25 @@ fn workers(found: &Checkup, all: &mut Findings) {
         let text = format!("{silent} of {} workers are silent", found.workers.len());
         all.add("workers", Warning, text, "`stepfleet workers list`; the dead are taken off within a minute");
     }
-    let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
-    for beat in found.workers.iter().filter_map(|w| w.beat.as_ref()) {
-        *versions.entry(beat.version.as_str()).or_default() += 1;
-    }
-    if versions.len() > 1 {
-        let list = named(versions.iter().map(|(version, count)| format!("{count} of {version}")));
-        let advice = "normal during a deploy; else bring the others up to date";
-        all.add("versions", Warning, format!("workers of several versions are live: {list}"), advice);
-    }
     all.close("workers", &format!("{}, none silent; {} coordinators", found.workers.len(), found.coordinators.len()));
-    all.close("versions", "all workers have the same version");
 }
 
 #[cfg(test)]
 mod tests {
+    use stepfleet_protocol::{
+        beat::CoordinatorBeat,
+        id::{PartitionId, RunId},
+    };
+
     use super::*;
     use crate::store::{
         admission::NodeMemory,
-        read::{doctor::Walked, partitions::Seen, queues::Queue},
+        outbox::{Cursor, Following},
+        read::{
+            doctor::{LateTimers, Walked},
+            partitions::Seen,
+            queues::Queue,
+        },
     };
 
     const NOW_MS: u64 = 1_700_000_000_000;
@@ -246,7 +242,25 @@ mod tests {
         check(|c| c.clocks_ms.1 = NOW_MS + 90_000, Error, "clock", "90000 ms");
         check(|c| c.partitions[0].owner = None, Error, "partitions", "1 of 1 partitions have no owner: 0");
         check(|c| c.partitions[0].quarantine = 2, Warning, "partitions", "2 entries");
-        check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "repaired 4 steps");
+        check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "made 4 repairs");
+        let late = |late_ms| LateTimers { partition: PartitionId(0), count: 2, late_ms };
+        check(|c| c.late = vec![late(20_000)], Warning, "timers", "2 timers of partition 0 are late");
+        check(|c| c.late = vec![late(90_000)], Error, "timers", "by up to 90 s");
+        let run = RunId::new(PartitionId(0), 1, 1);
+        check(|c| c.untimed.lost = vec![run], Error, "runs", "1 open runs have lost their time-out");
+        check(|c| c.untimed.endless = vec![run], Warning, "runs", "for more than an hour");
+        let beat = |version: &str, policies| Some(CoordinatorBeat { v: 1, version: version.into(), policies });
+        check(|c| c.coordinators = [("a".into(), beat("1", 0)), ("b".into(), beat("2", 0))].into(), Warning, "versions",
+            "coordinators: 1 of 1, 1 of 2");
+        check(|c| c.coordinators = [("a".into(), None), ("b".into(), beat("2", 0))].into(), Warning, "versions",
+            "1 of a version that does not say");
+        check(|c| (c.policies, c.coordinators) = (4, [("a".into(), beat("1", 3))].into()), Warning, "policies",
+            "a decides by version 3");
+        let cursor = Cursor { undelivered: 3, missed: 1, ..Cursor::first(0) };
+        let following = Following { subscriber: "s".into(), partition: PartitionId(0), cursor, lag: 0, lag_ms: None };
+        check(|c| c.following = vec![following.clone()], Warning, "subscribers", "`s` did not take 3 entries");
+        let behind = Following { lag: 5, lag_ms: Some(70_000), cursor: Cursor::first(0), ..following };
+        check(|c| c.following = vec![behind], Warning, "subscribers", "`s` is 70 s behind");
         check(|c| c.walks.entry(0).or_default().at_ms = 0, Warning, "auditor", "partitions 0");
         let waiting = Queue { ready: 3, ..Queue::default() };
         let name = stepfleet_protocol::name::Name::new("mail").expect("a legal name");

@@ -1,16 +1,19 @@
 //! What `doctor` looks at, and what it can put right. Everything is bounded; a look at a large fleet costs some
 //! pipelines.
 
+mod clockwork;
+mod fix;
+mod sweep;
+
 use std::collections::BTreeMap;
 
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
 use stepfleet_protocol::{
-    audit::{AuditEntry, action},
-    id::{PartitionId, RunId},
-    keys::{GROUP, slot, slot_of},
+    beat::CoordinatorBeat,
+    id::PartitionId,
+    keys::{GROUP, slot},
     name::Name,
-    state::State,
 };
 
 use super::{
@@ -21,15 +24,12 @@ use super::{
     queues::Queue,
     reply,
 };
-use crate::{
-    machine::event::Timer,
-    store::{ask::AskError, record::pack_timer, script},
+pub use self::{
+    clockwork::{LateTimers, Untimed},
+    sweep::Sweep,
 };
+use crate::store::{ask::AskError, outbox::Following};
 
-/// The oldest open runs of a partition that are looked at.
-const RUNS_PER_PARTITION: usize = 50;
-/// Open runs that are looked at in all partitions together.
-const RUNS_MAX: usize = 1_000;
 /// A consumer of an unknown worker is done with after so long, in milliseconds.
 const LEFT_AFTER_MS: u64 = 60_000;
 
@@ -77,8 +77,14 @@ pub struct Checkup {
     pub partitions: Vec<Seen>,
     /// The auditor's last walk, by partition.
     pub walks: BTreeMap<u16, Walked>,
-    /// Coordinators that were seen lately, by name, with when, in Unix milliseconds of the server.
-    pub coordinators: Vec<(String, u64)>,
+    /// Coordinators that live, by name, with what each says of itself; an older program says nothing.
+    pub coordinators: BTreeMap<String, Option<CoordinatorBeat>>,
+    /// The newest version of the fleet's policies; 0 before there are any.
+    pub policies: u64,
+    /// Subscribers of the outbox, in every partition.
+    pub following: Vec<Following>,
+    /// Partitions with timers that are late.
+    pub late: Vec<LateTimers>,
     /// Workers.
     pub workers: Vec<Registered>,
     /// Queues.
@@ -87,8 +93,8 @@ pub struct Checkup {
     pub without_group: Vec<Stream>,
     /// Consumers whose worker is not registered, for a minute at least.
     pub orphans: Vec<Orphan>,
-    /// Open runs whose time-out is not armed.
-    pub unarmed: Vec<RunId>,
+    /// Open runs that no timer would end.
+    pub untimed: Untimed,
 }
 
 impl Client {
@@ -110,49 +116,17 @@ impl Client {
             servers: preflight(&facts, false),
             memory: self.memory(),
             walks: self.walks().await?,
-            coordinators: self.coordinators().await?,
-            unarmed: self.unarmed(server_ms).await?,
+            coordinators: self.coordinators(server_ms).await?,
+            policies: self.policies_version().await?,
+            following: self.subscribers().await?,
+            late: self.late_timers(server_ms).await?,
+            untimed: self.untimed(server_ms).await?,
             partitions,
             workers,
             queues,
             without_group,
             orphans,
         })
-    }
-
-    /// Puts right what is safe to put right: makes missing groups, and deletes consumers of gone workers at which
-    /// nothing is pending. Returns what was done. Each act is noted under `actor`.
-    ///
-    /// # Errors
-    /// [`ClientError`]; what was done before stays done.
-    pub async fn fix(&self, found: &Checkup, actor: &str) -> Result<Vec<String>, ClientError> {
-        let mut done = Vec::new();
-        for stream in &found.without_group {
-            let key = self.keys.partition(stream.partition).jobs(&stream.queue);
-            let mut create = redis::cmd("XGROUP");
-            // From the beginning: what was not acked must not be passed by, and what was is fenced by its job id.
-            create.arg("CREATE").arg(&key).arg(GROUP).arg(0);
-            self.ask_partition(stream.partition, create).await?;
-            done.push(format!("made the group of queue `{}` in partition {}", stream.queue, stream.partition));
-        }
-        for orphan in found.orphans.iter().filter(|orphan| orphan.pending == 0) {
-            let key = self.keys.partition(orphan.stream.partition).jobs(&orphan.stream.queue);
-            let delete = script::delete_consumer(&key, GROUP, &orphan.worker);
-            // RACE: its worker may have come back and read: the script looks again, and the job wins.
-            if reply::number(&self.ask_partition(orphan.stream.partition, delete).await?) == Some(1) {
-                let (worker, Stream { partition, queue }) = (&orphan.worker, &orphan.stream);
-                done.push(format!("deleted the consumer {worker} of queue `{queue}` in partition {partition}"));
-            }
-        }
-        for what in &done {
-            self.note_fix(actor, what).await?;
-        }
-        Ok(done)
-    }
-
-    async fn note_fix(&self, actor: &str, what: &str) -> Result<(), ClientError> {
-        let entry = AuditEntry::new(actor, action::DOCTOR_FIX, what.to_owned(), self.server_time_ms().await?);
-        self.audit_fleet(&entry).await
     }
 
     async fn streams(&self) -> Result<Vec<Stream>, ClientError> {
@@ -216,44 +190,5 @@ impl Client {
             (partition.0, Walked { at_ms: number(0), runs: number(1), suspects: number(2) })
         };
         Ok(partitions.into_iter().zip(&replies).map(walked).collect())
-    }
-
-    async fn coordinators(&self) -> Result<Vec<(String, u64)>, ClientError> {
-        let key = self.keys.coordinators();
-        let mut range = redis::cmd("ZRANGE");
-        range.arg(&key).arg(0).arg(-1).arg("WITHSCORES");
-        let found = self.ask_all(vec![(slot_of(key.as_bytes()), range)]).await?;
-        let items = found.first().and_then(reply::array).unwrap_or_default();
-        let pair = |pair: &[Value]| Some((reply::text(&pair[0])?.to_owned(), reply::score(&pair[1])?));
-        Ok(items.chunks_exact(2).filter_map(pair).collect())
-    }
-
-    /// Open runs that are older than their time-out and have no timer for it: nothing would ever end them.
-    async fn unarmed(&self, now_ms: u64) -> Result<Vec<RunId>, ClientError> {
-        let (mut out, mut looked_at) = (Vec::new(), 0);
-        for partition in self.all_partitions().await? {
-            if looked_at >= RUNS_MAX {
-                break;
-            }
-            let keys = self.keys.partition(partition);
-            let mut range = redis::cmd("ZRANGE");
-            range.arg(keys.runs(State::Processing)).arg(0).arg(RUNS_PER_PARTITION - 1);
-            let found = self.ask_partition(partition, range).await?;
-            for member in reply::array(&found).unwrap_or_default() {
-                let Some(id) = reply::bytes(member).and_then(RunId::from_bytes) else { continue };
-                looked_at += 1;
-                let Some(run) = self.run(id).await? else { continue };
-                let limit = run.workflow.as_ref().map_or(0, |workflow| workflow.timeout.0);
-                if limit == 0 || now_ms.saturating_sub(id.created_ms()) < limit || run.record.ending.is_some() {
-                    continue;
-                }
-                let mut score = redis::cmd("ZSCORE");
-                score.arg(keys.timers()).arg(pack_timer(id, Timer::Run));
-                if self.ask_partition(partition, score).await? == Value::Nil && !run.record.state.is_finished() {
-                    out.push(id);
-                }
-            }
-        }
-        Ok(out)
     }
 }

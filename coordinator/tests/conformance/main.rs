@@ -26,6 +26,7 @@ mod losses;
 mod plans;
 mod poison;
 mod policies;
+mod repairs;
 mod retention;
 mod scripts;
 mod sweeps;

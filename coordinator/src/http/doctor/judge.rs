@@ -250,12 +250,24 @@ mod tests {
         check(|c| c.untimed.lost = vec![run], Error, "runs", "1 open runs have lost their time-out");
         check(|c| c.untimed.endless = vec![run], Warning, "runs", "for more than an hour");
         let beat = |version: &str, policies| Some(CoordinatorBeat { v: 1, version: version.into(), policies });
-        check(|c| c.coordinators = [("a".into(), beat("1", 0)), ("b".into(), beat("2", 0))].into(), Warning, "versions",
-            "coordinators: 1 of 1, 1 of 2");
-        check(|c| c.coordinators = [("a".into(), None), ("b".into(), beat("2", 0))].into(), Warning, "versions",
-            "1 of a version that does not say");
-        check(|c| (c.policies, c.coordinators) = (4, [("a".into(), beat("1", 3))].into()), Warning, "policies",
-            "a decides by version 3");
+        check(
+            |c| c.coordinators = [("a".into(), beat("1", 0)), ("b".into(), beat("2", 0))].into(),
+            Warning,
+            "versions",
+            "coordinators: 1 of 1, 1 of 2",
+        );
+        check(
+            |c| c.coordinators = [("a".into(), None), ("b".into(), beat("2", 0))].into(),
+            Warning,
+            "versions",
+            "1 of a version that does not say",
+        );
+        check(
+            |c| (c.policies, c.coordinators) = (4, [("a".into(), beat("1", 3))].into()),
+            Warning,
+            "policies",
+            "a decides by version 3",
+        );
         let cursor = Cursor { undelivered: 3, missed: 1, ..Cursor::first(0) };
         let following = Following { subscriber: "s".into(), partition: PartitionId(0), cursor, lag: 0, lag_ms: None };
         check(|c| c.following = vec![following.clone()], Warning, "subscribers", "`s` did not take 3 entries");

@@ -22,9 +22,8 @@ impl<D: Dial> Auditor<D> {
                 found.insert(partition, runs);
             }
         }
-        let gone = |subject: &Subject| {
-            found.get(&subject.run.partition()).is_some_and(|runs| !runs.contains(&subject.run))
-        };
+        let gone =
+            |subject: &Subject| found.get(&subject.run.partition()).is_some_and(|runs| !runs.contains(&subject.run));
         wanted.into_iter().filter(gone).collect()
     }
 

@@ -16,6 +16,10 @@ use stepfleet_protocol::{
     name::Name,
 };
 
+pub use self::{
+    clockwork::{LateTimers, Untimed},
+    sweep::Sweep,
+};
 use super::{
     super::{admission::NodeMemory, client::Client},
     ClientError, count,
@@ -23,10 +27,6 @@ use super::{
     partitions::Seen,
     queues::Queue,
     reply,
-};
-pub use self::{
-    clockwork::{LateTimers, Untimed},
-    sweep::Sweep,
 };
 use crate::store::{ask::AskError, outbox::Following};
 

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Findings,
     FindingLevel::{Error, Warning},
-    named,
+    Findings, named,
 };
 use crate::store::read::doctor::Checkup;
 
@@ -100,7 +99,8 @@ pub(super) fn policies(found: &Checkup, all: &mut Findings) {
         let Some(version) = beat.as_ref().map(|beat| beat.policies) else { continue };
         if version != found.policies {
             let newest = found.policies;
-            let text = format!("coordinator {name} decides by version {version} of the policies, and {newest} is the newest");
+            let text =
+                format!("coordinator {name} decides by version {version} of the policies, and {newest} is the newest");
             all.add("policies", Warning, text, "normal for a second after a change; else look at its log");
         }
     }

@@ -17,7 +17,10 @@ pub enum Missing {
     /// The run has unfinished work items, and none of them is in the list.
     Work,
     /// The open dead letter of the step is not in the stream, or not in its group.
-    Letter(StreamId),
+    Letter {
+        /// The letter.
+        id: StreamId,
+    },
 }
 
 impl Audit {

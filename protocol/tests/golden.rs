@@ -119,7 +119,7 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
             Body::Unreadable(Unreadable { queue: name("cpu"), entries: vec![at().entry, StreamId { ms: 9, seq: 0 }] }),
         ),
         ("log-audit-run", Body::Audit(Audit::of_run(run_id()))),
-        ("log-audit-letter", Body::Audit(Audit::of_step(run_id(), 2).without(Missing::Letter(letter)))),
+        ("log-audit-letter", Body::Audit(Audit::of_step(run_id(), 2).without(Missing::Letter { id: letter }))),
         ("log-cancel", command(Some("a duplicate"), Verb::Cancel)),
         ("log-suspend", command(None, Verb::Suspend { now: true })),
         ("log-resume", command(None, Verb::Resume)),

@@ -218,7 +218,7 @@ fn audited(audit: &Audit) -> Event {
     match (audit.index, audit.job, audit.what) {
         (None, _, Some(Missing::Timeout)) => Event::AuditTimeout,
         (None, _, Some(Missing::Work)) => Event::AuditWork,
-        (Some(index), _, Some(Missing::Letter(letter))) => Event::AuditLetter { index, letter },
+        (Some(index), _, Some(Missing::Letter { id })) => Event::AuditLetter { index, letter: id },
         (Some(index), Some(job), _) => Event::AuditJob { index, job },
         (Some(index), None, _) => Event::Audit { index },
         (None, _, _) => Event::AuditRun,

@@ -70,12 +70,10 @@ impl Deciding<'_> {
             return;
         }
         self.remark_run(Why::Repaired, Some("a part of a large transition was lost, and is made up for".into()));
-        if self.run.ending.is_some() {
-            self.run.work = 0;
-            self.work(Work { run: self.run.id, kind: WorkKind::Stop, next: 0 });
-            return self.settle();
-        }
         self.run.work = 1;
+        if self.run.ending.is_some() {
+            self.work(Work { run: self.run.id, kind: WorkKind::Stop, next: 0 });
+        }
         self.recount(0, 0);
     }
 
@@ -99,18 +97,14 @@ impl Deciding<'_> {
         let plan = self.run.plan.clone();
         let unsettled = plan.steps[index as usize].needs.iter().filter(|need| !self.run.is_settled(**need));
         let needs_left = unsettled.count() as u32;
+        if self.run.step(index).needs_left != needs_left {
+            self.run.step_mut(index).needs_left = needs_left;
+        }
         match self.run.step(index).state {
-            State::Created => {
-                self.run.step_mut(index).needs_left = needs_left;
-                if needs_left == 0 {
-                    self.enqueue(index);
-                }
-            }
-            State::Suspended | State::Cancelled => {
-                self.run.step_mut(index).needs_left = needs_left;
-                self.resume_step(index);
-            }
-            State::Queued
+            State::Created if needs_left == 0 => self.enqueue(index),
+            State::Suspended | State::Cancelled => drop(self.resume_step(index)),
+            State::Created
+            | State::Queued
             | State::Processing
             | State::Waiting
             | State::Completed

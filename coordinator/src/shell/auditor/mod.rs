@@ -191,7 +191,7 @@ impl<D: Dial> Auditor<D> {
             Place::Job(job) => Audit { job: Some(job), ..at },
             Place::Timeout => at.without(Missing::Timeout),
             Place::Work => at.without(Missing::Work),
-            Place::Letter(letter) => at.without(Missing::Letter(letter)),
+            Place::Letter(letter) => at.without(Missing::Letter { id: letter }),
         };
         let wire = codec::encode(&LogEntry::new(Body::Audit(audit)));
         let (mut add, mut count) = (redis::cmd("XADD"), redis::cmd("HINCRBY"));

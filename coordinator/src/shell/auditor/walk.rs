@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Runs younger than this are left for the next walk, in milliseconds.
+/// Open runs younger than this are left for the next walk, in milliseconds.
 const YOUNG_MS: u64 = 2_000;
 /// Listings of runs that may have something to do: suspended ones may have a job that still runs, or be about to stop.
 const OPEN: &[State] = &[State::Processing, State::Suspended];
@@ -110,8 +110,10 @@ impl<D: Dial> Auditor<D> {
         if walk.began_ms == 0 {
             walk.began_ms = now_ms;
         }
+        // What has failed moves no more.
+        let young_ms = if walk.listings == OPEN { YOUNG_MS } else { 0 };
         let mut range = redis::cmd("ZRANGEBYSCORE");
-        range.arg(&key).arg(from).arg(now_ms.saturating_sub(YOUNG_MS)).arg("WITHSCORES");
+        range.arg(&key).arg(from).arg(now_ms.saturating_sub(young_ms)).arg("WITHSCORES");
         range.arg("LIMIT").arg(offset).arg(limit);
         let found = self.links.one(&key, range).await.ok()?;
         let runs: Vec<(RunId, u64)> = reply::array(&found)

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{PARTITION, all_keys, keys},
+    fleet::{PARTITION, all_keys, chain, keys},
     liveness::pass,
     world::on_memory,
 };
@@ -45,8 +45,11 @@ fn audit<D: Dial>(dial: D) -> CancellationToken {
 #[test]
 fn a_fan_out_whose_work_item_is_lost_reaches_every_step_all_the_same() {
     on_memory(async |mut w| {
-        let run = w.submit(&wide(1_000)).await;
         let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        // The client takes the server's time for its ids from the entry before.
+        let early = w.submit(&chain(1)).await;
+        w.finish(&mut owner, &mut worker, early).await;
+        let run = w.submit(&wide(1_000)).await;
         let (of, _) = w.jobs(&mut owner, &mut worker).await.swap_remove(0);
         worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
         let todo = keys().todo();
@@ -64,7 +67,8 @@ fn a_fan_out_whose_work_item_is_lost_reaches_every_step_all_the_same() {
         stop.cancel();
         let walked = w.one(&[b"HGETALL", keys().audited().as_bytes()]).await;
         let told = w.one(&[b"HGET", keys().counters().as_bytes(), b"repairs"]).await;
-        assert_eq!(reply::number(&told), Some(1), "{walked:?}");
+        // Nobody decides meanwhile, so that each walk tells it again.
+        assert!(reply::number(&told) >= Some(1), "{walked:?}");
         let mut owner = w.own().await;
         let done = w.finish(&mut owner, &mut worker, run).await;
         let names: BTreeSet<&str> = done.iter().map(|job| job.step.as_str()).collect();

@@ -20,6 +20,9 @@ use crate::{
     store::{link::Dial, reply},
 };
 
+/// Two readings of the server's time, each moved on by this host's clock, may differ by as much, in milliseconds.
+const MARGIN_MS: u64 = 100;
+
 /// Somebody asked, and these walks are still to be done.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
@@ -62,23 +65,23 @@ impl<D: Dial> Auditor<D> {
     }
 
     /// Notes that a walk over the partition is done, for those who ask how things are.
-    pub(super) async fn say(&mut self, partition: PartitionId, now_ms: u64, done: Done) {
+    pub(super) async fn say(&mut self, partition: PartitionId, end_ms: u64, done: Done) {
         let key = self.keys.partition(partition).audited();
         let of = self.suspects.iter().filter(|(subject, _)| subject.run.partition() == partition);
         let (suspects, oldest) = of.fold((0, 0), |(count, oldest), (_, suspect)| {
-            (count + 1, u64::try_from(suspect.since.elapsed().as_millis()).unwrap_or(u64::MAX).max(oldest))
+            (count + 1, oldest.max(suspect.since.elapsed().as_millis() as u64 + MARGIN_MS))
         });
         let mut set = redis::cmd("HSET");
-        set.arg(&key).arg("clear_ms").arg(now_ms.saturating_sub(oldest));
+        set.arg(&key).arg("clear_ms").arg(end_ms.saturating_sub(oldest));
         if done.open {
-            set.arg("at_ms").arg(now_ms).arg("runs").arg(done.runs).arg("suspects").arg(suspects);
+            set.arg("at_ms").arg(end_ms).arg("runs").arg(done.runs).arg("suspects").arg(suspects);
         }
         let asked = self.asked.get(&partition).filter(|asked| done.began_ms >= asked.at_ms);
         if let Some(Asked { open, failed, .. }) = asked {
             if done.open && *open {
-                set.arg("swept_from_ms").arg(done.began_ms).arg("swept_ms").arg(now_ms);
+                set.arg("swept_from_ms").arg(done.began_ms).arg("swept_ms").arg(end_ms);
             } else if !done.open && *failed {
-                set.arg("letters_from_ms").arg(done.began_ms).arg("letters_ms").arg(now_ms);
+                set.arg("letters_from_ms").arg(done.began_ms).arg("letters_ms").arg(end_ms);
             }
         }
         match self.links.one(&key, set).await {

@@ -105,7 +105,7 @@ impl<D: Dial> Auditor<D> {
         let keys = self.keys.partition(partition);
         let key = keys.runs(walk.listings[walk.listing]);
         let time = self.links.one(&key, redis::cmd("TIME")).await.ok()?;
-        let now_ms = reply::time_ms(&time)?;
+        let (now_ms, told) = (reply::time_ms(&time)?, Instant::now());
         let walk = self.walk.as_mut()?;
         if walk.began_ms == 0 {
             walk.began_ms = now_ms;
@@ -135,7 +135,8 @@ impl<D: Dial> Auditor<D> {
             _ if walk.listing + 1 < walk.listings.len() => (walk.listing, walk.from) = (walk.listing + 1, (0, 0)),
             _ => {
                 let done = Done { runs: walk.runs, began_ms: walk.began_ms, open: walk.listings == OPEN };
-                self.say(partition, now_ms, done).await;
+                let end_ms = now_ms + told.elapsed().as_millis() as u64;
+                self.say(partition, end_ms, done).await;
                 self.next_partition();
             }
         }

@@ -173,9 +173,12 @@ pub(super) async fn close_known<L: Link>(
     let index = &mut core.staged.commit.letter_index;
     for (group, count) in concerned.into_iter().zip(counts) {
         let stored = reply::number(&count).unwrap_or(0) as usize;
-        let added = index.added.get(&group).map_or(0, Vec::len);
-        let removed = index.removed.get(&group).map_or(0, BTreeSet::len);
-        if removed >= stored + added && !index.emptied.contains(&group) {
+        let (added, removed) = (index.added.get(&group), index.removed.get(&group));
+        // One that goes may have been lost from the group before, and then says nothing of those that are there.
+        let stays = |(_, id): &(u64, StreamId)| !removed.is_some_and(|removed| removed.contains(id));
+        let keeps = added.is_some_and(|added| added.iter().any(stays));
+        let (added, removed) = (added.map_or(0, Vec::len), removed.map_or(0, BTreeSet::len));
+        if !keeps && removed >= stored + added && !index.emptied.contains(&group) {
             index.emptied.push(group);
         }
     }

@@ -63,7 +63,7 @@ impl<D: Dial> Auditor<D> {
             match letter.and_then(|letter| letter.fingerprint) {
                 None => drop(out.insert(one, true)),
                 Some(group) => {
-                    let key = self.keys.partition(one.0.partition()).letters(&group);
+                    let key = self.keys.partition(one.0.partition()).letters(group);
                     let member = letter_member(one.1);
                     asks.push(Ask::new(&key, vec![redis::cmd("ZSCORE").arg(&key).arg(&member[..]).clone()]));
                     grouped.push(one);

@@ -36,17 +36,14 @@ pub struct Beat {
     pub held: Vec<Held>,
 }
 
-/// What a coordinator tells of itself, every few seconds.
+/// A coordinator's account of itself, about twice a second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Coordinator {
+pub struct CoordinatorBeat {
     /// Version of the message.
     pub v: u8,
     /// The program's version.
     pub version: String,
-    /// The process id.
-    #[serde(default)]
-    pub pid: u32,
-    /// Version of the fleet's policies that it decides by.
+    /// The version of the fleet's policies that its partitions are decided with; 0 before there are any.
     #[serde(default)]
     pub policies: u64,
 }

@@ -60,9 +60,9 @@ impl Keys {
         format!("{}coordinators", self.prefix)
     }
 
-    /// String with a lifetime: what one coordinator says of itself.
+    /// String, a minute: what a coordinator says of itself; in the slot of [`Self::coordinators`].
     pub fn coordinator(&self, name: &str) -> String {
-        format!("{}coordinator:{name}", self.prefix)
+        format!("{}coordinator:{{{}}}:{name}", self.prefix, self.coordinators())
     }
 
     /// Hash: one worker.

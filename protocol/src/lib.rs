@@ -14,6 +14,7 @@ pub mod id;
 pub mod keys;
 pub mod limits;
 pub mod message;
+pub mod missing;
 pub mod name;
 pub mod policy;
 pub mod rate;

@@ -268,9 +268,9 @@ pub struct Audit {
     /// The job that the step waits for and that is nowhere; none where the step waits for no job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobId>,
-    /// The run goes on, and its time-out is not among the timers.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub timeout: bool,
+    /// What else is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<crate::missing::Missing>,
 }
 
 /// A wish about one run.

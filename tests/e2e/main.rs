@@ -38,6 +38,7 @@ mod outcomes;
 mod poison;
 mod policies;
 mod redis_death;
+mod repairs;
 mod retention;
 mod scaling;
 mod topologies;

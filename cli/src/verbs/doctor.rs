@@ -1,8 +1,12 @@
 //! `doctor`: is everything there, and set up well? Each check says what it looked at.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use stepfleet_connect::Severity;
-use stepfleet_coordinator::http::view::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel, FleetHealth, Level};
+use stepfleet_coordinator::http::view::{
+    DoctorFinding, DoctorFixed, DoctorView, FindingLevel, FleetHealth, Level, SweepView,
+};
 
 use super::Session;
 use crate::failure::{Exit, Failure};
@@ -10,12 +14,18 @@ use crate::out::{Ink, plain};
 use crate::process::redis::{self, RedisArgs};
 use crate::process::{Checks, Given};
 
+/// How long `--audit` waits for the auditors: what was nowhere in a first look has its second one within half a minute.
+const AUDIT_WAIT: Duration = Duration::from_secs(60);
+/// Time between two questions how far they are.
+const AUDIT_LOOK: Duration = Duration::from_secs(1);
+
 /// `doctor`
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   stepfleet doctor
   stepfleet doctor --fix                                make missing groups, delete consumers without a worker
+  stepfleet doctor --audit                              let the auditors look at every open step now
   stepfleet doctor --redis redis://127.0.0.1:6379       the settings as seen from here, without the API
   stepfleet doctor --output json | jq '.[] | select(.result != \"ok\")'")]
 pub(crate) struct DoctorArgs {
@@ -25,6 +35,10 @@ pub(crate) struct DoctorArgs {
     /// pending.
     #[arg(long)]
     fix: bool,
+    /// Ask the auditors to walk over every partition now, and wait for what they find, at most a minute. What is in no place is
+    /// repaired.
+    #[arg(long)]
+    audit: bool,
 }
 
 /// What became of one check.
@@ -71,6 +85,9 @@ impl Check {
 /// Bad settings of Redis, or stdout is closed.
 pub(crate) async fn run(args: DoctorArgs, session: &Session<'_>) -> Result<Exit, Failure> {
     let mut checks = if args.fix { fix(session).await } else { Vec::new() };
+    if args.audit {
+        checks.push(audit(session).await);
+    }
     checks.extend(api(session).await);
     if args.redis.is_given() {
         let given = Given::default();
@@ -102,6 +119,38 @@ async fn fix(session: &Session<'_>) -> Vec<Check> {
         Ok(fixed) if fixed.done.is_empty() => vec![Check::ok("fix", "there was nothing to put right")],
         Ok(fixed) => fixed.done.into_iter().map(|done| Check::ok("fix", done)).collect(),
         Err(failure) => vec![Check::of("fix", failure)],
+    }
+}
+
+/// Lets the auditors walk, and waits for what becomes of it.
+async fn audit(session: &Session<'_>) -> Check {
+    let audited = async {
+        let asked: SweepView = session.api.post(&["doctor", "audit"]).send().await?.read()?;
+        let begin = Instant::now();
+        loop {
+            let now: SweepView = session.api.get(&["doctor", "audit"]).send().await?.read()?;
+            if now.done || begin.elapsed() >= AUDIT_WAIT {
+                return Ok((now.repairs.saturating_sub(asked.repairs), now));
+            }
+            tokio::time::sleep(AUDIT_LOOK).await;
+        }
+    };
+    match audited.await {
+        Err(failure) => Check::of("audit", failure),
+        Ok((repairs, now)) if !now.done => {
+            let (open, all) = (now.open.len(), now.partitions);
+            let text =
+                format!("{open} of {all} partitions are not done after {AUDIT_WAIT:?}; {repairs} repairs so far");
+            let hint = "it goes on by itself; a partition without an owner is never done".to_owned();
+            Check { hint: Some(hint), ..Check::warning("audit", text) }
+        }
+        Ok((0, now)) => {
+            Check::ok("audit", format!("{} open runs were looked at; everything is in its place", now.runs))
+        }
+        Ok((repairs, _)) => {
+            let hint = "the history of the runs and the log of the coordinators say which".to_owned();
+            Check { hint: Some(hint), ..Check::warning("audit", format!("{repairs} repairs of what was in no place")) }
+        }
     }
 }
 

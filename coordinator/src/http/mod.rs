@@ -42,6 +42,7 @@
 //! | `GET /api/v1/subscribers` | page of [`view::SubscriberView`]: who follows the outbox, and how far it is |
 //! | `GET /api/v1/subscribers/undelivered?subscriber=&limit=&cursor=` | page of [`view::UndeliveredView`], newest first |
 //! | `GET /api/v1/doctor`, `POST /api/v1/doctor/fix` | [`view::DoctorView`], [`view::DoctorFixed`] |
+//! | `POST /api/v1/doctor/audit`, `GET /api/v1/doctor/audit` | [`view::SweepView`] |
 //! | `GET /api/v1/metrics/runs?time_range=24h` | [`view::RunMetrics`] |
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |

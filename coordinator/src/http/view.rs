@@ -26,7 +26,7 @@ pub use crate::store::letters::Filter as LetterFilter;
 pub use audit::AuditView;
 pub use calls::CallView;
 pub use campaigns::{CampaignDryRun, CampaignItem, CampaignRequest, CampaignView, Outcomes};
-pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel};
+pub use doctor::{DoctorFinding, DoctorFixed, DoctorView, FindingLevel, SweepView};
 pub use explain::{Explanation, RunExplanation, StepExplanation};
 pub use fleet::{
     Draining, FleetHealth, FleetStats, HeldView, Level, QueueStats, QueueView, Range, RunMetrics, WorkerView,

@@ -281,6 +281,8 @@ pub struct Letter {
     pub of: Option<JobRef>,
     /// Every failed attempt of the budget, oldest first.
     pub attempts: Vec<AttemptError>,
+    /// The letter that was lost and that it stands for.
+    pub instead_of: Option<StreamId>,
 }
 
 impl fmt::Display for Transition {

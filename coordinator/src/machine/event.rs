@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stepfleet_protocol::{
     beat::Sight,
     failure::Failure,
-    id::{JobId, RunId, WorkerId},
+    id::{JobId, RunId, StreamId, WorkerId},
     message::{Command, JobRef, NewRun, Outcome},
 };
 
@@ -96,8 +96,17 @@ pub enum Event {
     },
     /// An auditor found nothing that the run waits for.
     AuditRun,
-    /// An auditor found the run's time-out among no timers.
+    /// An auditor found the run's time-out not among the timers.
     AuditTimeout,
+    /// An auditor found none of the run's unfinished work items, and neither does the owner.
+    AuditWork,
+    /// An auditor found the step's open dead letter not in the stream, or not in its group.
+    AuditLetter {
+        /// The step's number.
+        index: u32,
+        /// The letter.
+        letter: StreamId,
+    },
 }
 
 /// A timer. Its guard is the job id: a timer of an older job changes nothing.
@@ -172,4 +181,9 @@ pub enum WorkKind {
     Reopen,
     /// Stops the attempts that run while the run is suspended.
     Halt,
+    /// Counts anew what the steps from this one on still need, after work items were lost. `next` counts the looks.
+    Recount {
+        /// Where to go on.
+        from: u32,
+    },
 }

@@ -58,8 +58,7 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let observing = tokio::spawn(observer.run(shutdown.clone()));
-    let watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
-    let mut watcher = watcher.telling_of(config.name.clone());
+    let mut watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
     let known = watcher.subscribe();
     // Owners that begin now decide with them from their first batch on.
     watcher.tell().await;
@@ -184,6 +183,7 @@ impl<D: Dial> Fleet<D> {
     /// How many partitions and coordinators there are. What cannot be read is as it was.
     async fn count(&mut self) -> Result<(), LinkError> {
         let partitions = self.leases.partitions(self.config.partitions).await;
+        self.leases.policies = self.told.known.borrow().rules.version;
         let coordinators = self.leases.beat().await;
         self.partitions = *partitions.as_ref().unwrap_or(&self.partitions);
         self.told.partitions.send_replace(self.partitions);

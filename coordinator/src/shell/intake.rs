@@ -7,7 +7,8 @@ use stepfleet_protocol::{
     gate::Gate,
     id::{CommandId, JobId, PartitionId, RunId, StreamId},
     limits::ENTRY_PARTS_MAX,
-    message::{Body, Command, LogEntry, NewRun, Unreadable},
+    message::{Audit, Body, Command, LogEntry, NewRun, Unreadable},
+    missing::Missing,
 };
 
 use crate::{
@@ -209,17 +210,18 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
             }
         }
         Body::Unreadable(unreadable) => push(*NO_RUN, What::Unreadable(unreadable)),
-        Body::Audit(audit) => {
-            push(
-                audit.run,
-                What::Event(match (audit.index, audit.job) {
-                    (None, _) if audit.timeout => Event::AuditTimeout,
-                    (Some(index), Some(job)) => Event::AuditJob { index, job },
-                    (Some(index), None) => Event::Audit { index },
-                    (None, _) => Event::AuditRun,
-                }),
-            );
-        }
+        Body::Audit(audit) => push(audit.run, What::Event(audited(&audit))),
+    }
+}
+
+fn audited(audit: &Audit) -> Event {
+    match (audit.index, audit.job, audit.what) {
+        (None, _, Some(Missing::Timeout)) => Event::AuditTimeout,
+        (None, _, Some(Missing::Work)) => Event::AuditWork,
+        (Some(index), _, Some(Missing::Letter { id })) => Event::AuditLetter { index, letter: id },
+        (Some(index), Some(job), _) => Event::AuditJob { index, job },
+        (Some(index), None, _) => Event::Audit { index },
+        (None, _, _) => Event::AuditRun,
     }
 }
 
@@ -267,12 +269,7 @@ mod tests {
 
     #[test]
     fn malformed_entries_come_back_with_their_bytes_and_the_rest_goes_on() {
-        let good = codec::pack(&LogEntry::new(Body::Audit(stepfleet_protocol::message::Audit {
-            run: RunId::new(PartitionId(0), 0, 0),
-            index: Some(3),
-            job: None,
-            timeout: false,
-        })));
+        let good = codec::pack(&LogEntry::new(Body::Audit(Audit::of_step(RunId::new(PartitionId(0), 0, 0), 3))));
         let entry = |seq, field: &'static str, bytes: &[u8]| {
             (StreamId { ms: 1, seq }, vec![(field.into(), bytes::Bytes::copy_from_slice(bytes))])
         };

@@ -7,7 +7,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use stepfleet_protocol::{id::PartitionId, keys::Keys};
+use stepfleet_protocol::{
+    beat::CoordinatorBeat,
+    codec::{self, VERSION},
+    id::PartitionId,
+    keys::Keys,
+};
 use tokio::time::Instant;
 
 use super::links::Links;
@@ -25,6 +30,8 @@ const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
 const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
 /// A coordinator gives a partition away for balance at most so often.
 const GIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long a coordinator's account of itself is kept, in milliseconds.
+const BEAT_KEPT_MS: u64 = 60_000;
 /// How long a released lease shows that it was released.
 const RELEASED_MS: u64 = 60_000;
 /// A coordinator that was not seen for this long does not count for balance.
@@ -58,6 +65,8 @@ pub struct Leases<D: Dial> {
     /// When one beyond the share was last taken, as nobody claimed it.
     unclaimed: Option<Instant>,
     jitter: Duration,
+    /// The version of the fleet's policies that this coordinator tells with its beat.
+    pub policies: u64,
 }
 
 impl<D: Dial> Leases<D> {
@@ -65,7 +74,7 @@ impl<D: Dial> Leases<D> {
     pub fn new(dial: D, keys: Keys, name: String, jitter: Duration) -> Self {
         let (free_since, cooling, ever) = (HashMap::new(), HashMap::new(), HashMap::new());
         let links = Links::new(dial);
-        Self { links, keys, name, free_since, cooling, ever, gave: None, unclaimed: None, jitter }
+        Self { links, keys, name, free_since, cooling, ever, gave: None, unclaimed: None, jitter, policies: 0 }
     }
 
     /// How many partitions there are; `default` is written if nobody has said so yet.
@@ -194,6 +203,11 @@ impl<D: Dial> Leases<D> {
         // Who was seen in the future was seen before the server's clock was set back; who lives says so again at once.
         pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg(now_ms + SEEN_MS).arg("+inf");
         pipe.cmd("ZCOUNT").arg(&key).arg(now_ms.saturating_sub(SEEN_MS)).arg("+inf");
+        let beat =
+            CoordinatorBeat { v: VERSION, version: env!("CARGO_PKG_VERSION").to_owned(), policies: self.policies };
+        let mut say = redis::cmd("SET");
+        say.arg(self.keys.coordinator(&self.name)).arg(codec::pack(&beat)).arg("PX").arg(BEAT_KEPT_MS);
+        pipe.add_command(say);
         let replies = self.links.trip(&key, &pipe).await?;
         Ok(replies.get(3).and_then(reply::number).unwrap_or(1).max(1) as u64)
     }
@@ -206,7 +220,10 @@ impl<D: Dial> Leases<D> {
         let key = self.keys.coordinators();
         let mut leave = redis::cmd("ZREM");
         leave.arg(&key).arg(&self.name);
-        self.links.one(&key, leave).await.map(drop)
+        self.links.one(&key, leave).await?;
+        let mut silence = redis::cmd("UNLINK");
+        silence.arg(self.keys.coordinator(&self.name));
+        self.links.one(&key, silence).await.map(drop)
     }
 
     /// Whether this coordinator should give a partition away, as it has more than its share, and others want it.

@@ -80,6 +80,8 @@ fn decode<T: serde::de::DeserializeOwned>(fields: &Fields) -> Option<T> {
 fn stage(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>, returns: u32) {
     let run = &core.cache.runs[&id];
     let step = &run.plan.steps[letter.index as usize];
+    // One that stands for another has come no second time.
+    let returns = returns.saturating_sub(u32::from(letter.instead_of.is_some()));
     let fingerprint = letter.attempts.last().map(|last| Fingerprint::of(step.handler.as_str(), &last.failure));
     let dead = DeadLetter {
         v: VERSION,
@@ -100,9 +102,16 @@ fn stage(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>, retur
         returns,
     };
     let commit = &mut core.staged.commit;
-    *commit.counters.entry("dead_letters").or_default() += 1;
     commit.letters.push((letter.id, codec::encode(&dead)));
-    commit.letter_index.counted.push((id, letter.index));
+    match (letter.instead_of, fingerprint) {
+        (None, _) => {
+            *commit.counters.entry("dead_letters").or_default() += 1;
+            commit.letter_index.counted.push((id, letter.index));
+        }
+        // Its group cannot be read from the stream any more.
+        (Some(lost), Some(group)) => drop(commit.letter_index.removed.entry(group).or_default().insert(lost)),
+        (Some(_), None) => {}
+    }
     if let Some(group) = fingerprint {
         commit.letter_index.added.entry(group).or_default().push((dead.at_ms, letter.id));
     }
@@ -164,9 +173,12 @@ pub(super) async fn close_known<L: Link>(
     let index = &mut core.staged.commit.letter_index;
     for (group, count) in concerned.into_iter().zip(counts) {
         let stored = reply::number(&count).unwrap_or(0) as usize;
-        let added = index.added.get(&group).map_or(0, Vec::len);
-        let removed = index.removed.get(&group).map_or(0, BTreeSet::len);
-        if removed >= stored + added && !index.emptied.contains(&group) {
+        let (added, removed) = (index.added.get(&group), index.removed.get(&group));
+        // One that goes may have been lost from the group before, and then says nothing of those that are there.
+        let stays = |(_, id): &(u64, StreamId)| !removed.is_some_and(|removed| removed.contains(id));
+        let keeps = added.is_some_and(|added| added.iter().any(stays));
+        let (added, removed) = (added.map_or(0, Vec::len), removed.map_or(0, BTreeSet::len));
+        if !keeps && removed >= stored + added && !index.emptied.contains(&group) {
             index.emptied.push(group);
         }
     }

@@ -139,7 +139,7 @@ impl Metrics {
         let opts = Opts::new("stepfleet_audit_repairs_total", "What the auditor found in no place; must stay 0");
         let repairs = IntCounterVec::new(opts, &["what"]).expect("a legal metric");
         registry.register(Box::new(repairs.clone())).expect("registered once");
-        for what in ["ready", "timer", "job", "run", "timeout"] {
+        for what in super::auditor::MISSING {
             repairs.with_label_values(&[what]).reset();
         }
         let owned =

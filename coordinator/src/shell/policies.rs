@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use stepfleet_protocol::{beat::Coordinator, codec, keys::Keys};
+use stepfleet_protocol::keys::Keys;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +21,6 @@ use crate::{
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an owner waits for the policies that its partition has seen, before it gives its reign up.
 const WAIT: Duration = Duration::from_secs(3);
-
-/// Looks between two accounts of this coordinator, and how long one is kept, in milliseconds.
-const TELL_EVERY: u64 = 5;
-const TOLD_FOR_MS: u64 = 60_000;
 
 /// What is known of the policies.
 #[derive(Debug, Clone, Default)]
@@ -53,13 +49,12 @@ pub struct Watcher<D: Dial> {
     metrics: Metrics,
     known: watch::Sender<Known>,
     fails: bool,
-    name: Option<String>,
 }
 
 impl<D: Dial> Watcher<D> {
     /// Nothing is known yet.
     pub fn new(dial: D, keys: Keys, metrics: Metrics) -> Self {
-        Self { links: Links::new(dial), keys, metrics, known: watch::Sender::default(), fails: false, name: None }
+        Self { links: Links::new(dial), keys, metrics, known: watch::Sender::default(), fails: false }
     }
 
     /// What is known, from now on.
@@ -89,29 +84,6 @@ impl<D: Dial> Watcher<D> {
                 }
             }
         }
-    }
-
-    /// Tells of this coordinator under `name`, with every few looks.
-    #[must_use]
-    pub fn telling_of(mut self, name: String) -> Self {
-        self.name = Some(name);
-        self
-    }
-
-    /// Says which program this is and by which policies it decides. `doctor` shows it; nothing depends on it.
-    async fn account(&mut self) -> Result<(), LinkError> {
-        let looks = self.known.borrow().looks;
-        let Some(name) = self.name.as_ref().filter(|_| looks % TELL_EVERY == 1) else { return Ok(()) };
-        let key = self.keys.coordinator(name);
-        let about = Coordinator {
-            v: codec::VERSION,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            policies: self.known.borrow().rules.version,
-        };
-        let mut set = redis::cmd("SET");
-        set.arg(&key).arg(codec::pack(&about)).arg("PX").arg(TOLD_FOR_MS);
-        self.links.one(&key, set).await.map(drop)
     }
 
     /// Looks once.
@@ -150,7 +122,6 @@ impl<D: Dial> Watcher<D> {
             }
         });
         self.metrics.policies_version.set(i64::try_from(self.known.borrow().rules.version).unwrap_or(i64::MAX));
-        self.account().await?;
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ mod losses;
 mod plans;
 mod poison;
 mod policies;
+mod repairs;
 mod retention;
 mod scripts;
 mod sweeps;

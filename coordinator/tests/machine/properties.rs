@@ -185,9 +185,18 @@ impl World {
         self.apply(command);
     }
 
-    /// A step falls out of the ready set, or a job off its stream, and an auditor sees it.
+    /// A step falls out of the ready set, a job off its stream, a letter or a work item is lost, and an auditor sees it.
     fn forget_and_audit(&mut self, which: u16) {
-        if let Some(index) = pick(&self.ready.iter().copied().collect::<Vec<_>>(), which) {
+        let letters: Vec<(StreamId, u32)> = self.letters.iter().map(|(letter, index)| (*letter, *index)).collect();
+        let lost_work = !self.todo.is_empty() && !self.run.rewinding && self.run.undoing == Undoing::None;
+        if lost_work && which.is_multiple_of(2) {
+            self.apply(Event::AuditWork);
+        } else if let Some((letter, index)) = pick(&letters, which).filter(|_| which.is_multiple_of(3)) {
+            self.apply(Event::AuditLetter { index, letter });
+            assert!(!self.letters.contains_key(&letter) && self.letters.len() == letters.len());
+        } else if which.is_multiple_of(5) {
+            self.apply(Event::AuditTimeout);
+        } else if let Some(index) = pick(&self.ready.iter().copied().collect::<Vec<_>>(), which) {
             self.ready.remove(&index);
             self.apply(Event::Audit { index });
         } else if let Some((job, index)) = pick(&self.jobs.iter().map(|(j, i)| (*j, *i)).collect::<Vec<_>>(), which) {

@@ -143,6 +143,13 @@ impl Scene {
             ("release", [step]) => Event::Release { index: self.index(step) },
             ("audit", [step]) => Event::Audit { index: self.index(step) },
             ("audit", []) => Event::Audit { index: 999 },
+            ("audit-timeout", []) => Event::AuditTimeout,
+            ("audit-work", []) => Event::AuditWork,
+            ("audit-letter", [step]) => {
+                let index = self.index(step);
+                let letter = self.world.run.step(index).letter.expect("an open letter");
+                Event::AuditLetter { index, letter }
+            }
             ("continue", []) => Event::Continue(self.world.todo.front().copied().expect("a work item")),
             ("done", [of]) => result(of, Outcome::Completed(None)),
             ("done", [of, "inline"]) => result(of, Outcome::Completed(Some(Payload::Inline(vec![1].into())))),

@@ -198,8 +198,10 @@ impl World {
             | Event::Started { .. }
             | Event::FellBack { .. }
             | Event::Audit { .. }
+            | Event::AuditLetter { .. }
             | Event::AuditRun
             | Event::AuditTimeout => {}
+            Event::AuditWork => self.todo.clear(),
         }
     }
 

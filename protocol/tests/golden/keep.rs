@@ -31,7 +31,7 @@ pub(crate) fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &
 }
 
 /// Names of variants: a map of one such key is an enum and no struct.
-const VARIANTS: [&str; 23] = [
+const VARIANTS: [&str; 24] = [
     "unreadable",
     "submit",
     "results",
@@ -39,6 +39,7 @@ const VARIANTS: [&str; 23] = [
     "command",
     "lost",
     "audit",
+    "letter",
     "completed",
     "failed",
     "returned",

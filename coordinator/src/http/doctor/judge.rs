@@ -1,6 +1,6 @@
 //! From what was looked at to findings. Pure.
 
-use std::collections::BTreeMap;
+mod clockwork;
 
 use stepfleet_connect::Severity;
 
@@ -31,12 +31,13 @@ pub(super) fn view(found: &Checkup) -> DoctorView {
     clock(found, &mut all);
     partitions(found, &mut all);
     auditor(found, &mut all);
+    clockwork::timers(found, &mut all);
+    clockwork::runs(found, &mut all);
     streams(found, &mut all);
+    clockwork::subscribers(found, &mut all);
     workers(found, &mut all);
-    versions(found, &mut all);
-    policies(found, &mut all);
-    timers(found, &mut all);
-    subscribers(found, &mut all);
+    clockwork::versions(found, &mut all);
+    clockwork::policies(found, &mut all);
     let severity = all.0.iter().map(|finding| finding.severity).max().unwrap_or(Ok);
     DoctorView { severity, findings: all.0 }
 }
@@ -123,16 +124,7 @@ fn partitions(found: &Checkup, all: &mut Findings) {
         let text = format!("{quarantined} entries are in quarantine");
         all.add("partitions", Warning, text, "`stepfleet quarantine list`");
     }
-    if !found.unarmed.is_empty() {
-        let text = format!(
-            "{} open runs are past their time-out and no timer would end them: {}",
-            found.unarmed.len(),
-            named(&found.unarmed)
-        );
-        all.add("runs", Error, text, "`stepfleet runs explain RUN`, then `stepfleet runs cancel RUN`");
-    }
     all.close("partitions", &format!("{}, each with an owner", found.partitions.len()));
-    all.close("runs", "every open run that was looked at can end");
 }
 
 fn auditor(found: &Checkup, all: &mut Findings) {
@@ -144,7 +136,7 @@ fn auditor(found: &Checkup, all: &mut Findings) {
         .collect();
     let repairs: i64 = found.partitions.iter().filter_map(|p| p.counters.get("repairs")).sum();
     if repairs > 0 {
-        let text = format!("the auditor has repaired {repairs} steps that were in no place; there should be none");
+        let text = format!("the auditor has made {repairs} repairs of what was in no place; there should be none");
         all.add("auditor", Warning, text, "find who writes to the fleet's keys, or report it; the log says which runs");
     }
     if !late.is_empty() {
@@ -196,79 +188,22 @@ fn workers(found: &Checkup, all: &mut Findings) {
     all.close("workers", &format!("{}, none silent; {} coordinators", found.workers.len(), found.coordinators.len()));
 }
 
-/// `3 of 0.2.0, 1 of 0.1.9`.
-fn counted<'a>(versions: impl Iterator<Item = &'a str>) -> (usize, String) {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    versions.for_each(|version| *counts.entry(version).or_default() += 1);
-    (counts.len(), named(counts.iter().map(|(version, count)| format!("{count} of {version}"))))
-}
-
-fn versions(found: &Checkup, all: &mut Findings) {
-    let of_workers = || found.workers.iter().filter_map(|w| w.beat.as_ref()).map(|beat| beat.version.as_str());
-    let of_coordinators = || found.programs.values().map(|program| program.version.as_str());
-    let advice = "normal during a deploy; else bring the others up to date";
-    let (workers, list) = counted(of_workers());
-    if workers > 1 {
-        all.add("versions", Warning, format!("workers of several versions are live: {list}"), advice);
-    }
-    let (coordinators, list_of_coordinators) = counted(of_coordinators());
-    if coordinators > 1 {
-        let text = format!("coordinators of several versions are live: {list_of_coordinators}");
-        all.add("versions", Warning, text, advice);
-    }
-    if (workers, coordinators) == (1, 1) && of_workers().next() != of_coordinators().next() {
-        let text = format!("workers and coordinators differ: workers {list}; coordinators {list_of_coordinators}");
-        all.add("versions", Warning, text, advice);
-    }
-    all.close("versions", "all workers and coordinators have the same version");
-}
-
-fn policies(found: &Checkup, all: &mut Findings) {
-    let newest = found.policies;
-    let behind: Vec<&String> =
-        found.programs.iter().filter(|(_, program)| program.policies < newest).map(|(name, _)| name).collect();
-    if !behind.is_empty() {
-        let text = format!("{} coordinators do not know policies {newest} yet: {}", behind.len(), named(behind));
-        all.add("policies", Warning, text, "normal for ten seconds; then look at their log");
-    }
-    let lost: Vec<u16> = found.partitions.iter().filter(|p| p.rules > newest).map(|p| p.id).collect();
-    if !lost.is_empty() {
-        let text = format!("newer policies than {newest} are lost; partitions {} were decided by them", named(lost));
-        all.add("policies", Error, text, "`stepfleet policies apply` again");
-    }
-    all.close("policies", &format!("version {newest} everywhere"));
-}
-
-fn timers(found: &Checkup, all: &mut Findings) {
-    if let Some(late_ms) = found.late_ms.values().max() {
-        let text = format!("timers of partitions {} are late, by {late_ms} ms at most", named(found.late_ms.keys()));
-        all.add("timers", Error, text, "look at the log of their coordinators; `stepfleet partitions list`");
-    }
-    all.close("timers", "none is late");
-}
-
-fn subscribers(found: &Checkup, all: &mut Findings) {
-    let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for following in &found.followings {
-        let sum = sums.entry(&following.subscriber).or_default();
-        *sum = (sum.0 + following.cursor.undelivered, sum.1 + following.cursor.missed);
-    }
-    for (name, (undelivered, missed)) in sums.into_iter().filter(|(_, sum)| *sum != (0, 0)) {
-        let text = format!("{undelivered} events were not delivered to `{name}`, {missed} were trimmed before");
-        all.add("subscribers", Warning, text, &format!("`stepfleet subscribers undelivered --subscriber {name}`"));
-    }
-    all.close("subscribers", "every event that was due is delivered");
-}
-
 #[cfg(test)]
 mod tests {
-    use stepfleet_protocol::beat::Coordinator;
+    use stepfleet_protocol::{
+        beat::CoordinatorBeat,
+        id::{PartitionId, RunId},
+    };
 
     use super::*;
     use crate::store::{
         admission::NodeMemory,
-        outbox::{Cursor, Feed, Following},
-        read::{doctor::Walked, partitions::Seen, queues::Queue},
+        outbox::{Cursor, Following},
+        read::{
+            doctor::{LateTimers, Walked},
+            partitions::Seen,
+            queues::Queue,
+        },
     };
 
     const NOW_MS: u64 = 1_700_000_000_000;
@@ -307,18 +242,39 @@ mod tests {
         check(|c| c.clocks_ms.1 = NOW_MS + 90_000, Error, "clock", "90000 ms");
         check(|c| c.partitions[0].owner = None, Error, "partitions", "1 of 1 partitions have no owner: 0");
         check(|c| c.partitions[0].quarantine = 2, Warning, "partitions", "2 entries");
-        check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "repaired 4 steps");
+        check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "made 4 repairs");
+        let late = |late_ms| LateTimers { partition: PartitionId(0), count: 2, late_ms };
+        check(|c| c.late = vec![late(20_000)], Warning, "timers", "2 timers of partition 0 are late");
+        check(|c| c.late = vec![late(90_000)], Error, "timers", "by up to 90 s");
+        let run = RunId::new(PartitionId(0), 1, 1);
+        check(|c| c.untimed.lost = vec![run], Error, "runs", "1 open runs have lost their time-out");
+        check(|c| c.untimed.endless = vec![run], Warning, "runs", "for more than an hour");
+        let beat = |version: &str, policies| Some(CoordinatorBeat { v: 1, version: version.into(), policies });
+        check(
+            |c| c.coordinators = [("a".into(), beat("1", 0)), ("b".into(), beat("2", 0))].into(),
+            Warning,
+            "versions",
+            "coordinators: 1 of 1, 1 of 2",
+        );
+        check(
+            |c| c.coordinators = [("a".into(), None), ("b".into(), beat("2", 0))].into(),
+            Warning,
+            "versions",
+            "1 of a version that does not say",
+        );
+        check(
+            |c| (c.policies, c.coordinators) = (4, [("a".into(), beat("1", 3))].into()),
+            Warning,
+            "policies",
+            "a decides by version 3",
+        );
+        let cursor = Cursor { undelivered: 3, missed: 1, ..Cursor::first(0) };
+        let following = Following { subscriber: "s".into(), feed: PartitionId(0).into(), cursor, lag: 0, lag_ms: None };
+        check(|c| c.following = vec![following.clone()], Warning, "subscribers", "`s` did not take 3 entries");
+        let behind = Following { lag: 5, lag_ms: Some(70_000), cursor: Cursor::first(0), ..following };
+        check(|c| c.following = vec![behind], Warning, "subscribers", "`s` is 70 s behind");
         check(|c| c.walks.entry(0).or_default().at_ms = 0, Warning, "auditor", "partitions 0");
-        let program = |version: &str| Coordinator { v: 1, version: version.into(), pid: 1, policies: 2 };
-        let programs = || [("a".to_owned(), program("1.0")), ("b".to_owned(), program("1.1"))].into();
-        check(|c| c.programs = programs(), Warning, "versions", "coordinators of several versions are live: 1 of 1.0");
-        let newer = |c: &mut Checkup| (c.programs, c.policies) = ([("a".to_owned(), program("1.0"))].into(), 3);
-        check(newer, Warning, "policies", "do not know policies 3 yet: a");
         check(|c| c.partitions[0].rules = 4, Error, "policies", "newer policies than 0 are lost");
-        check(|c| c.late_ms = [(7, 61_000)].into(), Error, "timers", "timers of partitions 7 are late, by 61000 ms");
-        let cursor = Cursor { undelivered: 2, ..Cursor::first(0) };
-        let behind = Following { subscriber: "hook".into(), feed: Feed::Fleet, cursor, lag: 0, lag_ms: None };
-        check(|c| c.followings = vec![behind], Warning, "subscribers", "2 events were not delivered to `hook`");
         let waiting = Queue { ready: 3, ..Queue::default() };
         let name = stepfleet_protocol::name::Name::new("mail").expect("a legal name");
         check(|c| c.queues = [(name, waiting)].into(), Error, "streams", "`mail` has 3 waiting jobs");

@@ -44,3 +44,18 @@ pub struct DoctorFixed {
     /// Each act in a sentence; empty if there was nothing to put right.
     pub done: Vec<String>,
 }
+
+/// How far the auditors' walks are that somebody asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SweepView {
+    /// Whether every partition is done: everything was looked at, and twice what was nowhere in the first look.
+    pub done: bool,
+    /// Partitions in all.
+    pub partitions: usize,
+    /// Partitions that are not done. One that nobody owns never is.
+    pub open: Vec<u16>,
+    /// Open runs that the last walks looked at.
+    pub runs: u64,
+    /// Repairs so far, since the fleet began.
+    pub repairs: u64,
+}

@@ -107,6 +107,8 @@ impl Deciding<'_> {
             Event::AuditJob { index, job } => self.audit_job(index, job),
             Event::AuditRun => self.audit_run(),
             Event::AuditTimeout => self.audit_timeout(),
+            Event::AuditWork => self.audit_work(),
+            Event::AuditLetter { index, letter } => self.audit_letter(index, letter),
         }
     }
 

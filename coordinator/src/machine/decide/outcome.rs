@@ -364,7 +364,8 @@ impl Deciding<'_> {
         let attempts = self.run.errors.iter().filter(|e| e.index == index).cloned().collect();
         let id = self.mint.letter(self.now_ms);
         self.run.step_mut(index).letter = Some(id);
-        self.effect(Effect::Letter(Box::new(Letter { id, index, cause, category, of: failed.of, attempts })));
+        let (of, instead_of) = (failed.of, None);
+        self.effect(Effect::Letter(Box::new(Letter { id, index, cause, category, of, attempts, instead_of })));
         self.escalate_end(index, category);
     }
 }

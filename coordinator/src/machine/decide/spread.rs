@@ -27,6 +27,7 @@ impl Deciding<'_> {
             WorkKind::Skip { of } | WorkKind::Rewind { of } => (of, work.next.saturating_sub(1)),
             WorkKind::Restart { .. } | WorkKind::Roots | WorkKind::Stop => unreachable!("it does not spread"),
             WorkKind::Resume | WorkKind::Reopen | WorkKind::Halt => unreachable!("it does not spread"),
+            WorkKind::Recount { .. } => unreachable!("it does not spread"),
         };
         let plan = self.run.plan.clone();
         let mut left = vec![(of, place)];

@@ -21,6 +21,7 @@ impl Deciding<'_> {
                 self.restart(of, work.next);
                 return self.settle();
             }
+            WorkKind::Recount { from } => return self.recount(from, work.next),
             WorkKind::Roots => self.each_root(work.next),
             WorkKind::Stop => self.each_step(work.next, Self::stop_step),
             WorkKind::Halt => self.each_step(work.next, Self::halt_step),
@@ -123,7 +124,7 @@ impl Deciding<'_> {
         hit
     }
 
-    fn resume_step(&mut self, index: u32) -> bool {
+    pub(super) fn resume_step(&mut self, index: u32) -> bool {
         // RACE: a suspend or a stop between two parts wins, and what is left stays as it is.
         if self.run.state == State::Suspended || self.run.ending.is_some() {
             return false;

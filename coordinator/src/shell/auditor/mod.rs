@@ -6,13 +6,21 @@
 //! whose packed state is the same before and after a look was in that state during the look, so its place had to be
 //! there.
 //!
+//! So it is with an open dead letter, which its step names until the commit that takes the letter away; with the time-out
+//! of a run, which is armed until the run ends or begins to stop; and with work items, of which a run with a transition in
+//! progress has one at least.
+//!
 //! The pace is steady: [`RUNS_PER_TICK`] runs a second, so a walk over few runs ends within a second and is repeated
-//! every [`WALK_EVERY`]; one over a million takes half an hour. Letters of finished steps, and steps of finished
-//! runs, are not looked at: retention takes letters away.
+//! every [`WALK_EVERY`]; one over a million takes half an hour. Failed runs are kept for long and only have letters to
+//! lose: they have a walk of their own, at [`FAILED_PER_TICK`] runs a second every [`FAILED_EVERY`]. Whoever asks by
+//! `doctor --audit` gets both walks as soon as those under way are done.
 
+mod ask;
+mod letters;
 mod places;
 mod suspects;
 mod walk;
+mod work;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,10 +30,10 @@ use std::{
 
 use stepfleet_protocol::{
     codec,
-    id::{JobId, PartitionId, RunId},
+    id::{JobId, PartitionId, RunId, StreamId},
     keys::Keys,
     message::{Audit, Body, LogEntry},
-    name::Name,
+    missing::Missing,
 };
 use tokio::{
     sync::watch as channel,
@@ -33,7 +41,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{suspects::Suspect, walk::Walk};
+use self::{
+    suspects::Suspect,
+    walk::{Steps, Walk},
+};
 use super::{
     links::{Ask, Links},
     metrics::Metrics,
@@ -46,6 +57,10 @@ const TICK: Duration = Duration::from_secs(1);
 pub const RUNS_PER_TICK: usize = 500;
 /// Time between the beginnings of two walks, at least.
 pub const WALK_EVERY: Duration = Duration::from_secs(5);
+/// Failed runs that one tick looks at.
+pub const FAILED_PER_TICK: usize = 100;
+/// Time between the beginnings of two walks over failed runs, at least.
+pub const FAILED_EVERY: Duration = Duration::from_secs(600);
 /// Suspects in mind, at most: the walk comes by again for the others.
 const SUSPECTS_MAX: usize = 20_000;
 /// Asks of one trip.
@@ -64,8 +79,12 @@ enum Place {
     Job(JobId),
     /// The run itself: it waits for nothing.
     Nothing,
-    /// The run's time-out, among the timers.
+    /// The time-out of the run, among the timers.
     Timeout,
+    /// A work item of the run, in the list.
+    Work,
+    /// The open dead letter of the step, in the stream and in its group.
+    Letter(StreamId),
 }
 
 impl Place {
@@ -77,9 +96,14 @@ impl Place {
             Self::Job(_) => "job",
             Self::Nothing => "run",
             Self::Timeout => "timeout",
+            Self::Work => "work",
+            Self::Letter(_) => "letter",
         }
     }
 }
+
+/// Every word of [`Place::missing`].
+pub const MISSING: [&str; 7] = ["ready", "timer", "job", "run", "timeout", "work", "letter"];
 
 /// A step of a run; of the run itself without a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,16 +111,6 @@ struct Subject {
     run: RunId,
     index: Option<u32>,
 }
-
-/// What is needed of a plan.
-#[derive(Debug)]
-struct Followed {
-    /// The queue of each step.
-    queues: Vec<Name>,
-    /// The runs' time-out; 0 for none.
-    timeout_ms: u64,
-}
-
 /// The auditor of one coordinator.
 pub struct Auditor<D: Dial> {
     links: Links<D>,
@@ -105,9 +119,14 @@ pub struct Auditor<D: Dial> {
     owned: channel::Receiver<BTreeSet<PartitionId>>,
     walk: Option<Walk>,
     walked: Option<Instant>,
+    /// The walk over failed runs.
+    failed: Option<Walk>,
+    failed_walked: Option<Instant>,
+    /// When somebody asked for walks that are not done yet, in Unix milliseconds of the server.
+    asked: HashMap<PartitionId, ask::Asked>,
     suspects: HashMap<Subject, Suspect>,
-    /// What is needed of plans, by their hash.
-    plans: HashMap<String, Arc<Followed>>,
+    /// What a look needs of a plan, by its hash.
+    plans: HashMap<String, Arc<Steps>>,
 }
 
 impl<D: Dial> Auditor<D> {
@@ -120,6 +139,9 @@ impl<D: Dial> Auditor<D> {
             owned,
             walk: None,
             walked: None,
+            failed: None,
+            failed_walked: None,
+            asked: HashMap::new(),
             suspects: HashMap::new(),
             plans: HashMap::new(),
         }
@@ -142,11 +164,19 @@ impl<D: Dial> Auditor<D> {
         let owned = self.owned.borrow().clone();
         self.suspects.retain(|subject, _| owned.contains(&subject.run.partition()));
         self.look_again().await;
+        self.hear(&owned).await;
         if self.walk.is_none() && self.walked.is_none_or(|at| at.elapsed() >= WALK_EVERY) {
             self.walked = Some(Instant::now());
-            self.walk = Some(Walk::over(owned.into_iter().collect()));
+            self.walk = Some(Walk::over_open(owned.iter().copied().collect()));
         }
-        self.step().await;
+        self.step(RUNS_PER_TICK).await;
+        if self.failed.is_none() && self.failed_walked.is_none_or(|at| at.elapsed() >= FAILED_EVERY) {
+            self.failed_walked = Some(Instant::now());
+            self.failed = Some(Walk::over_failed(owned.into_iter().collect()));
+        }
+        std::mem::swap(&mut self.walk, &mut self.failed);
+        self.step(FAILED_PER_TICK).await;
+        std::mem::swap(&mut self.walk, &mut self.failed);
     }
 
     /// Tells the log of the partition. The commit that decides it says in the history what was repaired.
@@ -154,16 +184,22 @@ impl<D: Dial> Auditor<D> {
         let Subject { run, index } = subject;
         let keys = self.keys.partition(run.partition());
         let (log, counters) = (keys.log(), keys.counters());
-        let job = if let Place::Job(job) = place { Some(job) } else { None };
-        let wire =
-            codec::encode(&LogEntry::new(Body::Audit(Audit { run, index, job, timeout: place == Place::Timeout })));
+        let at = Audit { index, ..Audit::of_run(run) };
+        let audit = match place {
+            Place::Ready | Place::Timer(_) | Place::Nothing => at,
+            Place::Job(job) => Audit { job: Some(job), ..at },
+            Place::Timeout => at.without(Missing::Timeout),
+            Place::Work => at.without(Missing::Work),
+            Place::Letter(letter) => at.without(Missing::Letter { id: letter }),
+        };
+        let wire = codec::encode(&LogEntry::new(Body::Audit(audit)));
         let (mut add, mut count) = (redis::cmd("XADD"), redis::cmd("HINCRBY"));
         add.arg(&log).arg("*").arg(wire.field).arg(wire.bytes);
         count.arg(&counters).arg("repairs").arg(1);
         let what = place.missing();
         match self.links.gather(vec![Ask::new(&log, vec![add, count])], 1).await.swap_remove(0) {
             Ok(answer) if crate::store::reply::error(&answer.replies[0]).is_none() => {
-                tracing::warn!(%run, ?index, what, "a step or a timer was in no place; its owner repairs it");
+                tracing::warn!(%run, ?index, what, "something was in no place; its owner repairs it");
                 self.metrics.repairs.with_label_values(&[what]).inc();
             }
             // It is found again by a later walk.

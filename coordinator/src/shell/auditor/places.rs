@@ -34,7 +34,8 @@ const GATES_MAX: usize = 2_000;
 const WORKERS_MAX: usize = 5_000;
 
 impl<D: Dial> Auditor<D> {
-    /// Asks for the step's place. The first reply is nil if it is not there; jobs are looked for otherwise.
+    /// Asks for the step's place. The first reply is nil if it is not there; jobs, work items and letters are
+    /// looked for otherwise.
     pub(super) fn look_at_place(&self, subject: Subject, place: Place, queue: Option<&Name>) -> Ask {
         let keys = self.keys.partition(subject.run.partition());
         let index = subject.index.unwrap_or_default();
@@ -43,7 +44,9 @@ impl<D: Dial> Auditor<D> {
             (Place::Timer(job), _) => (keys.timers(), pack_timer(subject.run, Timer::Retry { index, job })),
             (Place::Timeout, _) => (keys.timers(), pack_timer(subject.run, Timer::Run)),
             // No member of this name is ever there.
-            (Place::Ready | Place::Job(_) | Place::Nothing, _) => (keys.timers(), Vec::new()),
+            (Place::Ready | Place::Job(_) | Place::Nothing | Place::Work | Place::Letter(_), _) => {
+                (keys.timers(), Vec::new())
+            }
         };
         let mut score = redis::cmd("ZSCORE");
         score.arg(&key).arg(member);

@@ -54,15 +54,17 @@ impl<D: Dial> Auditor<D> {
         if due.is_empty() {
             return;
         }
-        let jobs = self.missing_jobs(&due).await;
+        let mut elsewhere = self.missing_jobs(&due).await;
+        elsewhere.extend(self.missing_work(&due).await);
+        elsewhere.extend(self.missing_letters(&due).await);
         let mut missing = Vec::new();
         for subject in due {
             let Some(suspect) = self.suspects.get(&subject) else { continue };
             let place = suspect.place;
             let verdict = match place {
                 Place::Nothing => Verdict::Missing,
-                Place::Job(_) if jobs.contains(&subject) => Verdict::Missing,
-                Place::Job(_) => Verdict::Innocent,
+                Place::Job(_) | Place::Work | Place::Letter(_) if elsewhere.contains(&subject) => Verdict::Missing,
+                Place::Job(_) | Place::Work | Place::Letter(_) => Verdict::Innocent,
                 Place::Ready | Place::Timer(_) | Place::Timeout => self.judge(subject, place).await,
             };
             match verdict {
@@ -107,15 +109,18 @@ impl<D: Dial> Auditor<D> {
                 Some(false) => Verdict::Missing,
                 None => Verdict::Later,
             },
-            Place::Timer(_) | Place::Job(_) | Place::Nothing | Place::Timeout => Verdict::Missing,
+            Place::Timer(_) | Place::Job(_) | Place::Nothing | Place::Timeout | Place::Work | Place::Letter(_) => {
+                Verdict::Missing
+            }
         }
     }
 
     /// Those of these steps whose jobs are neither held by a worker nor on their stream.
     async fn missing_jobs(&mut self, due: &[Subject]) -> Vec<Subject> {
-        let job = |subject: &Subject| match self.suspects.get(subject)?.place {
-            Place::Job(job) => Some((*subject, job, self.suspects.get(subject)?.queue.clone()?)),
-            Place::Ready | Place::Timer(_) | Place::Nothing | Place::Timeout => None,
+        let job = |subject: &Subject| {
+            let suspect = self.suspects.get(subject)?;
+            let Place::Job(job) = suspect.place else { return None };
+            Some((*subject, job, suspect.queue.clone()?))
         };
         let wanted: Vec<_> = due.iter().filter_map(job).collect();
         if wanted.is_empty() {

@@ -1,4 +1,4 @@
-//! The walk: page by page over the listings of open runs, oldest first.
+//! The walk: page by page over the listings of open runs, or of failed ones, oldest first.
 
 use std::{collections::hash_map::Entry, sync::Arc};
 
@@ -13,9 +13,7 @@ use stepfleet_protocol::{
 };
 use tokio::time::Instant;
 
-use super::{
-    ASKS_PER_TRIP, Auditor, Followed, PLANS_KEPT, Place, RUNS_PER_TICK, SUSPECTS_MAX, Subject, suspects::Suspect,
-};
+use super::{ASKS_PER_TRIP, Auditor, PLANS_KEPT, Place, SUSPECTS_MAX, Subject, ask::Done, suspects::Suspect};
 use crate::{
     machine::run::{Step, Undoing},
     shell::links::Ask,
@@ -26,26 +24,44 @@ use crate::{
     },
 };
 
-/// Runs younger than this are left for the next walk, in milliseconds.
+/// Open runs younger than this are left for the next walk, in milliseconds.
 const YOUNG_MS: u64 = 2_000;
 /// Listings of runs that may have something to do: suspended ones may have a job that still runs, or be about to stop.
-const LISTINGS: [State; 2] = [State::Processing, State::Suspended];
+const OPEN: &[State] = &[State::Processing, State::Suspended];
+/// Listings of runs that have only dead letters to lose. Cancelled runs have none that are open.
+const FAILED: &[State] = &[State::Failed];
 
 /// How far a walk is.
 #[derive(Debug)]
 pub(super) struct Walk {
     partitions: Vec<PartitionId>,
+    listings: &'static [State],
     listing: usize,
     /// The score where the next page begins, and how many runs with that score are seen.
     from: (u64, usize),
     /// Runs that were looked at in the present partition.
     runs: u64,
+    /// When it came to the present partition, in Unix milliseconds of the server.
+    began_ms: u64,
 }
 
 impl Walk {
-    pub(super) fn over(partitions: Vec<PartitionId>) -> Self {
-        Self { partitions, listing: 0, from: (0, 0), runs: 0 }
+    pub(super) fn over_open(partitions: Vec<PartitionId>) -> Self {
+        Self { partitions, listings: OPEN, listing: 0, from: (0, 0), runs: 0, began_ms: 0 }
     }
+
+    pub(super) fn over_failed(partitions: Vec<PartitionId>) -> Self {
+        Self { listings: FAILED, ..Self::over_open(partitions) }
+    }
+}
+
+/// What a look needs of a plan.
+#[derive(Debug)]
+pub(super) struct Steps {
+    /// The queue of each step.
+    queues: Vec<Name>,
+    /// The time-out of a run, in milliseconds; 0 for none.
+    timeout_ms: u64,
 }
 
 /// A step, or the run, that has to be somewhere.
@@ -58,9 +74,8 @@ pub(super) struct Wanted {
 }
 
 impl<D: Dial> Auditor<D> {
-    /// Looks at the next runs.
-    pub(super) async fn step(&mut self) {
-        let mut left = RUNS_PER_TICK;
+    /// Looks at the next runs, about `left` of them.
+    pub(super) async fn step(&mut self, mut left: usize) {
         while left > 0 {
             let Some(walk) = &self.walk else { return };
             let Some(partition) = walk.partitions.last().copied() else {
@@ -79,7 +94,7 @@ impl<D: Dial> Auditor<D> {
     fn next_partition(&mut self) {
         if let Some(walk) = &mut self.walk {
             walk.partitions.pop();
-            (walk.listing, walk.from, walk.runs) = (0, (0, 0), 0);
+            (walk.listing, walk.from, walk.runs, walk.began_ms) = (0, (0, 0), 0, 0);
         }
     }
 
@@ -88,11 +103,17 @@ impl<D: Dial> Auditor<D> {
         let walk = self.walk.as_ref()?;
         let (from, offset) = walk.from;
         let keys = self.keys.partition(partition);
-        let key = keys.runs(LISTINGS[walk.listing]);
+        let key = keys.runs(walk.listings[walk.listing]);
         let time = self.links.one(&key, redis::cmd("TIME")).await.ok()?;
-        let now_ms = reply::time_ms(&time)?;
+        let (now_ms, told) = (reply::time_ms(&time)?, Instant::now());
+        let walk = self.walk.as_mut()?;
+        if walk.began_ms == 0 {
+            walk.began_ms = now_ms;
+        }
+        // What has failed moves no more.
+        let young_ms = if walk.listings == OPEN { YOUNG_MS } else { 0 };
         let mut range = redis::cmd("ZRANGEBYSCORE");
-        range.arg(&key).arg(from).arg(now_ms.saturating_sub(YOUNG_MS)).arg("WITHSCORES");
+        range.arg(&key).arg(from).arg(now_ms.saturating_sub(young_ms)).arg("WITHSCORES");
         range.arg("LIMIT").arg(offset).arg(limit);
         let found = self.links.one(&key, range).await.ok()?;
         let runs: Vec<(RunId, u64)> = reply::array(&found)
@@ -111,25 +132,15 @@ impl<D: Dial> Auditor<D> {
                 let same = runs.iter().rev().take_while(|(_, score)| score == last).count();
                 walk.from = (*last, if *last == from { offset + runs.len() } else { same });
             }
-            _ if walk.listing + 1 < LISTINGS.len() => (walk.listing, walk.from) = (walk.listing + 1, (0, 0)),
+            _ if walk.listing + 1 < walk.listings.len() => (walk.listing, walk.from) = (walk.listing + 1, (0, 0)),
             _ => {
-                let runs = walk.runs;
-                self.say(partition, now_ms, runs).await;
+                let done = Done { runs: walk.runs, began_ms: walk.began_ms, open: walk.listings == OPEN };
+                let end_ms = now_ms + told.elapsed().as_millis() as u64;
+                self.say(partition, end_ms, done).await;
                 self.next_partition();
             }
         }
         Some(runs.len())
-    }
-
-    /// Notes that the walk over the partition is done, for those who ask how things are.
-    async fn say(&mut self, partition: PartitionId, now_ms: u64, runs: u64) {
-        let key = self.keys.partition(partition).audited();
-        let suspects = self.suspects.keys().filter(|subject| subject.run.partition() == partition).count();
-        let mut set = redis::cmd("HSET");
-        set.arg(&key).arg("at_ms").arg(now_ms).arg("runs").arg(runs).arg("suspects").arg(suspects);
-        if let Err(error) = self.links.one(&key, set).await {
-            tracing::debug!(%partition, %error, "the walk could not be noted");
-        }
     }
 
     /// What has to be somewhere, of these runs of one partition.
@@ -146,29 +157,36 @@ impl<D: Dial> Auditor<D> {
                 continue;
             };
             let Ok(record) = record::unpack_run(packed) else { continue };
-            // A part of a large transition is still to come, and moves its steps.
-            if record.work > 0 || (record.state.is_finished() && record.active == 0) {
-                continue;
-            }
-            if record.active == 0 {
-                if record.state != State::Suspended {
-                    let subject = Subject { run: *run, index: None };
-                    out.push(Wanted { subject, place: Place::Nothing, queue: None, packed: packed.to_vec() });
+            let mut missed = |place| {
+                let (subject, packed) = (Subject { run: *run, index: None }, packed.to_vec());
+                out.push(Wanted { subject, place, queue: None, packed });
+            };
+            let (ended, undone) = (record.state.is_finished(), record.undoing != Undoing::None);
+            if record.work > 0 {
+                // A part of a large transition is still to come, and moves its steps. What is taken back or undone has
+                // parts that nobody could make up for.
+                if !record.rewinding && !undone {
+                    missed(Place::Work);
                 }
                 continue;
             }
-            let Some(followed) = self.followed(*run, &record).await else { continue };
-            let queues = &followed.queues;
-            // A suspended run that failed has none; the others are looked at when they go on.
-            if followed.timeout_ms > 0
-                && record.undoing == Undoing::None
-                && record.ending.is_none()
-                && record.state != State::Suspended
-                && !record.state.is_finished()
-            {
-                let subject = Subject { run: *run, index: None };
-                out.push(Wanted { subject, place: Place::Timeout, queue: None, packed: packed.to_vec() });
+            let has_letters = record.failed > record.tolerated || record.undoing == Undoing::Failed;
+            if ended && record.active == 0 && !has_letters {
+                continue;
             }
+            if record.active == 0 && !ended && record.state != State::Suspended {
+                missed(Place::Nothing);
+                continue;
+            }
+            let Some(plan) = self.plan(*run, &record).await else { continue };
+            // A failed run that is held keeps the time it ended, and has no time-out any more.
+            if plan.timeout_ms > 0 && !ended && record.ending.is_none() && !undone && record.finished_ms == 0 {
+                missed(Place::Timeout);
+            }
+            if record.active == 0 && !has_letters {
+                continue;
+            }
+            let queues = &plan.queues;
             steps(*run, queues, fields, &mut out);
             let keys = self.keys.partition(run.partition());
             let chunks = 1..(queues.len() as u32).div_ceil(CHUNK_STEPS);
@@ -181,8 +199,8 @@ impl<D: Dial> Auditor<D> {
         out
     }
 
-    /// What is needed of the run's plan.
-    async fn followed(&mut self, run: RunId, record: &RunRecord) -> Option<Arc<Followed>> {
+    /// What the run follows.
+    async fn plan(&mut self, run: RunId, record: &RunRecord) -> Option<Arc<Steps>> {
         if let Some(found) = self.plans.get(&record.plan) {
             return Some(found.clone());
         }
@@ -191,17 +209,20 @@ impl<D: Dial> Auditor<D> {
         let plain = codec::decompress(reply::bytes(&found)?).ok()?;
         let workflow: Workflow = codec::unpack(&plain).ok()?;
         let queues = workflow.steps.values().map(|step| workflow.resolved(step).queue).collect();
-        let followed = Arc::new(Followed { queues, timeout_ms: workflow.timeout.0 });
+        let plan = Arc::new(Steps { queues, timeout_ms: workflow.timeout.0 });
         if self.plans.len() >= PLANS_KEPT {
             self.plans.clear();
         }
-        self.plans.insert(record.plan.clone(), followed.clone());
-        Some(followed)
+        self.plans.insert(record.plan.clone(), plan.clone());
+        Some(plan)
     }
 
-    /// Who is not where it has to be becomes a suspect. Jobs are looked for in the second look only: nearly all are
-    /// done by then.
+    /// Who is not where it has to be becomes a suspect. Jobs and work items are looked for in the second look only: nearly
+    /// all are done by then.
     async fn first_look(&mut self, wanted: Vec<Wanted>) {
+        let (letters, mut wanted): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|one| matches!(one.place, Place::Letter(_)));
+        wanted.extend(self.without_letter(letters).await);
         let look = |w: &Wanted| self.look_at_place(w.subject, w.place, w.queue.as_ref());
         let asks = wanted.iter().map(look).collect();
         let answers = self.links.gather(asks, ASKS_PER_TRIP).await;
@@ -245,11 +266,11 @@ fn place_of(step: &Step) -> Option<Place> {
     match step.state {
         State::Queued => Some(Place::Ready),
         State::Retrying => step.job.map(Place::Timer),
+        State::Failed => step.letter.map(Place::Letter),
         State::Created
         | State::Processing
         | State::Waiting
         | State::Completed
-        | State::Failed
         | State::Suspended
         | State::Cancelled
         | State::Skipped => None,

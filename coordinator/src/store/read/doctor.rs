@@ -1,19 +1,24 @@
 //! What `doctor` looks at, and what it can put right. Everything is bounded; a look at a large fleet costs some
 //! pipelines.
 
+mod clockwork;
+mod sweep;
+
 use std::collections::BTreeMap;
 
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
 use stepfleet_protocol::{
-    beat::Coordinator,
-    codec,
-    id::{PartitionId, RunId},
-    keys::{GROUP, slot, slot_of},
+    beat::CoordinatorBeat,
+    id::PartitionId,
+    keys::{GROUP, slot},
     name::Name,
-    state::State,
 };
 
+pub use self::{
+    clockwork::{LateTimers, Untimed},
+    sweep::Sweep,
+};
 use super::{
     super::{admission::NodeMemory, client::Client},
     ClientError, count,
@@ -22,17 +27,8 @@ use super::{
     queues::Queue,
     reply,
 };
-use crate::{
-    machine::event::Timer,
-    store::{ask::AskError, outbox::Following, policies, record::pack_timer},
-};
+use crate::store::{ask::AskError, outbox::Following};
 
-/// The oldest open runs of a partition that are looked at.
-const RUNS_PER_PARTITION: usize = 50;
-/// Open runs that are looked at in all partitions together.
-const RUNS_MAX: usize = 1_000;
-/// A timer that was due so long ago is late: its owner hangs, or has very much to do.
-const LATE_MS: u64 = 30_000;
 /// A consumer of an unknown worker is done with after so long, in milliseconds.
 const LEFT_AFTER_MS: u64 = 60_000;
 
@@ -80,16 +76,14 @@ pub struct Checkup {
     pub partitions: Vec<Seen>,
     /// The auditor's last walk, by partition.
     pub walks: BTreeMap<u16, Walked>,
-    /// Coordinators that were seen lately, by name, with when, in Unix milliseconds of the server.
-    pub coordinators: Vec<(String, u64)>,
-    /// What each of them says of itself; those of an older version say nothing.
-    pub programs: BTreeMap<String, Coordinator>,
-    /// Version of the fleet's policies; 0 for none.
+    /// Coordinators that live, by name, with what each says of itself; an older program says nothing.
+    pub coordinators: BTreeMap<String, Option<CoordinatorBeat>>,
+    /// The newest version of the fleet's policies; 0 before there are any.
     pub policies: u64,
-    /// How late the first timer of a partition is, in milliseconds, by partition; those that are not late are left out.
-    pub late_ms: BTreeMap<u16, u64>,
-    /// Subscribers of events.
-    pub followings: Vec<Following>,
+    /// Subscribers of the outbox, in every partition.
+    pub following: Vec<Following>,
+    /// Partitions with timers that are late.
+    pub late: Vec<LateTimers>,
     /// Workers.
     pub workers: Vec<Registered>,
     /// Queues.
@@ -98,8 +92,8 @@ pub struct Checkup {
     pub without_group: Vec<Stream>,
     /// Consumers whose worker is not registered, for a minute at least.
     pub orphans: Vec<Orphan>,
-    /// Open runs whose time-out is not armed.
-    pub unarmed: Vec<RunId>,
+    /// Open runs that no timer would end.
+    pub untimed: Untimed,
 }
 
 impl Client {
@@ -116,18 +110,16 @@ impl Client {
         let queues = self.queues().await?;
         let streams = self.streams().await?;
         let (without_group, orphans) = self.groups_and_orphans(&streams, &workers).await?;
-        let coordinators = self.coordinators().await?;
         Ok(Checkup {
-            programs: self.programs(&coordinators).await?,
-            policies: count(Some(&self.fleet(policies::version(&self.keys)).await?)),
-            late_ms: self.late_timers(server_ms).await?,
-            followings: self.subscribers().await?,
             clocks_ms,
             servers: preflight(&facts, false),
             memory: self.memory(),
             walks: self.walks().await?,
-            coordinators,
-            unarmed: self.unarmed(server_ms).await?,
+            coordinators: self.coordinators(server_ms).await?,
+            policies: self.policies_version().await?,
+            following: self.subscribers().await?,
+            late: self.late_timers(server_ms).await?,
+            untimed: self.untimed(server_ms).await?,
             partitions,
             workers,
             queues,
@@ -197,69 +189,5 @@ impl Client {
             (partition.0, Walked { at_ms: number(0), runs: number(1), suspects: number(2) })
         };
         Ok(partitions.into_iter().zip(&replies).map(walked).collect())
-    }
-
-    async fn coordinators(&self) -> Result<Vec<(String, u64)>, ClientError> {
-        let key = self.keys.coordinators();
-        let mut range = redis::cmd("ZRANGE");
-        range.arg(&key).arg(0).arg(-1).arg("WITHSCORES");
-        let found = self.ask_all(vec![(slot_of(key.as_bytes()), range)]).await?;
-        let items = found.first().and_then(reply::array).unwrap_or_default();
-        let pair = |pair: &[Value]| Some((reply::text(&pair[0])?.to_owned(), reply::score(&pair[1])?));
-        Ok(items.chunks_exact(2).filter_map(pair).collect())
-    }
-
-    async fn programs(&self, names: &[(String, u64)]) -> Result<BTreeMap<String, Coordinator>, ClientError> {
-        let look = |(name, _): &(String, u64)| {
-            let key = self.keys.coordinator(name);
-            let mut get = redis::cmd("GET");
-            get.arg(&key);
-            (slot_of(key.as_bytes()), get)
-        };
-        let replies = self.ask_all(names.iter().map(look).collect()).await?;
-        let read = |value: &Value| codec::unpack(reply::bytes(value)?).ok();
-        Ok(names.iter().zip(&replies).filter_map(|((name, _), value)| Some((name.clone(), read(value)?))).collect())
-    }
-
-    async fn late_timers(&self, now_ms: u64) -> Result<BTreeMap<u16, u64>, ClientError> {
-        let partitions = self.all_partitions().await?;
-        let look = |p: &PartitionId| {
-            let mut range = redis::cmd("ZRANGE");
-            range.arg(self.keys.partition(*p).timers()).arg(0).arg(0).arg("WITHSCORES");
-            (slot(*p), range)
-        };
-        let replies = self.ask_all(partitions.iter().map(look).collect()).await?;
-        let due = |value: &Value| reply::score(reply::array(value)?.get(1)?);
-        let late = |(p, value): (PartitionId, &Value)| Some((p.0, now_ms.checked_sub(due(value)?)?));
-        Ok(partitions.into_iter().zip(&replies).filter_map(late).filter(|(_, late)| *late > LATE_MS).collect())
-    }
-
-    /// Open runs that are older than their time-out and have no timer for it: nothing would ever end them.
-    async fn unarmed(&self, now_ms: u64) -> Result<Vec<RunId>, ClientError> {
-        let (mut out, mut looked_at) = (Vec::new(), 0);
-        for partition in self.all_partitions().await? {
-            if looked_at >= RUNS_MAX {
-                break;
-            }
-            let keys = self.keys.partition(partition);
-            let mut range = redis::cmd("ZRANGE");
-            range.arg(keys.runs(State::Processing)).arg(0).arg(RUNS_PER_PARTITION - 1);
-            let found = self.ask_partition(partition, range).await?;
-            for member in reply::array(&found).unwrap_or_default() {
-                let Some(id) = reply::bytes(member).and_then(RunId::from_bytes) else { continue };
-                looked_at += 1;
-                let Some(run) = self.run(id).await? else { continue };
-                let limit = run.workflow.as_ref().map_or(0, |workflow| workflow.timeout.0);
-                if limit == 0 || now_ms.saturating_sub(id.created_ms()) < limit || run.record.ending.is_some() {
-                    continue;
-                }
-                let mut score = redis::cmd("ZSCORE");
-                score.arg(keys.timers()).arg(pack_timer(id, Timer::Run));
-                if self.ask_partition(partition, score).await? == Value::Nil && !run.record.state.is_finished() {
-                    out.push(id);
-                }
-            }
-        }
-        Ok(out)
     }
 }

@@ -80,6 +80,7 @@ pub fn pack_work(work: &Work) -> Vec<u8> {
         WorkKind::Skip { of } => (6, of),
         WorkKind::Rewind { of } => (7, of),
         WorkKind::Restart { of } => (8, of),
+        WorkKind::Recount { from } => (9, from),
     };
     let mut w = Writer::default();
     w.raw(&work.run.bytes()).byte(kind).number(of.into()).number(work.next.into());
@@ -101,6 +102,7 @@ pub fn unpack_work(bytes: &[u8]) -> Option<Work> {
         6 => WorkKind::Skip { of },
         7 => WorkKind::Rewind { of },
         8 => WorkKind::Restart { of },
+        9 => WorkKind::Recount { from: of },
         _ => return None,
     };
     Some(Work { run, kind, next })

@@ -51,7 +51,7 @@ proptest! {
         prop_assert_eq!(unpack_ready(&pack_ready(run, index)), Some((run, index)));
         let spread = [WorkKind::Fan { of }, WorkKind::Skip { of }, WorkKind::Rewind { of }, WorkKind::Restart { of }];
         let sweep = [WorkKind::Roots, WorkKind::Stop, WorkKind::Resume, WorkKind::Reopen, WorkKind::Halt];
-        for kind in spread.into_iter().chain(sweep) {
+        for kind in spread.into_iter().chain(sweep).chain([WorkKind::Recount { from: of }]) {
             let work = Work { run, kind, next };
             prop_assert_eq!(unpack_work(&pack_work(&work)), Some(work));
         }

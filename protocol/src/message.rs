@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::missing::Audit;
 use crate::{
     beat::Sight,
     codec::VERSION,
@@ -256,21 +257,6 @@ pub struct Lost {
     /// What was seen of the worker, for each of the jobs; empty if whoever found the loss did not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<Sight>,
-}
-
-/// A step that an auditor found in no place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Audit {
-    /// The run.
-    pub run: RunId,
-    /// The step's number; none for the run itself.
-    pub index: Option<u32>,
-    /// The job that the step waits for and that is nowhere; none where the step waits for no job.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<JobId>,
-    /// What else is missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub what: Option<crate::missing::Missing>,
 }
 
 /// A wish about one run.

@@ -2,10 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    id::{JobId, RunId, StreamId},
-    message::Audit,
-};
+use crate::id::{JobId, RunId, StreamId};
+
+/// A step that an auditor found in no place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The run.
+    pub run: RunId,
+    /// The step's number; none for the run itself.
+    pub index: Option<u32>,
+    /// The job that the step waits for and that is nowhere; none where the step waits for no job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// What else is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<Missing>,
+}
 
 /// What is missing, where it is neither a job nor a place. A program of an older version passes over the word, and then sees
 /// an observation that changes nothing of a step or run that is as it should be.

@@ -14,6 +14,7 @@ use stepfleet_protocol::{
 
 use super::{
     Granting, Inbox, Say, Tally, Verdict, View,
+    pass::{Leave, Parked, Pass},
     shares::{Permit, Shares, Waiting},
 };
 use crate::{machine::rules::Rules, shell::upkeep::is_due, store::limits::Held};
@@ -28,41 +29,6 @@ const HOLD_EVERY_MS: u64 = 10_000;
 const WAVE_MS: u64 = 1_000;
 /// Steps that one look at a gate takes.
 const UNPARK_MAX: u64 = 400;
-
-/// Whether a step may pass a gate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pass {
-    /// It may, with this leave if it needs one.
-    May(Option<Leave>),
-    /// It may not: the circuit is broken.
-    Blocked,
-    /// It may not: enough is under way.
-    Full,
-}
-
-/// Leave to pass a gate that is not open to everybody.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leave {
-    /// The gate.
-    pub gate: Gate,
-    /// The token of a job that tries whether the dependency is back.
-    pub canary: Option<String>,
-    /// It has a permit of the gate's limit.
-    permit: bool,
-}
-
-/// Steps of this partition that are parked at a gate.
-#[derive(Debug, Default, Clone, Copy)]
-struct Parked {
-    count: u64,
-    /// The highest priority among them, or more.
-    urgent: u8,
-    /// Some of them were looked at, and are about to be released.
-    looked_at: bool,
-    /// Released in the present recovery, which began at this time.
-    released: u64,
-    since_ms: u64,
-}
 
 /// What one owner keeps in mind of gates.
 #[derive(Debug, Default)]

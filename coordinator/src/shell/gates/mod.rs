@@ -5,6 +5,7 @@
 //! more jobs are dispatched, which workers hand back uncounted.
 
 mod book;
+mod pass;
 pub mod pump;
 mod shares;
 mod tally;
@@ -20,7 +21,8 @@ use stepfleet_protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
-pub use book::{Book, Leave, Pass};
+pub use book::Book;
+pub use pass::{Leave, Pass};
 pub use tally::{Tally, Verdict};
 
 use crate::store::limits::{Granted, Tell};

@@ -119,10 +119,9 @@ async fn doctor_finds_a_destroyed_group_and_puts_it_right_and_says_so_in_the_log
     let (status, fixed) = api.post("/api/v1/doctor/fix", &[], &json!({})).await.unwrap();
     assert_eq!((status, fixed["done"].as_array().unwrap().len()), (200, 1), "{fixed}");
     fleet.add_worker(&[]).unwrap();
-    // Whether a worker had just taken it nobody can know: its two beats are waited for.
     api.until_state(&run, "completed", Duration::from_secs(60)).await.unwrap();
-    let noted: usize = redis::cmd("XLEN").arg(keys.fleet_audit()).query_async(&mut redis).await.unwrap();
-    assert_eq!(noted, 1);
+    let noted = api.items("/api/v1/audit?action=doctor.fix").await.unwrap();
+    assert_eq!(noted.len(), 1, "{noted:#?}");
     wait::until(START, "everything to be well", async || {
         let text = fleet.verb(&["doctor", "--fix"]).await?;
         ensure!(text.contains("there was nothing to put right"), "{text}");

@@ -169,7 +169,7 @@ async fn with_nothing_broken_nothing_is_repaired_under_load() {
     let chains = load::submit(&api, 100).await.unwrap();
     api.until_all(&waiting, "completed", load::ALL).await.unwrap_or_else(|e| panic!("{e:#}\n{}", fleet.story()));
     api.until_all(&chains, "completed", load::ALL).await.unwrap_or_else(|e| panic!("{e:#}\n{}", fleet.story()));
-    for what in ["ready", "timer", "job", "run", "timeout"] {
+    for what in ["ready", "timer", "job", "run", "timeout", "work", "letter"] {
         assert_eq!(repairs(&api, what).await.unwrap(), 0.0, "{what}: {}", fleet.story());
     }
     assert!(api.metric("stepfleet_audit_runs_total").await.unwrap() > 600.0, "it looked");

@@ -178,6 +178,24 @@ async fn with_nothing_broken_nothing_is_repaired_under_load() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_for_the_workers_of_its_fallback_is_left_alone() {
+    let (_server, mut fleet) = fleet().await;
+    fleet.add_worker(&[]).unwrap();
+    let api = fleet.api().clone();
+    fleet.verb(&["breakers", "open", "target:shop", "--reason", "maintenance"]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let definition = json!({ "workflow": "shops", "steps": { "buy": { "handler": "noop", "breaker": "shop",
+        "fallback": { "handler": "noop", "queue": "nobody" } } } });
+    let run = api.submit(&definition, Value::Null).await.unwrap();
+    // Longer than two looks at a job that is nowhere are apart.
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!((repairs(&api, "job").await.unwrap(), is_repaired(&api, &run).await), (0.0, false));
+    fleet.add_worker(&["--queue", "nobody"]).unwrap();
+    api.until_state(&run, "completed", START).await.unwrap();
+    fleet.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_run_whose_timeout_was_lost_gets_it_again_and_ends() {
     let (server, mut fleet) = fleet().await;
     let mut redis = server.connection().await.unwrap();

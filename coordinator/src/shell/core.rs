@@ -171,14 +171,14 @@ impl Core {
                     self.gates.over(job);
                 }
             }
-            // One that is in mind goes on by itself; one that this batch took may be of any run.
+            // One that is in mind, or that this batch took, goes on by itself.
             What::Event(Event::AuditWork) if self.has_work(id) => {}
             What::Event(event) => self.happened(id, event),
         }
     }
 
     fn has_work(&self, id: RunId) -> bool {
-        self.staged.commit.work_taken > 0 || self.schedule.todo.iter().any(|work| work.run == id)
+        self.staged.work_of.contains(&id) || self.schedule.todo.iter().any(|work| work.run == id)
     }
 
     fn happened(&mut self, id: RunId, event: Event) {

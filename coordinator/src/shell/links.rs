@@ -115,6 +115,18 @@ impl<D: Dial> Links<D> {
         let answer = self.gather(vec![Ask::new(key, vec![cmd])], 1).await.swap_remove(0);
         answer?.replies.into_iter().next().ok_or_else(|| LinkError::Lost("no reply".into()))
     }
+
+    /// Reads something by one command. What the server refuses is no answer: it must not pass for nothing.
+    ///
+    /// # Errors
+    /// As [`Self::trip`], and any refusal.
+    pub async fn read(&mut self, key: &str, cmd: Cmd) -> Result<Value, LinkError> {
+        let found = self.one(key, cmd).await?;
+        match reply::error(&found) {
+            Some(text) => Err(LinkError::Lost(text)),
+            None => Ok(found),
+        }
+    }
 }
 
 /// The asks of one node under way.

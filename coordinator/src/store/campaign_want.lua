@@ -14,6 +14,10 @@ local phase = redis.call('HGET', KEYS[1], 'phase')
 if not want or (want == 'cancelled' and ARGV[1] ~= 'cancelled') then
   return 0
 end
+-- The same call again, perhaps: it has its entry.
+if want == ARGV[1] then
+  return 1
+end
 if phase == 'completed' or phase == 'stopping' or phase == 'stopped' or phase == 'cancelled' then
   return 0
 end

@@ -112,7 +112,10 @@ impl Client {
         let mut settled = 0;
         for (id, bytes) in found {
             let id = String::from_utf8_lossy(&id).into_owned();
-            let intent: Intent = codec::unpack(&bytes).map_err(|_| ClientError::Broken("an intent"))?;
+            let Ok(intent) = codec::unpack::<Intent>(&bytes) else {
+                tracing::error!(id, "an intent cannot be read; its audit entry waits for a program that can");
+                continue;
+            };
             if now_ms.saturating_sub(intent.at_ms) < older_ms {
                 continue;
             }

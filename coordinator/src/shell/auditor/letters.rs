@@ -16,6 +16,8 @@ use crate::{
 
 /// Letters of one trip: most are some 10 KiB at most.
 const LETTERS_PER_TRIP: usize = 20;
+/// Letters that are in memory at once.
+const LETTERS_AT_ONCE: usize = 200;
 
 impl<D: Dial> Auditor<D> {
     /// Those of these steps whose letter is not where it has to be.
@@ -41,6 +43,14 @@ impl<D: Dial> Auditor<D> {
 
     /// Of each letter whether it is in the stream and in its group; those that cannot be asked about are left out.
     async fn letters(&mut self, wanted: Vec<(RunId, StreamId)>) -> HashMap<(RunId, StreamId), bool> {
+        let mut out = HashMap::new();
+        for part in wanted.chunks(LETTERS_AT_ONCE) {
+            out.extend(self.some_letters(part.to_vec()).await);
+        }
+        out
+    }
+
+    async fn some_letters(&mut self, wanted: Vec<(RunId, StreamId)>) -> HashMap<(RunId, StreamId), bool> {
         let look = |(run, letter): &(RunId, StreamId)| {
             let (key, id) = (self.keys.partition(run.partition()).dead(), letter.to_string());
             Ask::new(&key, vec![redis::cmd("XRANGE").arg(&key).arg(&id).arg(&id).clone()])

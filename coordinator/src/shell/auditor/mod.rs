@@ -75,7 +75,7 @@ enum Place {
     Ready,
     /// Among the timers.
     Timer(JobId),
-    /// On the stream of its queue, or at a worker.
+    /// On the stream of its queue or of its fallback's, or at a worker.
     Job(JobId),
     /// The run itself: it waits for nothing.
     Nothing,
@@ -102,7 +102,7 @@ impl Place {
     }
 }
 
-/// Every word of [`Place::missing`].
+/// Every word for what may be missing.
 pub const MISSING: [&str; 7] = ["ready", "timer", "job", "run", "timeout", "work", "letter"];
 
 /// A step of a run; of the run itself without a number.
@@ -111,6 +111,7 @@ struct Subject {
     run: RunId,
     index: Option<u32>,
 }
+
 /// The auditor of one coordinator.
 pub struct Auditor<D: Dial> {
     links: Links<D>,
@@ -127,6 +128,8 @@ pub struct Auditor<D: Dial> {
     suspects: HashMap<Subject, Suspect>,
     /// What a look needs of a plan, by its hash.
     plans: HashMap<String, Arc<Steps>>,
+    /// The walk over open runs looks at their letters, and when one last did.
+    letters: (bool, Option<Instant>),
 }
 
 impl<D: Dial> Auditor<D> {
@@ -144,6 +147,7 @@ impl<D: Dial> Auditor<D> {
             asked: HashMap::new(),
             suspects: HashMap::new(),
             plans: HashMap::new(),
+            letters: (false, None),
         }
     }
 
@@ -168,6 +172,9 @@ impl<D: Dial> Auditor<D> {
         if self.walk.is_none() && self.walked.is_none_or(|at| at.elapsed() >= WALK_EVERY) {
             self.walked = Some(Instant::now());
             self.walk = Some(Walk::over_open(owned.iter().copied().collect()));
+            // They are large, and runs that are held keep them for long.
+            let due = self.letters.1.is_none_or(|at| at.elapsed() >= FAILED_EVERY) || !self.asked.is_empty();
+            self.letters = (due, if due { self.walked } else { self.letters.1 });
         }
         self.step(RUNS_PER_TICK).await;
         if self.failed.is_none() && self.failed_walked.is_none_or(|at| at.elapsed() >= FAILED_EVERY) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use redis::Value;
-use stepfleet_protocol::{limits::HEARTBEAT_MS, name::Name};
+use stepfleet_protocol::{id::JobId, limits::HEARTBEAT_MS};
 use tokio::time::{Duration, Instant};
 
-use super::{ASKS_PER_TRIP, Auditor, Place, Subject};
+use super::{ASKS_PER_TRIP, Auditor, Place, Subject, walk::Queues};
 use crate::store::{link::Dial, reply};
 
 /// Time between the two looks.
@@ -21,7 +21,7 @@ const LOOKS_PER_TICK: usize = 500;
 pub(super) struct Suspect {
     pub(super) since: Instant,
     pub(super) place: Place,
-    pub(super) queue: Option<Name>,
+    pub(super) queues: Option<Queues>,
     /// Its packed state then.
     pub(super) packed: Vec<u8>,
 }
@@ -96,7 +96,7 @@ impl<D: Dial> Auditor<D> {
     }
 
     async fn judge(&mut self, subject: Subject, place: Place) -> Verdict {
-        let queue = self.suspects.get(&subject).and_then(|suspect| suspect.queue.clone());
+        let queue = self.suspects.get(&subject).and_then(|suspect| Some(suspect.queues.as_ref()?.own.clone()));
         let ask = self.look_at_place(subject, place, queue.as_ref());
         match self.links.gather(vec![ask], 1).await.swap_remove(0) {
             Ok(answer) if answer.replies.first() == Some(&Value::Nil) => {}
@@ -115,12 +115,12 @@ impl<D: Dial> Auditor<D> {
         }
     }
 
-    /// Those of these steps whose jobs are neither held by a worker nor on their stream.
+    /// Those of these steps whose jobs are neither held by a worker nor on a stream where they may be.
     async fn missing_jobs(&mut self, due: &[Subject]) -> Vec<Subject> {
         let job = |subject: &Subject| {
             let suspect = self.suspects.get(subject)?;
             let Place::Job(job) = suspect.place else { return None };
-            Some((*subject, job, suspect.queue.clone()?))
+            Some((*subject, job, suspect.queues.clone()?))
         };
         let wanted: Vec<_> = due.iter().filter_map(job).collect();
         if wanted.is_empty() {
@@ -128,10 +128,14 @@ impl<D: Dial> Auditor<D> {
         }
         let Some(held) = self.held().await else { return Vec::new() };
         let free: Vec<_> = wanted.into_iter().filter(|(_, job, _)| !held.contains(job)).collect();
-        let streams: BTreeSet<_> = free.iter().map(|(s, _, queue)| (s.run.partition(), queue.clone())).collect();
+        let places = |(subject, _, queues): &(Subject, _, Queues)| {
+            let (partition, own, other) = (subject.run.partition(), queues.own.clone(), queues.fallback.clone());
+            std::iter::once(own).chain(other).map(move |queue| (partition, queue))
+        };
+        let streams: BTreeSet<_> = free.iter().flat_map(places).collect();
         let found = self.on_streams(streams).await;
-        let gone = |(subject, job, queue): &(Subject, _, Name)| {
-            found.get(&(subject.run.partition(), queue.clone())).is_some_and(|jobs| !jobs.contains(job))
+        let gone = |one: &(Subject, JobId, Queues)| {
+            places(one).all(|place| found.get(&place).is_some_and(|jobs| !jobs.contains(&one.1)))
         };
         free.iter().filter(|one| gone(one)).map(|(subject, _, _)| *subject).collect()
     }

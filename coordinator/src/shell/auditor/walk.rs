@@ -1,6 +1,6 @@
 //! The walk: page by page over the listings of open runs, or of failed ones, oldest first.
 
-use std::{collections::hash_map::Entry, sync::Arc};
+use std::{collections::hash_map::Entry, panic::catch_unwind, sync::Arc};
 
 use redis::Value;
 use stepfleet_protocol::{
@@ -15,7 +15,10 @@ use tokio::time::Instant;
 
 use super::{ASKS_PER_TRIP, Auditor, PLANS_KEPT, Place, SUSPECTS_MAX, Subject, ask::Done, suspects::Suspect};
 use crate::{
-    machine::run::{Step, Undoing},
+    machine::{
+        plan::Plan,
+        run::{Step, Undoing},
+    },
     shell::links::Ask,
     store::{
         link::Dial,
@@ -50,6 +53,10 @@ impl Walk {
         Self { partitions, listings: OPEN, listing: 0, from: (0, 0), runs: 0, began_ms: 0 }
     }
 
+    fn is_over_open(&self) -> bool {
+        self.listings == OPEN
+    }
+
     pub(super) fn over_failed(partitions: Vec<PartitionId>) -> Self {
         Self { listings: FAILED, ..Self::over_open(partitions) }
     }
@@ -58,17 +65,26 @@ impl Walk {
 /// What a look needs of a plan.
 #[derive(Debug)]
 pub(super) struct Steps {
-    /// The queue of each step.
-    queues: Vec<Name>,
+    /// The queues of each step, those that undo others behind the written ones.
+    queues: Vec<Queues>,
     /// The time-out of a run, in milliseconds; 0 for none.
     timeout_ms: u64,
+}
+
+/// Where the jobs of a step may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Queues {
+    /// Its own queue, where it also waits to be released.
+    pub(super) own: Name,
+    /// That of its fallback, if it is another one.
+    pub(super) fallback: Option<Name>,
 }
 
 /// A step, or the run, that has to be somewhere.
 pub(super) struct Wanted {
     pub(super) subject: Subject,
     pub(super) place: Place,
-    pub(super) queue: Option<Name>,
+    pub(super) queues: Option<Queues>,
     /// Its packed state.
     pub(super) packed: Vec<u8>,
 }
@@ -159,7 +175,7 @@ impl<D: Dial> Auditor<D> {
             let Ok(record) = record::unpack_run(packed) else { continue };
             let mut missed = |place| {
                 let (subject, packed) = (Subject { run: *run, index: None }, packed.to_vec());
-                out.push(Wanted { subject, place, queue: None, packed });
+                out.push(Wanted { subject, place, queues: None, packed });
             };
             let (ended, undone) = (record.state.is_finished(), record.undoing != Undoing::None);
             if record.work > 0 {
@@ -208,8 +224,13 @@ impl<D: Dial> Auditor<D> {
         let found = self.links.one(&key, redis::cmd("GET").arg(&key).clone()).await.ok()?;
         let plain = codec::decompress(reply::bytes(&found)?).ok()?;
         let workflow: Workflow = codec::unpack(&plain).ok()?;
-        let queues = workflow.steps.values().map(|step| workflow.resolved(step).queue).collect();
-        let plan = Arc::new(Steps { queues, timeout_ms: workflow.timeout.0 });
+        // It was checked at the door; what was spoiled since then is told by whoever owns the partition.
+        let plan = catch_unwind(|| Plan::compile(record.plan.as_str().into(), &workflow)).ok()?;
+        let queues = plan.steps.iter().map(|step| {
+            let fallback = step.fallback.as_ref().and_then(|fallback| fallback.queue.clone());
+            Queues { own: step.queue.clone(), fallback }
+        });
+        let plan = Arc::new(Steps { queues: queues.collect(), timeout_ms: workflow.timeout.0 });
         if self.plans.len() >= PLANS_KEPT {
             self.plans.clear();
         }
@@ -220,10 +241,13 @@ impl<D: Dial> Auditor<D> {
     /// Who is not where it has to be becomes a suspect. Jobs and work items are looked for in the second look only: nearly
     /// all are done by then.
     async fn first_look(&mut self, wanted: Vec<Wanted>) {
-        let (letters, mut wanted): (Vec<_>, Vec<_>) =
+        let (mut letters, mut wanted): (Vec<_>, Vec<_>) =
             wanted.into_iter().partition(|one| matches!(one.place, Place::Letter(_)));
+        if !self.letters.0 && self.walk.as_ref().is_some_and(Walk::is_over_open) {
+            letters.clear();
+        }
         wanted.extend(self.without_letter(letters).await);
-        let look = |w: &Wanted| self.look_at_place(w.subject, w.place, w.queue.as_ref());
+        let look = |w: &Wanted| self.look_at_place(w.subject, w.place, w.queues.as_ref().map(|queues| &queues.own));
         let asks = wanted.iter().map(look).collect();
         let answers = self.links.gather(asks, ASKS_PER_TRIP).await;
         let now = Instant::now();
@@ -233,7 +257,7 @@ impl<D: Dial> Auditor<D> {
                 continue;
             }
             if self.suspects.len() < SUSPECTS_MAX {
-                let suspect = Suspect { since: now, place: wanted.place, queue: wanted.queue, packed: wanted.packed };
+                let suspect = Suspect { since: now, place: wanted.place, queues: wanted.queues, packed: wanted.packed };
                 match self.suspects.entry(wanted.subject) {
                     Entry::Occupied(mut known) => {
                         if known.get().packed != suspect.packed {
@@ -248,13 +272,13 @@ impl<D: Dial> Auditor<D> {
 }
 
 /// What the steps of these fields have to be found in.
-fn steps(run: RunId, queues: &[Name], fields: Vec<(bytes::Bytes, bytes::Bytes)>, out: &mut Vec<Wanted>) {
+fn steps(run: RunId, queues: &[Queues], fields: Vec<(bytes::Bytes, bytes::Bytes)>, out: &mut Vec<Wanted>) {
     for (name, packed) in fields {
         let Some(index) = std::str::from_utf8(&name).ok().and_then(|text| text.parse::<u32>().ok()) else { continue };
-        let (Ok(step), Some(queue)) = (record::unpack_step(&packed), queues.get(index as usize)) else { continue };
+        let (Ok(step), Some(queues)) = (record::unpack_step(&packed), queues.get(index as usize)) else { continue };
         let Some(place) = place_of(&step) else { continue };
         let subject = Subject { run, index: Some(index) };
-        out.push(Wanted { subject, place, queue: Some(queue.clone()), packed: packed.to_vec() });
+        out.push(Wanted { subject, place, queues: Some(queues.clone()), packed: packed.to_vec() });
     }
 }
 

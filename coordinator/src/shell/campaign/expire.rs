@@ -37,8 +37,10 @@ impl<D: Dial> Campaigns<D> {
         let mut beyond = count.saturating_sub(KEPT_MAX);
         for id in ids.filter_map(|id| id.parse::<Uuid>().ok()) {
             let of = self.keys.campaign(id);
-            let fields = reply::pairs(self.links.one(&of, redis::cmd("HGETALL").arg(&of).clone()).await?);
+            let fields = reply::pairs(self.links.read(&of, redis::cmd("HGETALL").arg(&of).clone()).await?);
             let ended = match standing(&fields, 0) {
+                // Of a newer program, which will know what it is.
+                None if !fields.is_empty() => continue,
                 Some(found) if !found.phase.is_final() => continue,
                 // One without the time of its end is as old as its begin.
                 Some(found) => found.ending_ms.max(found.campaign.at_ms),

@@ -64,7 +64,9 @@ impl<D: Dial> Campaigns<D> {
             let key = self.keys.partition(PartitionId(partition)).dead();
             let mut range = redis::cmd("XRANGE");
             range.arg(&key).arg(format!("({at}")).arg(end.to_string()).arg("COUNT").arg(left.min(LETTERS_PER_READ));
-            let found = reply::entries(self.links.one(&key, range).await?);
+            // A node that is away holds up its own letters only.
+            let Ok(found) = self.links.read(&key, range).await else { continue };
+            let found = reply::entries(found);
             let mut is_last = found.len() < left.min(LETTERS_PER_READ);
             for (entry, fields) in found {
                 let id = PlacedId { entry, partition: PartitionId(partition) };
@@ -120,7 +122,12 @@ impl<D: Dial> Campaigns<D> {
             if unsendable.contains(&id) {
                 continue;
             }
-            let fate = match fate(running.campaign.kind, id, taken.answered, &answer?.replies) {
+            // Who cannot say it now is asked again.
+            let Some(answer) = answer.ok().filter(|answer| answer.replies.iter().all(|r| reply::error(r).is_none()))
+            else {
+                continue;
+            };
+            let fate = match fate(running.campaign.kind, id, taken.answered, &answer.replies) {
                 Fate::Unanswered | Fate::UnderWay if gives_up => {
                     Fate::Over(Outcome::Unknown, Some("the campaign ended before it was known".into()))
                 }

@@ -78,7 +78,12 @@ impl<D: Dial> Campaigns<D> {
         let found = self.links.gather(part.iter().map(read).collect(), ASKS_PER_TRIP).await;
         let mut out = Vec::with_capacity(part.len());
         for ((id, _), answer) in part.iter().zip(found) {
-            let entries = answer?.replies.pop().map(reply::entries).unwrap_or_default();
+            let found = answer?.replies.pop().unwrap_or(Value::Nil);
+            if let Some(text) = reply::error(&found) {
+                // Without its patch it must not be sent.
+                return Err(LinkError::Lost(text));
+            }
+            let entries = reply::entries(found);
             let Some(letter) = entries.first().and_then(|(_, fields)| letters::decode(fields)) else {
                 out.push(None);
                 continue;

@@ -65,6 +65,8 @@ pub struct Touched {
 pub struct Staged {
     /// The commit to be.
     pub commit: Commit,
+    /// Runs whose work items were taken.
+    pub work_of: BTreeSet<RunId>,
     /// Runs that changed.
     pub touched: BTreeMap<RunId, Touched>,
     /// Jobs without their inputs yet.

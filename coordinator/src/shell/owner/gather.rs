@@ -247,6 +247,7 @@ impl<L: Link> Owner<L> {
         let take = self.core.schedule.todo.len().min(WORK_PER_BATCH);
         let works: Vec<Work> = self.core.schedule.todo.drain(..take).collect();
         self.core.staged.commit.work_taken = take;
+        self.core.staged.work_of.extend(works.iter().map(|work| work.run));
         works.into_iter().map(|w| intake::from_work(w, self.core.now_ms)).collect()
     }
 }

@@ -12,10 +12,9 @@ use crate::table::Rows;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Limits {
     /// List the limits with what is in use and what waits.
+    ///
+    /// Limits are written in the fleet's policies: `limits: { "handler:charge-card": { concurrency: 20 } }`; see `policies apply`.
     #[command(after_help = "\
-A limit is written in the fleet's policies:
-  limits: { \"handler:charge-card\": { concurrency: 20 }, \"target:api.example.org\": { rate: 100/s } }
-
 Examples:
   stepfleet limits list
   stepfleet limits list --output json | jq '.items[] | select(.parked > 0)'")]

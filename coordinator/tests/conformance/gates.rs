@@ -83,11 +83,11 @@ impl Gates {
     }
 }
 
-fn noop() -> Gate {
+pub(crate) fn noop() -> Gate {
     Gate::handler(&Name::new("noop").expect("a legal name"))
 }
 
-fn wide(n: usize) -> Workflow {
+pub(crate) fn wide(n: usize) -> Workflow {
     let names: Vec<String> = (0..n).map(|i| format!("w{i}")).collect();
     workflow(&names.iter().map(|name| (name.as_str(), &[][..])).collect::<Vec<_>>())
 }

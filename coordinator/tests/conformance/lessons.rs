@@ -81,7 +81,7 @@ async fn until_taken(
 }
 
 /// An auditor, until it is cancelled.
-fn audit(dial: MemoryDial, metrics: &Metrics) -> CancellationToken {
+pub(crate) fn audit<D: Dial>(dial: D, metrics: &Metrics) -> CancellationToken {
     let stop = CancellationToken::new();
     let owned = watch::Sender::new(BTreeSet::from([PARTITION]));
     let auditor = Auditor::new(dial, all_keys(), metrics.clone(), owned.subscribe());

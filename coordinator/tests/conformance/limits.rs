@@ -16,19 +16,18 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     failure::{Category, Failure},
-    gate::{Gate, GateState, Stand},
+    gate::{GateState, Stand},
     message::{Body, Job, JobRef, Lost, Outcome, Returned, Verb},
-    name::Name,
     policy::{LimitPolicy, Policies},
     rate::Rate,
     state::State,
-    workflow::Workflow,
 };
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     both,
     fleet::{Worker, keys, workflow},
+    gates::{noop, wide},
     world::World,
 };
 
@@ -41,15 +40,6 @@ both! {
     what_nobody_answers_is_asked_again_and_begins_nothing,
     what_parks_at_a_broken_circuit_holds_no_place_and_begins_when_it_closes,
     permits_that_nobody_can_use_hold_no_place,
-}
-
-fn noop() -> Gate {
-    Gate::handler(&Name::new("noop").expect("a legal name"))
-}
-
-fn wide(n: usize) -> Workflow {
-    let names: Vec<String> = (0..n).map(|i| format!("w{i}")).collect();
-    workflow(&names.iter().map(|name| (name.as_str(), &[][..])).collect::<Vec<_>>())
 }
 
 fn rules(version: u64, concurrency: Option<u32>) -> Rules {

@@ -3,17 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use stepfleet_coordinator::{
-    machine::decision::Why,
-    shell::{auditor::Auditor, metrics::Metrics},
-    store::{link::Dial, reply},
-};
+use stepfleet_coordinator::{machine::decision::Why, shell::metrics::Metrics, store::reply};
 use stepfleet_protocol::{message::Outcome, state::State, workflow::Workflow};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{PARTITION, all_keys, chain, keys},
+    fleet::{chain, keys},
+    lessons::audit,
     liveness::pass,
     world::on_memory,
 };
@@ -28,18 +23,6 @@ fn wide(n: usize) -> Workflow {
     }
     steps.insert("last".into(), json!({ "handler": "noop", "needs": middle }));
     serde_json::from_value(json!({ "workflow": "wide", "steps": steps })).expect("a legal workflow")
-}
-
-fn audit<D: Dial>(dial: D) -> CancellationToken {
-    let stop = CancellationToken::new();
-    let owned = watch::Sender::new(BTreeSet::from([PARTITION]));
-    let auditor = Auditor::new(dial, all_keys(), Metrics::new(), owned.subscribe());
-    let token = stop.clone();
-    tokio::spawn(async move {
-        let _owned = owned;
-        auditor.run(token).await;
-    });
-    stop
 }
 
 #[test]
@@ -62,7 +45,7 @@ fn a_fan_out_whose_work_item_is_lost_reaches_every_step_all_the_same() {
         drop(owner);
         assert_eq!(w.number(&["DEL", &todo]).await, 1);
 
-        let stop = audit(w.dial.clone());
+        let stop = audit(w.dial.clone(), &Metrics::new());
         pass(30).await;
         stop.cancel();
         let walked = w.one(&[b"HGETALL", keys().audited().as_bytes()]).await;

@@ -110,6 +110,9 @@ impl<D: Dial> Auditor<D> {
         let mut held = HashSet::new();
         for answer in self.links.gather(asks, ASKS_PER_TRIP).await {
             let found = answer.ok()?;
+            if found.replies.iter().any(|reply| reply::error(reply).is_some()) {
+                return None;
+            }
             let beat = found.replies.first().and_then(reply::bytes).and_then(|b| codec::unpack::<Beat>(b).ok());
             held.extend(beat.into_iter().flat_map(|beat| beat.held).map(|held| held.job));
         }
@@ -136,7 +139,8 @@ impl<D: Dial> Auditor<D> {
         while read < ENTRIES_MAX {
             let mut range = redis::cmd("XRANGE");
             range.arg(&key).arg(from.to_string()).arg("+").arg("COUNT").arg(ENTRIES_PER_READ);
-            let entries = reply::entries(self.links.one(&key, range).await.ok()?);
+            // A refusal is no answer: it must not pass for an empty stream.
+            let entries = reply::entries(self.links.read(&key, range).await.ok()?);
             let Some((last, _)) = entries.last() else { return Some(jobs) };
             (from, read) = (last.next(), read + entries.len());
             let whole = entries.len() < ENTRIES_PER_READ;

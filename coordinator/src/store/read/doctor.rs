@@ -80,7 +80,7 @@ pub struct Checkup {
     pub coordinators: BTreeMap<String, Option<CoordinatorBeat>>,
     /// The newest version of the fleet's policies; 0 before there are any.
     pub policies: u64,
-    /// Subscribers of the outbox, in every partition.
+    /// Subscribers, of the outbox of every partition and of the fleet's feed.
     pub following: Vec<Following>,
     /// Partitions with timers that are late.
     pub late: Vec<LateTimers>,

@@ -43,10 +43,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, matches: &clap::ArgMatches, out: &Out) -> Result<Exit, Failure> {
     let given = process::Given::of(matches);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Worker(args) = &cli.command {
+        runtime.worker_threads(args.threads.into());
+    }
+    let runtime = runtime.enable_all().build().map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     match cli.command {
         Command::Dev(args) => runtime.block_on(process::dev::run(args, &given, out)),
         Command::Coordinator(args) => runtime.block_on(process::coordinator::run(args, &given, out)),

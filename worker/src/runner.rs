@@ -109,7 +109,7 @@ async fn work(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input
     let input = match input {
         Input::None => Bytes::new(),
         Input::Whole(Payload::Inline(bytes)) => bytes,
-        Input::Whole(Payload::Ref(value)) => fetched(kit, attempt, &value).await?,
+        Input::Whole(Payload::Ref(value)) => Box::pin(fetched(kit, attempt, &value)).await?,
     };
     handler.call(attempt.clone(), input).await
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
     http::{self, AppState},
-    shell::{fleet, metrics::Metrics, retention::Retention},
+    shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention},
     store::client::Client,
 };
 use stepfleet_protocol::{keys::Keys, limits::PARTITIONS_MAX, name::Name};
@@ -162,6 +162,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         dispatcher: Some(config.outbox.dispatcher(client, config.retention.audit_ms)),
     };
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
+    let lanes = Lanes::open().map_err(|error| Failure::failed(format!("no threads for the owners: {error}")))?;
     let api = async {
         let served = tokio::try_join!(
             http::serve(listener, app.clone(), stop.clone()),
@@ -175,7 +176,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
-    let ((), served) = tokio::join!(fleet::run(redis, settings, metrics, stop.clone()), async {
+    let ((), served) = tokio::join!(fleet::run_on(lanes, redis, settings, metrics, stop.clone()), async {
         tokio::select! {
             served = api => served.map(drop),
             // A client that keeps a request open does not keep the program.

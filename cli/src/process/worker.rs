@@ -41,6 +41,10 @@ pub(crate) struct WorkerArgs {
     /// Serve `/livez`, `/readyz` and `/metrics` at this address.
     #[arg(long, value_name = "ADDRESS", env = "STEPFLEET_HEALTH_LISTEN")]
     health_listen: Option<String>,
+    /// Threads that run jobs, connections and beats. The stock handlers only wait for others, so that one is enough for
+    /// hundreds of jobs at once, and costs the least.
+    #[arg(long, value_name = "N", env = "STEPFLEET_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: u16,
     /// How log lines look. STEPFLEET_LOG sets a filter.
     #[arg(long, value_enum, value_name = "FORM", env = "STEPFLEET_LOG_FORMAT", default_value_t = LogFormat::Text)]
     log_format: LogFormat,

@@ -36,6 +36,9 @@ pub enum Undoing {
     Failed = 3,
 }
 
+/// What [`Run::history_chunks`] says once the history goes to a place of its own.
+pub const HISTORY_APART: u8 = u8::MAX;
+
 /// A run. Counters are derived from the steps and kept beside them, so that nothing ever walks a whole graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -77,6 +80,8 @@ pub struct Run {
     pub errors: Vec<AttemptError>,
     /// The packed record as it was last written, by the shell, which skips writing it unchanged.
     pub stored: Vec<u8>,
+    /// Chunks of its history that its own record holds, or [`HISTORY_APART`]: the shell's, too.
+    pub history_chunks: u8,
     steps: Vec<Step>,
     dirty: Vec<u32>,
 }
@@ -195,6 +200,7 @@ impl Run {
             work: 0,
             errors: Vec::new(),
             stored: Vec::new(),
+            history_chunks: 0,
             steps,
             dirty: Vec::new(),
         }

@@ -19,6 +19,7 @@ use crate::{
         run::{AttemptError, Run, Step},
     },
     store::{
+        kept,
         link::Link,
         partition::{Partition, TurnError},
         record::{self, RecordError, RunRecord},
@@ -249,6 +250,7 @@ impl Cache {
         };
         let trace = stored.trace.as_deref();
         let mut run = record::restore_run(stored.id, &stored.record, trace, compiled.plan.clone());
+        run.history_chunks = kept::chunks_of(&stored.steps);
         if let Err(e) = place(&mut run, &stored.steps) {
             return Ok(Err(e));
         }

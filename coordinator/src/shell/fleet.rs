@@ -18,6 +18,7 @@ use super::{
     campaign::Campaigns,
     dispatcher::Dispatcher,
     gates::{self, pump},
+    lanes::Lanes,
     lease::{self, Leases},
     metrics::Metrics,
     observer::Observer,
@@ -54,6 +55,11 @@ pub type Owned = watch::Sender<BTreeSet<PartitionId>>;
 
 /// Runs a coordinator until `shutdown`; then gives its partitions away and returns.
 pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: CancellationToken) {
+    run_on(Lanes::default(), dial, config, metrics, shutdown).await;
+}
+
+/// As [`run`], with the owners on `lanes`.
+pub async fn run_on<D: Dial>(lanes: Lanes, dial: D, config: Config, metrics: Metrics, shutdown: CancellationToken) {
     let slots = watch::Sender::new(Slots::new());
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
@@ -71,7 +77,7 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
     let campaigns = Campaigns::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
     let campaigning = tokio::spawn(campaigns.run(shutdown.clone()));
     let told = Told { owned, partitions, slots, known, gates };
-    let mut fleet = Fleet::new(dial, config, metrics, told);
+    let mut fleet = Fleet::new(lanes, dial, config, metrics, told);
     while !shutdown.is_cancelled() {
         fleet.look().await;
         tokio::select! {
@@ -89,6 +95,7 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
 }
 
 struct Fleet<D: Dial> {
+    lanes: Lanes,
     dial: D,
     config: Config,
     metrics: Metrics,
@@ -122,11 +129,12 @@ struct Told {
 }
 
 impl<D: Dial> Fleet<D> {
-    fn new(dial: D, config: Config, metrics: Metrics, told: Told) -> Self {
+    fn new(lanes: Lanes, dial: D, config: Config, metrics: Metrics, told: Told) -> Self {
         let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self {
+            lanes,
             dial,
             config,
             metrics,
@@ -204,7 +212,7 @@ impl<D: Dial> Fleet<D> {
             stop: stop.clone(),
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
         };
-        let task = self.tasks.spawn(task.run());
+        let task = self.tasks.spawn_on(task.run(), &self.lanes.of(partition.0));
         if let Some(dispatcher) = self.config.dispatcher.clone() {
             self.dispatchers.spawn(dispatcher.follow(partition, self.metrics.clone(), stop.clone()));
         }

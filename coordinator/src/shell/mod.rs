@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod gates;
 pub mod inputs;
 pub mod intake;
+pub mod lanes;
 pub mod lease;
 mod letters;
 pub mod links;

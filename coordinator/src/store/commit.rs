@@ -47,7 +47,7 @@ pub struct Commit {
     pub rules: Option<u64>,
     /// Fields of run hashes: `(run, chunk, fields)`; chunk 0 is the run hash itself.
     pub hashes: Vec<(RunId, u32, HashFields)>,
-    /// Chunks of history by run.
+    /// Chunks of history by run, of those whose own hash does not take them.
     pub history: Vec<(RunId, Vec<u8>)>,
     /// Jobs in the order of dispatch.
     pub jobs: Vec<(Name, Wire)>,
@@ -94,7 +94,7 @@ pub struct Commit {
     /// The index of dead letters.
     pub letter_index: LetterIndex,
     /// The outbox entry.
-    pub event: Option<Vec<u8>>,
+    pub event: Option<Wire>,
     /// Audit entries, packed.
     pub audit: Vec<Vec<u8>>,
     /// Answers to commands.
@@ -305,7 +305,7 @@ impl Commit {
             out.cmd("XADD").arg(&audit).arg("*").arg("m").arg(&entry[..]);
         }
         if let Some(event) = &self.event {
-            out.cmd("XADD").arg(&events).arg("*").arg("m").arg(&event[..]);
+            out.cmd("XADD").arg(&events).arg("*").arg(event.field).arg(&event.bytes[..]);
         }
     }
 

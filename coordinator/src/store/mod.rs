@@ -11,6 +11,7 @@ pub mod commit;
 pub mod gates;
 pub mod history;
 pub mod intent;
+pub mod kept;
 pub mod letters;
 pub mod limits;
 pub mod link;

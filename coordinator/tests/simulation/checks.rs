@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stepfleet_coordinator::{shell::core::Outbox, store::reply};
+use stepfleet_coordinator::{
+    shell::core::Outbox,
+    store::{kept, reply},
+};
 use stepfleet_protocol::{
     codec,
     id::{RunId, StreamId},
@@ -69,13 +72,13 @@ async fn check_one_commit(story: &mut Story) {
     let mut look = redis::pipe();
     look.cmd("XRANGE").arg(keys().events()).arg("-").arg("+").cmd("XRANGE").arg(keys().dead()).arg("-").arg("+");
     for (run, _) in &story.runs {
-        look.cmd("GET").arg(keys().history(run));
+        look.cmd("HGETALL").arg(keys().run(run)).cmd("GET").arg(keys().history(run));
     }
     let mut found = story.client.trip(&look).await.expect("no faults").into_iter();
     let mut next = || found.next().expect("a reply each");
     let mut told: BTreeMap<RunId, Vec<u8>> = BTreeMap::new();
     for (_, fields) in reply::entries(next()) {
-        let outbox: Outbox = codec::unpack(&fields[0].1).expect("an entry of ours");
+        let outbox: Outbox = codec::decode(&fields[0].0, &fields[0].1).expect("an entry of ours");
         for (run, transitions) in outbox.runs {
             told.entry(run).or_default().extend_from_slice(&transitions);
         }
@@ -83,8 +86,9 @@ async fn check_one_commit(story: &mut Story) {
     let open: BTreeSet<StreamId> = reply::entries(next()).into_iter().map(|(id, _)| id).collect();
     let mut known = BTreeSet::new();
     for (run, _) in story.runs.clone() {
-        let history = next();
-        let same = reply::bytes(&history) == told.get(&run).map(Vec::as_slice);
+        let (fields, string) = (reply::pairs(next()), next());
+        let history = kept::whole(&fields, reply::bytes(&string));
+        let same = told.get(&run).is_some_and(|told| *told == history);
         assert!(same, "seed {}: outbox and history of {run} differ", story.seed);
         let stored = story.stored(run).await.expect("it was there a moment ago");
         known.extend(stored.steps.values().filter_map(|step| step.letter));

@@ -8,7 +8,7 @@ use stepfleet_coordinator::{
     machine::run::Step,
     shell::owner::{Memory, Owner, OwnerError},
     store::{
-        history,
+        history, kept,
         link::{Dial, Link, LinkError},
         partition::{Partition, TurnError},
         record, reply, workflows,
@@ -208,7 +208,7 @@ pub(crate) async fn stored<D: Dial>(client: &mut Client<D>, run: RunId) -> Resul
     pipe.cmd("HGETALL").arg(keys().run(&run)).cmd("GET").arg(keys().history(&run));
     let mut replies = client.trip(&pipe).await?.into_iter();
     let fields = reply::pairs(replies.next().expect("two replies"));
-    let history = replies.next().as_ref().and_then(reply::bytes).map(history::unpack).unwrap_or_default();
+    let history = history::unpack(&kept::whole(&fields, replies.next().as_ref().and_then(reply::bytes)));
     let get = |name: &str| fields.iter().find(|(f, _)| f == name.as_bytes()).map(|(_, v)| v.clone());
     let Some(bytes): Option<Bytes> = get(record::FIELD_RECORD) else { return Ok(None) };
     let record = record::unpack_run(&bytes).expect("a record of ours");

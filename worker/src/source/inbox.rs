@@ -93,7 +93,8 @@ async fn begin(kit: &Arc<Kit>, attempt: Attempt, input: Input, slots: &mut Optio
 }
 
 fn spawn(kit: &Arc<Kit>, attempt: Attempt, handler: Arc<dyn Call>, input: Input, slot: OwnedSemaphorePermit) {
-    kit.attempts.spawn(runner::run(Arc::clone(kit), attempt, handler, input, slot));
+    // Boxed: the runtime moves what it is given twice more, and this is some kilobytes.
+    kit.attempts.spawn(Box::pin(runner::run(Arc::clone(kit), attempt, handler, input, slot)));
 }
 
 /// Holds a job that this worker has no handler for, then hands it back to those who may have one. Without the wait it

@@ -9,7 +9,7 @@ use crate::{
     machine::run::Run,
     store::{
         commit::{Commit, HashFields},
-        record,
+        kept, record,
     },
 };
 
@@ -37,7 +37,7 @@ impl Core {
             }
         }
         if !event.is_empty() {
-            staged.commit.event = Some(stepfleet_protocol::codec::pack(&Outbox { v: 1, runs: event }));
+            staged.commit.event = Some(stepfleet_protocol::codec::encode(&Outbox { v: 1, runs: event }));
         }
         for (id, answers) in staged.answers {
             staged.commit.answer(id, answers);
@@ -65,13 +65,14 @@ fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut V
         let packed = record::pack_step(run.step(index));
         chunks.entry(chunk).or_default().push((index.to_string().into_bytes(), packed));
     }
-    chunks.retain(|_, fields| !fields.is_empty());
-    commit.hashes.extend(chunks.into_iter().map(|(chunk, fields)| (run.id, chunk, fields)));
     if !touched.transitions.is_empty() {
         let packed = crate::store::history::pack(&touched.transitions);
         event.push((run.id, packed.clone().into()));
-        commit.history.push((run.id, packed));
+        let apart = kept::place(run, packed, chunks.entry(0).or_default());
+        commit.history.extend(apart.map(|packed| (run.id, packed)));
     }
+    chunks.retain(|_, fields| !fields.is_empty());
+    commit.hashes.extend(chunks.into_iter().map(|(chunk, fields)| (run.id, chunk, fields)));
     let moved = touched.was.is_none_or(|was| listing(was) != listing(run.state));
     if moved {
         let at_ms = if run.state.is_finished() { run.finished_ms } else { run.id.created_ms() };

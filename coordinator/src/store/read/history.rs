@@ -5,7 +5,7 @@ use stepfleet_protocol::id::RunId;
 use super::{super::client::Client, ClientError, count, reply};
 use crate::{
     machine::decision::Transition,
-    store::{history, pack::Reader},
+    store::{history, kept, pack::Reader},
 };
 
 /// Bytes that are read at once. No chunk is larger, because a decision is bounded.
@@ -14,7 +14,7 @@ const BYTES_PER_READ: u64 = 2 << 20;
 /// Where a page of history begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Place {
-    /// The byte at which a chunk begins.
+    /// The byte at which a chunk begins, counted over all chunks wherever they are kept.
     pub offset: u64,
     /// Transitions of that chunk to leave out.
     pub skip: usize,
@@ -35,15 +35,31 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn history(&self, run: RunId, place: Place, limit: usize) -> Result<Page, ClientError> {
-        let key = self.keys.partition(run.partition()).history(&run);
-        let mut get = redis::cmd("GETRANGE");
-        get.arg(&key).arg(place.offset).arg(place.offset + BYTES_PER_READ - 1);
+        let keys = self.keys.partition(run.partition());
+        let mut first = redis::cmd("HMGET");
+        first.arg(keys.run(&run)).arg(kept::FIELD_APART);
+        for chunk in 0..kept::CHUNKS_MAX {
+            first.arg(kept::field(chunk));
+        }
+        let found = self.ask_partition(run.partition(), first).await?;
+        let found = reply::array(&found).unwrap_or_default();
+        let mut bytes: Vec<u8> = found.iter().skip(1).map_while(reply::bytes).flatten().copied().collect();
+        let of_hash = bytes.len() as u64;
+        bytes.drain(..bytes.len().min(place.offset as usize));
+        // Without chunks in the string all are in the hash, as they were a moment ago.
+        let is_apart = of_hash == 0 || found.first().and_then(reply::bytes).is_some();
+        if !is_apart {
+            return Ok(page(&bytes, place, limit, of_hash));
+        }
+        let key = keys.history(&run);
+        let (mut get, begin) = (redis::cmd("GETRANGE"), place.offset.saturating_sub(of_hash));
+        get.arg(&key).arg(begin).arg(begin + BYTES_PER_READ - 1);
         let found = self.ask_partition(run.partition(), get).await?;
-        let bytes = reply::bytes(&found).unwrap_or_default();
+        bytes.extend_from_slice(reply::bytes(&found).unwrap_or_default());
         let mut size = redis::cmd("STRLEN");
         size.arg(&key);
-        let total = count(Some(&self.ask_partition(run.partition(), size).await?));
-        Ok(page(bytes, place, limit, total))
+        let total = of_hash + count(Some(&self.ask_partition(run.partition(), size).await?));
+        Ok(page(&bytes, place, limit, total))
     }
 
     /// The history of a run as far as it fits one read, and whether that is all of it.

@@ -206,5 +206,5 @@ impl<D: Dial> Flight<D> {
 
 /// Whether a refusal says that this server is not the one to ask, now or any more.
 fn is_elsewhere(text: &str) -> bool {
-    ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|word| text.starts_with(word))
+    ["MOVED", "ASK", "TRYAGAIN", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|word| text.starts_with(word))
 }

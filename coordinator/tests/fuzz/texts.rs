@@ -57,7 +57,7 @@ pub(crate) const TEMPLATES: &[&str] = &[
     "${{ input.list.exists(i, i == '2') ? size(input.list) : input.missing }}",
     "${{ {'b': input.n, 'a': {'c': [1] + steps.b.output}} }}",
     "${{ string(timestamp(run.created_at) + duration('1h')) }}",
-    "${{ input.?zzz.orValue('d') + input.text.replace('ü', 'u') + 'x'.matches('^x$') }}",
+    "${{ input.?zzz.orValue('d') + input.text + (input.text.startsWith('ü') ? 'y' : 'n') }}",
     "${{ steps[\"a\"].output['ok'] || has(input.deep.a) }}",
     "${{ 9223372036854775807 + input.n }}",
     r#"{"k": ["${{ input.f * 2.0 }}", 1, null], "${{ no }}": {"s": "${{ input.deep }}"}}"#,

@@ -58,11 +58,6 @@ impl Channel {
         *self = Self::default();
     }
 
-    /// Whether a look over this connection has seen somebody there, and 0 would be an absence.
-    pub(super) fn was_seen(&self) -> bool {
-        self.seen.is_some()
-    }
-
     /// Whether it is known, over a calm connection, that somebody is there.
     pub(super) fn is_watched(&self, now: Instant) -> bool {
         self.absent.is_none() && self.seen.is_some_and(|since| now.saturating_duration_since(since) >= CALM)

@@ -44,9 +44,7 @@ impl<D: Dial> Observer<D> {
             for (at, place) in part.iter().enumerate() {
                 let count = counts.and_then(|counts| reply::number(counts.get(2 * at + 1)?));
                 match (&counted, count) {
-                    (Ok(answer), Some(0)) if self.workers.was_on_channel(&place.0) => {
-                        empty.push((place, look(answer)));
-                    }
+                    (Ok(answer), Some(0)) => empty.push((place, look(answer))),
                     (Ok(answer), Some(count)) => self.workers.heard(&place.0, look(answer), count),
                     _ => self.workers.unheard_channel(&place.0),
                 }
@@ -56,7 +54,7 @@ impl<D: Dial> Observer<D> {
     }
 
     /// The count names no slot, so that a node which has lost the slot counts 0 without a word. Any key of the slot makes it say
-    /// so. RACE: a slot that leaves between the two questions had its subscribers at the first.
+    /// so, and then the topology is read again, also for a worker that was never seen there. RACE: a slot that leaves between the two questions had its subscribers at the first.
     async fn confirm(&mut self, empty: Vec<(&Place, Look)>) {
         let ask = |(place, _): &(&Place, Look)| Ask::new(&place.1, vec![redis::cmd("EXISTS").arg(&place.1).clone()]);
         let answers = self.links.gather(empty.iter().map(ask).collect(), CHANNELS_PER_ASK).await;

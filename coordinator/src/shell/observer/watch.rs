@@ -162,11 +162,6 @@ impl Workers {
         self.by_id.iter().filter(|(_, w)| w.losses.is_some()).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Whether a count of 0 on a worker's channel would mean that it has left it.
-    pub(super) fn was_on_channel(&self, id: &str) -> bool {
-        self.by_id.get(id).is_some_and(|watched| watched.channel.was_seen())
-    }
-
     /// A look at a worker's channel.
     pub(super) fn heard(&mut self, id: &str, look: Look, subscribers: i64) {
         if let Some(watched) = self.by_id.get_mut(id) {

@@ -126,10 +126,12 @@ fn a_pause_of_the_looks_ends_what_was_known_of_channels() {
     let base = Instant::now();
     let mut workers = silent(base, &["a"], 2);
     workers.heard("a", Look { steady: base, sent: at(base, 40), got: at(base, 40) }, 1);
-    assert!(workers.was_on_channel("a"));
+    assert_eq!(workers.watched(at(base, 40)), 1);
     workers.start_again(at(base, 50));
-    assert!(!workers.was_on_channel("a"));
-    assert_eq!(workers.watched(at(base, 79)), 0);
+    workers.heard("a", Look { steady: base, sent: at(base, 52), got: at(base, 52) }, 0);
+    assert_eq!(workers.by_id["a"].channel.absent(), None, "nobody was seen there since");
+    workers.heard("a", Look { steady: base, sent: at(base, 54), got: at(base, 54) }, 1);
+    assert_eq!((workers.watched(at(base, 79)), workers.watched(at(base, 80))), (0, 1));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
     store::{link::Dial, reply},
 };
 
-/// Channels in one question: a fifth of a microsecond each.
+/// Channels in one question: a third of a microsecond each.
 const CHANNELS_PER_ASK: usize = 128;
 /// Questions in one trip.
 const ASKS_PER_TRIP: usize = 8;

@@ -64,11 +64,21 @@ fn one(ms: u64) -> Value {
 #[tokio::test]
 async fn the_job_of_a_killed_worker_is_elsewhere_within_seconds_and_a_stopped_one_keeps_its_own() {
     let server = lab::server().await.unwrap();
-    let mut fleet = Fleet::start(&server.url(), 2, 0).await.unwrap();
+    kill_one_and_stop_one(&server.url()).await;
+}
+
+#[tokio::test]
+async fn on_a_cluster_the_job_of_a_killed_worker_is_elsewhere_within_seconds_too() {
+    let cluster = lab::cluster().await.unwrap();
+    kill_one_and_stop_one(&joined("redis-cluster", &cluster.urls())).await;
+}
+
+async fn kill_one_and_stop_one(url: &str) {
+    let mut fleet = Fleet::start(url, 2, 0).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();
     let effects = Effects::default();
-    let _others: Vec<Hands> = (0..4).map(|_| Hands::start(&server.url(), 1, &effects).unwrap()).collect();
+    let _others: Vec<Hands> = (0..4).map(|_| Hands::start(url, 1, &effects).unwrap()).collect();
     for queue in ["killed", "frozen"] {
         fleet.add_worker(&["--queue", queue]).unwrap();
     }

@@ -8,6 +8,9 @@ SHELL := bash
 WFINSTANCES ?= ../shared/data/wfinstances
 # How many seeds `make simulate` runs.
 SEEDS ?= 1000
+# How many minutes `make fuzz` takes, and how many workers `make deaths` kills.
+MINUTES ?= 5
+KILLS ?= 30
 
 # Loads the paths that the set-up found; what the caller has set wins.
 WITH_SERVERS = set -a; \
@@ -15,7 +18,7 @@ WITH_SERVERS = set -a; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
-.PHONY: help setup build test demo bench simulate test-real check check-helm
+.PHONY: help setup build test demo bench simulate fuzz deaths test-real check check-helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,6 +52,13 @@ bench: setup ## throughput, latency and memory in a release build; writes target
 
 simulate: ## the seeded simulation, SEEDS=n seeds
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
+
+fuzz: ## MINUTES=n minutes of arbitrary and changed input for every decoder
+	FUZZ_MINUTES=$(MINUTES) cargo test --workspace --test fuzz -- --nocapture arbitrary
+
+deaths: setup ## how long it takes until the job of a killed worker begins elsewhere, over KILLS=n kills
+	cargo build --workspace --all-targets
+	@$(WITH_SERVERS) KILLS=$(KILLS) target/debug/deaths
 
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
 	cargo build --workspace --all-targets

@@ -11,6 +11,10 @@ use crate::{
     name::Name,
 };
 
+/// Field of a worker's registry hash, beside its account: how many times it lost its own control channel. A worker that writes
+/// it beats at once when that happens, and every [`QUICK_BEAT_MS`](crate::limits::QUICK_BEAT_MS) until it is heard again.
+pub const FIELD_LOSSES: &str = "losses";
+
 /// A worker's account of itself, in its registry hash with each beat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
@@ -94,12 +98,19 @@ pub struct Sight {
     /// By its last beat, when that was written: how long the handler had been running. None if it had not begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_ms: Option<u64>,
+    /// For how long, at the last look, nobody had been listening on its control channel, in milliseconds. None if somebody did,
+    /// or that was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_ms: Option<u64>,
 }
 
 impl fmt::Display for Sight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { silent_ms, trip_ms, .. } = self;
         write!(f, "its beat had not moved for {silent_ms} ms, and the server answered in {trip_ms} ms; ")?;
+        if let Some(ms) = self.gone_ms {
+            write!(f, "it had been gone from its control channel for {ms} ms; ")?;
+        }
         match self.read_age_ms {
             Some(age) => write!(f, "at its last beat it had read its job streams {age} ms before, ")?,
             None => return write!(f, "it never told anything"),

@@ -20,6 +20,8 @@ pub const FIELD_LZ4: &str = "z";
 const DEPTH_MAX: usize = 128;
 /// No message unpacks to more than this.
 const UNPACKED_BYTES_MAX: u32 = 64 << 20;
+/// No byte of an lz4 block stands for more than this.
+const LZ4_RATIO_MAX: usize = 255;
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,13 +133,16 @@ pub fn compress(plain: &[u8]) -> Vec<u8> {
 /// The reverse of [`compress`].
 ///
 /// # Errors
-/// [`DecodeError::Malformed`] when the block is broken or claims more than 64 MiB.
+/// [`DecodeError::Malformed`] when the block is broken or claims more than 64 MiB, or more than a block of its size can hold.
 pub fn decompress(packed: &[u8]) -> Result<Bytes, DecodeError> {
     let claimed = packed.get(..4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")));
     match claimed {
-        Some(bytes) if bytes <= UNPACKED_BYTES_MAX => lz4_flex::block::decompress_size_prepended(packed)
-            .map(Bytes::from)
-            .map_err(|e| DecodeError::Malformed(format!("lz4: {e}"))),
+        // The memory is taken before the block is read.
+        Some(bytes) if bytes <= UNPACKED_BYTES_MAX && bytes as usize <= packed.len().saturating_mul(LZ4_RATIO_MAX) => {
+            lz4_flex::block::decompress_size_prepended(packed)
+                .map(Bytes::from)
+                .map_err(|e| DecodeError::Malformed(format!("lz4: {e}")))
+        }
         _ => Err(DecodeError::Malformed("lz4: impossible length".into())),
     }
 }

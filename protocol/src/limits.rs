@@ -33,6 +33,10 @@ pub const RETRY_AFTER_MS_MAX: u64 = 24 * 3_600_000;
 pub const HEARTBEAT_MS: u64 = 10_000;
 /// A worker whose beat did not move for this long is dead.
 pub const DEAD_AFTER_MS: u64 = 30_000;
+/// Time between two beats of a worker that nobody can reach on its control channel.
+pub const QUICK_BEAT_MS: u64 = 1_000;
+/// A worker that beats quickly without its control channel is dead when it had none for this long and did not beat either.
+pub const GONE_AFTER_MS: u64 = 4 * QUICK_BEAT_MS;
 /// A worker that holds a job longer than this reports `started`.
 pub const STARTED_AFTER_MS: u64 = 1_000;
 /// A job that no worker has a handler for is a dead letter after this long.

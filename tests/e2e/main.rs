@@ -29,6 +29,7 @@ mod coordinator_death;
 mod dead_letters;
 mod explain;
 mod failures;
+mod fast_death;
 mod flows;
 mod full_server;
 mod limits;

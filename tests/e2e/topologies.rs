@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::json;
 use stepfleet_protocol::{
     id::{PartitionId, RunId},
@@ -24,7 +25,7 @@ const PARTITIONS: u16 = 8;
 const BULK: usize = 3_000;
 
 /// The servers behind several URLs as one, with another scheme.
-fn joined(scheme: &str, urls: &[String]) -> String {
+pub(crate) fn joined(scheme: &str, urls: &[String]) -> String {
     let hosts: Vec<&str> = urls.iter().map(|url| url.trim_start_matches("redis://")).collect();
     format!("{scheme}://{}", hosts.join(","))
 }
@@ -202,6 +203,24 @@ async fn first_of(coordinator: &str, cluster: &Cluster) -> PartitionId {
     panic!("`{coordinator}` owns nothing");
 }
 
+/// The doctor, the explanation of a run and the metric tell of a partition whose slot moves.
+async fn says_that_it_pauses(api: &Api, moving: PartitionId, slot: u16, runs: &[String]) -> anyhow::Result<()> {
+    let doctor = api.get("/api/v1/doctor").await?;
+    let findings = doctor["findings"].as_array().context("findings")?;
+    let said = findings.iter().filter(|f| f["check"] == "partitions").filter_map(|f| f["sentence"].as_str());
+    let said: Vec<&str> = said.filter(|sentence| sentence.ends_with(&format!("pause: {moving}"))).collect();
+    anyhow::ensure!(said.len() == 1, "the doctor does not say that partition {moving} pauses: {doctor:#}");
+    let run = runs.iter().find(|run| partition_of(run) == moving).context("a run of the partition")?;
+    let why = api.get(&format!("/api/v1/runs/{run}/explain")).await.expect_err("it cannot be read").to_string();
+    anyhow::ensure!(why.contains(&format!("slot {slot} is moving")) && why.contains("pauses"), "{why}");
+    wait::until(SOON, "the pause to be counted", async || {
+        let paused = api.metric("stepfleet_partitions_paused").await?;
+        anyhow::ensure!(paused == 1.0, "{paused}");
+        Ok(())
+    })
+    .await
+}
+
 /// Every key of a partition is in one slot. While the slot moves its partition pauses, and only that one.
 #[tokio::test]
 async fn on_a_cluster_a_partition_whose_slot_moves_pauses_and_goes_on_afterwards() {
@@ -222,6 +241,9 @@ async fn on_a_cluster_a_partition_whose_slot_moves_pauses_and_goes_on_afterwards
     let begun = effects.steps();
     load::until_begun(&effects, begun + 150).await.unwrap();
     while cluster.move_keys(slot, to, 100).await.unwrap() > 0 {}
+    for coordinator in &fleet.coordinators {
+        says_that_it_pauses(&coordinator.api, moving, slot, &runs).await.unwrap();
+    }
     // Meanwhile a coordinator leaves: the other one takes its partitions, but for the first that it looks at, which nobody can
     // have now.
     fleet.coordinators[0].program.signal(Signal::SIGTERM).unwrap();
@@ -231,6 +253,7 @@ async fn on_a_cluster_a_partition_whose_slot_moves_pauses_and_goes_on_afterwards
     assert_eq!(cluster.move_keys(slot, to, 1).await.unwrap(), 0, "nobody made a key anew on the old node");
     cluster.end_move(slot, to).await.unwrap();
     api.until_all(&here, "completed", load::ALL).await.unwrap();
+    assert_eq!(api.metric("stepfleet_partitions_paused").await.unwrap(), 0.0);
     load::until_done(&api, &runs, &effects).await.unwrap();
     let more = everywhere(&api, 2).await;
     load::until_done(&api, &more, &effects).await.unwrap();

@@ -1,6 +1,8 @@
 //! The beat: what a worker tells of itself, and what it asks with it.
 //!
-//! A worker that cannot read its streams does not beat: then it is dead to its coordinator, and its jobs go to others.
+//! A worker that cannot read its streams does not beat: then it is dead to its coordinator, and its jobs go to others. While
+//! the worker's control channel is lost it beats at once and every second, on another connection: to coordinators who see
+//! nobody on that channel this is the proof that it lives.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +12,11 @@ use std::{
 
 use redis::{Pipeline, Value};
 use stepfleet_protocol::{
-    beat::{Beat, Held, Phase},
+    beat::{Beat, FIELD_LOSSES, Held, Phase},
     codec::{self, pack},
     id::{JobId, PartitionId},
     keys,
-    limits::HEARTBEAT_MS,
+    limits::{HEARTBEAT_MS, QUICK_BEAT_MS},
     name::Name,
 };
 use tokio::time::MissedTickBehavior;
@@ -32,8 +34,10 @@ pub(crate) async fn run(kit: Arc<Kit>) {
     let mut register = Register::default();
     let mut drains = false;
     loop {
+        let is_deaf = kit.hearing.borrow().is_deaf;
         tokio::select! {
             _ = every.tick() => {}
+            () = tokio::time::sleep(Duration::from_millis(QUICK_BEAT_MS)), if is_deaf => {}
             () = kit.beat_now.notified() => {}
             () = kit.drain.cancelled(), if !drains => drains = true,
             () = kit.flush.cancelled() => return,
@@ -71,7 +75,9 @@ impl Register {
             self.since_ms = time_ms(&trip(kit, &list, &time).await?).ok_or("TIME gave no time")?;
         }
         let mut pipeline = Pipeline::new();
-        pipeline.cmd("HSET").arg(&own).arg("n").arg(self.beats).arg("beat").arg(pack(&account(kit)));
+        let losses = kit.hearing.borrow().losses;
+        let fields = pipeline.cmd("HSET").arg(&own).arg("n").arg(self.beats).arg("beat").arg(pack(&account(kit)));
+        fields.arg(FIELD_LOSSES).arg(losses);
         pipeline.cmd("PEXPIRE").arg(&own).arg(REGISTRY_TTL.as_millis() as u64);
         trip(kit, &own, &pipeline).await?;
         let mut pipeline = Pipeline::new();

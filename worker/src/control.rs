@@ -9,7 +9,11 @@ use futures::StreamExt;
 use stepfleet_connect::{Event, Events, Subscriber};
 use stepfleet_protocol::{beat::Control, codec, id::PartitionId, keys};
 
-use crate::{beat, kit::Kit, limits::SUBSCRIBES_AT_ONCE};
+use crate::{
+    beat,
+    kit::{Hearing, Kit},
+    limits::SUBSCRIBES_AT_ONCE,
+};
 
 /// Listens until the worker has left.
 pub(crate) async fn run(kit: Arc<Kit>) {
@@ -51,6 +55,7 @@ async fn subscribe(subscriber: &Subscriber, slot: u16, channel: &str) {
 }
 
 async fn hear(kit: &Kit, mut events: Events) {
+    let own = kit.keys.worker_control(&kit.worker).into_bytes();
     while let Some(event) = events.recv().await {
         match event {
             Event::Message { channel, payload } => match codec::unpack(&payload) {
@@ -61,11 +66,22 @@ async fn hear(kit: &Kit, mut events: Events) {
                 }
             },
             // What was said meanwhile was missed: ask for it.
-            Event::Live { .. } | Event::Overflow => {
+            Event::Live { channel } => {
+                if channel == own {
+                    kit.hearing.send_modify(Hearing::regain);
+                }
+                kit.beat_now.notify_one();
+                ring(kit);
+            }
+            Event::Overflow => {
                 kit.beat_now.notify_one();
                 ring(kit);
             }
             Event::Lost { channel } => {
+                if channel == own {
+                    kit.hearing.send_modify(Hearing::lose);
+                    kit.beat_now.notify_one();
+                }
                 tracing::debug!(channel = %String::from_utf8_lossy(&channel), "a control channel is lost");
             }
         }

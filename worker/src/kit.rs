@@ -58,6 +58,28 @@ pub(crate) struct Kit {
     pub(crate) gates: Gates,
     /// A beat is wanted at once.
     pub(crate) beat_now: Notify,
+    /// Whether the worker's own control channel is heard.
+    pub(crate) hearing: watch::Sender<Hearing>,
+}
+
+/// How the worker's own control channel is heard.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Hearing {
+    /// It was heard, and is not now: coordinators see that nobody listens there.
+    pub(crate) is_deaf: bool,
+    /// How many times it was lost.
+    pub(crate) losses: u64,
+}
+
+impl Hearing {
+    pub(crate) fn lose(&mut self) {
+        self.is_deaf = true;
+        self.losses += 1;
+    }
+
+    pub(crate) fn regain(&mut self) {
+        self.is_deaf = false;
+    }
 }
 
 /// What the writer writes.

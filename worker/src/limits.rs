@@ -18,8 +18,9 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DOORBELL_WAIT: Duration = Duration::from_secs(1);
 /// How often the number of partitions is read again.
 pub const PARTITIONS_EVERY: Duration = Duration::from_secs(10);
-/// A reader without a free slot proves that it can read this often.
-pub const PROOF_EVERY: Duration = Duration::from_secs(5);
+/// A reader without a free slot proves that it can read this often: more often than the 4 s after which coordinators miss who
+/// is gone from its control channel.
+pub const PROOF_EVERY: Duration = Duration::from_secs(2);
 /// First wait before a lost connection is opened again; it doubles, with jitter.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait before a lost connection is opened again.

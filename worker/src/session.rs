@@ -131,6 +131,7 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
         doorbell: watch::Sender::new(0),
         gates: Gates::default(),
         beat_now: Notify::new(),
+        hearing: watch::Sender::default(),
     }
 }
 

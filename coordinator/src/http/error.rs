@@ -93,6 +93,9 @@ impl From<ClientError> for ApiError {
             ClientError::Ask(AskError::Unavailable(_)) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "redis_unavailable", detail).retry_after(1)
             }
+            ClientError::Ask(AskError::Moving { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "slot_moving", detail).retry_after(1)
+            }
             ClientError::Ask(AskError::Refused(text)) => {
                 let code = if text.contains("OOM") { "redis_full" } else { "redis_refused" };
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(5)

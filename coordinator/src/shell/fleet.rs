@@ -112,6 +112,8 @@ struct Fleet<D: Dial> {
     /// As last read.
     coordinators: u64,
     unreachable: bool,
+    /// Partitions of nobody here whose leases could not be read at the last look, as their slots are moving.
+    moving: i64,
 }
 
 /// What owners and the other tasks of the process tell each other.
@@ -148,6 +150,7 @@ impl<D: Dial> Fleet<D> {
             partitions: 0,
             coordinators: 1,
             unreachable: false,
+            moving: 0,
         }
     }
 
@@ -159,7 +162,7 @@ impl<D: Dial> Fleet<D> {
                 tracing::error!(%error, "ALERT: a dispatcher panicked; its partition is followed by its next owner");
             }
         }
-        let mut failure = self.count().await.err();
+        let (mut failure, mut moving) = (self.count().await.err(), 0);
         for partition in (0..self.partitions).map(PartitionId) {
             let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
             if alone || self.running.contains_key(&partition) {
@@ -170,9 +173,13 @@ impl<D: Dial> Fleet<D> {
             match self.leases.try_take(partition, has_share).await {
                 Ok(true) => self.start(partition),
                 Ok(false) => {}
-                Err(error) => failure = Some(error),
+                Err(error) => {
+                    moving += i64::from(task::is_moving(&error));
+                    failure = Some(error);
+                }
             }
         }
+        self.metrics.paused.add(moving - std::mem::replace(&mut self.moving, moving));
         if self.leases.has_too_many(self.running.len(), self.partitions, self.coordinators)
             && let Some(stop) = self.running.values().next()
         {
@@ -210,6 +217,7 @@ impl<D: Dial> Fleet<D> {
             known: self.told.known.clone(),
             partition,
             stop: stop.clone(),
+            is_paused: false,
             leases: Leases::new(self.dial.clone(), self.config.keys.clone(), self.config.name.clone(), Duration::ZERO),
         };
         let task = self.tasks.spawn_on(task.run(), &self.lanes.of(partition.0));

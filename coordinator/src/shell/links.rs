@@ -44,12 +44,21 @@ pub struct Answer {
     pub sent: Instant,
     /// When the replies were there.
     pub got: Instant,
+    /// Since when the link had been open, and nobody on it had been told that its server is not the one to ask. Two answers
+    /// with the same moment, about slots of one node, are of the same process of a server.
+    pub steady: Instant,
+}
+
+/// A link, and since when it has been as an [`Answer`] tells.
+struct Open<L> {
+    link: L,
+    steady: Instant,
 }
 
 /// Links by node. One task uses them.
 pub struct Links<D: Dial> {
     dial: D,
-    by_node: HashMap<u64, D::Link>,
+    by_node: HashMap<u64, Open<D::Link>>,
     /// Nodes that are left alone until then.
     rests: HashMap<u64, Instant>,
 }
@@ -58,6 +67,11 @@ impl<D: Dial> Links<D> {
     /// None are open yet.
     pub fn new(dial: D) -> Self {
         Self { dial, by_node: HashMap::new(), rests: HashMap::new() }
+    }
+
+    /// A number for the node that serves `slot` now.
+    pub fn node(&self, slot: u16) -> u64 {
+        self.dial.node(slot)
     }
 
     /// Asks all nodes concerned at the same time, at most `per_trip` asks in one trip. Answers stand in the order of the asks;
@@ -132,7 +146,7 @@ impl<D: Dial> Links<D> {
 /// The asks of one node under way.
 struct Flight<D: Dial> {
     dial: D,
-    link: Option<D::Link>,
+    link: Option<Open<D::Link>>,
     /// Why nothing more is asked.
     lost: Option<LinkError>,
     answers: Vec<(usize, Result<Answer, LinkError>)>,
@@ -160,22 +174,29 @@ impl<D: Dial> Flight<D> {
 
     /// One trip. What it brought is among the answers, unless all of it was lost.
     async fn trip(&mut self, asks: &[(usize, Ask)]) -> Result<(), LinkError> {
-        let link = match &mut self.link {
-            Some(link) => link,
-            none => none.insert(self.dial.dial(asks[0].1.slot, RESPONSE_TIMEOUT).await?),
+        let open = match &mut self.link {
+            Some(open) => open,
+            none => {
+                let link = self.dial.dial(asks[0].1.slot, RESPONSE_TIMEOUT).await?;
+                none.insert(Open { link, steady: Instant::now() })
+            }
         };
         let mut pipe = Pipeline::with_capacity(asks.iter().map(|(_, ask)| ask.cmds.len()).sum());
         for cmd in asks.iter().flat_map(|(_, ask)| &ask.cmds) {
             pipe.add_command(cmd.clone());
         }
         let sent = Instant::now();
-        let mut replies = link.trip(&pipe).await?.into_iter();
+        let mut replies = open.link.trip(&pipe).await?.into_iter();
         let got = Instant::now();
+        let steady = open.steady;
         for (at, ask) in asks {
             let replies: Vec<Value> = replies.by_ref().take(ask.cmds.len()).collect();
             let answer = match replies.iter().filter_map(reply::error).find(|text| is_elsewhere(text)) {
-                Some(text) => Err(LinkError::Lost(text)),
-                None => Ok(Answer { replies, sent, got }),
+                Some(text) => {
+                    open.steady = got;
+                    Err(LinkError::Lost(text))
+                }
+                None => Ok(Answer { replies, sent, got, steady }),
             };
             self.answers.push((*at, answer));
         }
@@ -185,5 +206,5 @@ impl<D: Dial> Flight<D> {
 
 /// Whether a refusal says that this server is not the one to ask, now or any more.
 fn is_elsewhere(text: &str) -> bool {
-    ["MOVED", "ASK", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|word| text.starts_with(word))
+    ["MOVED", "ASK", "TRYAGAIN", "READONLY", "CLUSTERDOWN", "LOADING"].iter().any(|word| text.starts_with(word))
 }

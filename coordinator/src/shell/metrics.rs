@@ -27,12 +27,18 @@ pub struct Metrics {
     pub torn: IntCounter,
     /// Partitions owned now.
     pub owned: IntGauge,
+    /// Partitions that pause, as their slots are on their way to other nodes, as far as this coordinator sees.
+    pub paused: IntGauge,
     /// Jobs of dead workers that were reported lost.
     pub lost: IntCounter,
     /// How long the worker of a lost job had been silent when the loss was reported.
     pub lost_after: Histogram,
     /// Workers declared dead.
     pub dead_workers: IntCounter,
+    /// Workers found dead, by what told of it: `beats`, or their control `channel`.
+    pub deaths: IntCounterVec,
+    /// Workers whose control channel would tell of their death within seconds.
+    pub channels_watched: IntGauge,
     /// Times that a third of the fleet would have died at once, and was given another period.
     pub mass_deaths_held: IntCounter,
     /// What was beyond retention and was deleted.
@@ -145,6 +151,9 @@ impl Metrics {
         let owned =
             IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
         registry.register(Box::new(owned.clone())).expect("registered once");
+        let help = "Partitions that this coordinator sees pause because their slot is moving to another node";
+        let paused = IntGauge::new("stepfleet_partitions_paused", help).expect("a legal metric");
+        registry.register(Box::new(paused.clone())).expect("registered once");
         let help = "Version of the fleet's policies that this coordinator decides with";
         let policies_version = IntGauge::new("stepfleet_policies_version", help).expect("a legal metric");
         registry.register(Box::new(policies_version.clone())).expect("registered once");
@@ -153,10 +162,19 @@ impl Metrics {
         let batch_items = Histogram::with_opts(opts).expect("a legal metric");
         registry.register(Box::new(batch_items.clone())).expect("registered once");
         let help = "How long a dead worker had been silent when one of its jobs was reported lost";
-        let after = vec![30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
+        let after = vec![4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
         let opts = HistogramOpts::new("stepfleet_jobs_lost_after_seconds", help).buckets(after);
         let lost_after = Histogram::with_opts(opts).expect("a legal metric");
         registry.register(Box::new(lost_after.clone())).expect("registered once");
+        let deaths = Opts::new("stepfleet_worker_deaths_total", "Workers found dead, by what told of it");
+        let deaths = IntCounterVec::new(deaths, &["way"]).expect("a legal metric");
+        registry.register(Box::new(deaths.clone())).expect("registered once");
+        for way in super::observer::WAYS {
+            deaths.with_label_values(&[way]).reset();
+        }
+        let help = "Workers whose control channel would tell of their death within seconds";
+        let channels_watched = IntGauge::new("stepfleet_worker_channels_watched", help).expect("a legal metric");
+        registry.register(Box::new(channels_watched.clone())).expect("registered once");
         let gates = Opts::new("stepfleet_gates", "Circuit breakers and paused queues that hold something back");
         let gates = IntGaugeVec::new(gates, &["stand"]).expect("a legal metric");
         registry.register(Box::new(gates.clone())).expect("registered once");
@@ -182,6 +200,8 @@ impl Metrics {
             torn: counter("owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
             lost: counter("jobs_lost_total", "Jobs of dead workers that were reported lost"),
             lost_after,
+            deaths,
+            channels_watched,
             dead_workers: counter("workers_dead_total", "Workers declared dead"),
             mass_deaths_held: counter("mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
             expired: ExpiredCounters {
@@ -195,6 +215,7 @@ impl Metrics {
             audited: counter("audit_runs_total", "Runs that the auditor looked at"),
             repairs,
             owned,
+            paused,
             policies_version,
             policies_unread: counter("policies_unread_total", "Looks at the fleet's policies that failed"),
             batch_items,

@@ -14,6 +14,12 @@ pub enum AskError {
     /// It cannot be reached, or did not answer in time. What it did with the commands is unknown.
     #[error("redis is unavailable: {0}")]
     Unavailable(String),
+    /// A slot of a Cluster is on its way to another node; nothing was written there.
+    #[error("slot {slot} is moving to another node of the cluster: its partition pauses until all of it is there")]
+    Moving {
+        /// The slot.
+        slot: u16,
+    },
     /// It refused, and nothing was written: full, read-only, no permission.
     #[error("redis refused: {0}")]
     Refused(String),
@@ -26,13 +32,17 @@ pub enum AskError {
 /// like any other. After a sign of a failover or a moved slot the topology is read again, so that the next call finds it.
 ///
 /// # Errors
-/// [`AskError::Unavailable`].
+/// [`AskError::Unavailable`], [`AskError::Moving`].
 pub(super) async fn ask(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, AskError> {
     if pipe.is_empty() {
         return Ok(Vec::new());
     }
     match attempt(redis, slot, pipe).await {
         Ok(replies) => {
+            if let Some(slot) = replies.iter().find_map(|reply| moving(reply, slot)) {
+                let _ = redis.refresh().await;
+                return Err(AskError::Moving { slot });
+            }
             if replies.iter().any(is_stale) {
                 // A failure shows with the next call.
                 let _ = redis.refresh().await;
@@ -47,9 +57,30 @@ pub(super) async fn ask(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec
     }
 }
 
+/// The slot that is on its way, by what the node says that still has it; `asked` where it does not say which.
+pub(super) fn moving(reply: &Value, asked: u16) -> Option<u16> {
+    match reply {
+        Value::ServerError(error) if error.code() == "ASK" => {
+            let named = error.details().and_then(|text| text.split(' ').next()?.parse().ok());
+            Some(named.unwrap_or(asked))
+        }
+        Value::ServerError(error) if error.code() == "TRYAGAIN" => Some(asked),
+        Value::Array(items) => items.iter().find_map(|item| moving(item, asked)),
+        _ => None,
+    }
+}
+
 async fn attempt(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, String> {
     let mut connection = redis.pooled(slot).await.map_err(|e| e.to_string())?;
     connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(|e| e.to_string())
+}
+
+/// Sends `pipe` once, and leaves it to the caller what refusals mean.
+///
+/// # Errors
+/// [`AskError::Unavailable`].
+pub(super) async fn ask_plainly(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, AskError> {
+    attempt(redis, slot, pipe).await.map_err(AskError::Unavailable)
 }
 
 /// As [`ask`], once more after a failure: for reads, and for writes that may be repeated.
@@ -145,9 +176,22 @@ fn is_stale(value: &Value) -> bool {
     let inside = |items: &[Value]| items.iter().any(is_stale);
     match value {
         Value::ServerError(e) => {
-            matches!(e.code(), "MOVED" | "ASK" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
+            matches!(e.code(), "MOVED" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
         }
         Value::Array(items) => inside(items),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_that_moves_is_named_by_the_node_that_still_has_it() {
+        let refusal = |text: &str| redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).expect("a reply");
+        assert_eq!(moving(&refusal("ASK 8192 127.0.0.1:7001"), 1), Some(8_192));
+        assert_eq!(moving(&Value::Array(vec![Value::Okay, refusal("TRYAGAIN Multiple keys")]), 7), Some(7));
+        assert_eq!(moving(&refusal("MOVED 8192 127.0.0.1:7001"), 1), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What a client of the partitions does: it appends to their logs and waits for the answers. It never writes run state.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -140,6 +140,8 @@ pub struct Client {
     pub(super) redis: Redis,
     pub(super) keys: Keys,
     pub(super) shared: Arc<Shared>,
+    /// Partitions that are left out of looks at all of them.
+    pub(super) left_out: Arc<BTreeSet<PartitionId>>,
 }
 
 #[derive(Debug, Default)]
@@ -164,7 +166,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Client {
     /// A client over these servers.
     pub fn new(redis: Redis, keys: Keys) -> Self {
-        Self { redis, keys, shared: Arc::default() }
+        Self { redis, keys, shared: Arc::default(), left_out: Arc::default() }
     }
 
     /// The keys of this installation.

@@ -20,9 +20,13 @@ pub mod queues;
 pub mod runs;
 pub(in crate::store) mod streams;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use redis::{Cmd, Value};
+use stepfleet_connect::Topology;
 use stepfleet_protocol::{
     codec,
     id::{PartitionId, StreamId},
@@ -84,6 +88,11 @@ impl Client {
     /// Sends commands to the primaries of their slots, those of one server together. One reply each, in order, refusals in
     /// their own place.
     pub(in crate::store) async fn ask_all(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>, ClientError> {
+        Ok(self.ask_by_node(commands, false).await?)
+    }
+
+    /// As [`Self::ask_all`]; `plainly`, what tells of moved and moving slots is a reply like any other.
+    async fn ask_by_node(&self, commands: Vec<(u16, Cmd)>, plainly: bool) -> Result<Vec<Value>, ask::AskError> {
         let mut groups: HashMap<String, (u16, Vec<(usize, Cmd)>)> = HashMap::new();
         let count = commands.len();
         for (place, (slot, cmd)) in commands.into_iter().enumerate() {
@@ -97,7 +106,11 @@ impl Client {
                 for (_, cmd) in part {
                     pipe.add_command(cmd.clone());
                 }
-                let replies = ask::ask_twice(&self.redis, slot, &pipe).await?;
+                let replies = if plainly {
+                    ask::ask_plainly(&self.redis, slot, &pipe).await?
+                } else {
+                    ask::ask_twice(&self.redis, slot, &pipe).await?
+                };
                 for ((place, _), value) in part.iter().zip(replies) {
                     out[*place] = value;
                 }
@@ -114,9 +127,32 @@ impl Client {
         Ok(replies.pop().unwrap_or(Value::Nil))
     }
 
-    /// Every partition.
+    /// Every partition that is not left out.
     pub(in crate::store) async fn all_partitions(&self) -> Result<Vec<PartitionId>, ClientError> {
-        Ok((0..self.partitions().await?).map(PartitionId).collect())
+        let all = (0..self.partitions().await?).map(PartitionId);
+        Ok(all.filter(|partition| !self.left_out.contains(partition)).collect())
+    }
+
+    /// Partitions that pause, as their slots are on their way to other nodes.
+    pub(in crate::store) async fn paused(&self) -> Result<BTreeSet<PartitionId>, ClientError> {
+        if self.redis.topology() != Topology::Cluster {
+            return Ok(BTreeSet::new());
+        }
+        let all = self.all_partitions().await?;
+        // A node from which a slot is moving refuses keys that it has not. There never is a key with the name of a channel.
+        let look = |partition: &PartitionId| {
+            let mut exists = redis::cmd("EXISTS");
+            exists.arg(self.keys.partition(*partition).control());
+            (slot(*partition), exists)
+        };
+        let replies = self.ask_by_node(all.iter().map(look).collect(), true).await?;
+        let moving = |(partition, reply): &(PartitionId, &Value)| ask::moving(reply, slot(*partition)).is_some();
+        Ok(all.into_iter().zip(&replies).filter(moving).map(|(partition, _)| partition).collect())
+    }
+
+    /// The same client, which leaves these partitions out of looks at all of them.
+    pub(in crate::store) fn without(&self, partitions: &BTreeSet<PartitionId>) -> Self {
+        Self { left_out: Arc::new(partitions.clone()), ..self.clone() }
     }
 
     /// The workflow under a plan key; none if it is gone.

@@ -294,7 +294,7 @@ pub fn unpack_step(bytes: &[u8]) -> Result<Step, RecordError> {
         step.attempts = r.small()?;
         step.needs_left = r.small()?;
         if more & 0x10 != 0 {
-            step.generation = r.small()?;
+            step.generation = r.small().filter(|generation| *generation > 0)?;
         }
         if more & 0x20 != 0 {
             step.spent = r.small()?;

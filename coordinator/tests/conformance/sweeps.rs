@@ -21,7 +21,10 @@ use stepfleet_protocol::{
     name::Name,
     value::Input,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{fleet::all_keys, wire::Wire, world::runtime};
 
@@ -63,7 +66,26 @@ impl Sky {
         self.beats += 1;
         let (list, own, n) = (all_keys().workers(), all_keys().worker(worker), self.beats.to_string());
         self.ask(&list, &[b"ZADD", list.as_bytes(), b"1", worker.as_str().as_bytes()]).await;
-        self.ask(&own, &[b"HSET", own.as_bytes(), b"n", n.as_bytes()]).await;
+        self.ask(&own, &[b"HSET", own.as_bytes(), b"n", n.as_bytes(), b"losses", b"0"]).await;
+    }
+
+    /// Listens on a worker's control channel in its place.
+    fn listen(&self, worker: &WorkerId) -> mpsc::Receiver<Vec<u8>> {
+        let channel = all_keys().worker_control(worker);
+        let at = usize::from(slot_of(channel.as_bytes())) * self.nodes.len() / 16_384;
+        self.nodes[at].subscribe(channel)
+    }
+
+    /// A fleet that listens, each of which has a job, watched for long enough that channels tell of deaths.
+    async fn watched(&mut self, workers: &[WorkerId]) -> Vec<mpsc::Receiver<Vec<u8>>> {
+        let ears = workers.iter().map(|worker| self.listen(worker)).collect();
+        for worker in workers {
+            self.beat(worker).await;
+            self.give(worker, BOTH[0]).await;
+        }
+        self.sweep_for(36, workers).await;
+        assert_eq!(self.metrics.channels_watched.get(), workers.len() as i64);
+        ears
     }
 
     /// Gives a worker a job of a partition.
@@ -258,5 +280,85 @@ fn when_more_than_a_third_of_the_fleet_falls_silent_it_gets_one_more_period() {
         sky.sweep_for(10, &workers[2..]).await;
         assert_eq!(sky.lost(BOTH[0]).await, set(&workers[..2]), "for one period");
         assert_eq!(sky.metrics.mass_deaths_held.get(), 1);
+    });
+}
+
+/// Sweeps while somebody whose channel is lost gives another sign of life with each.
+async fn keeps_its_job(sky: &mut Sky, workers: &[WorkerId], mut sign: impl AsyncFnMut(&mut Sky)) {
+    let mut ears = sky.watched(workers).await;
+    drop(ears.remove(0));
+    for _ in 0..10 {
+        sign(sky).await;
+        sky.sweep_for(1, &workers[1..]).await;
+    }
+    assert_eq!(sky.lost(BOTH[0]).await, BTreeSet::new());
+}
+
+#[test]
+fn who_is_gone_from_its_channel_and_gives_no_other_sign_of_life_loses_its_jobs_in_seconds() {
+    on_sky(1, Duration::ZERO, async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=5).map(worker).collect();
+        let mut ears = sky.watched(&workers).await;
+        drop(ears.remove(0));
+        sky.sweep_for(4, &workers[1..]).await;
+        assert_eq!(sky.lost(BOTH[0]).await, BTreeSet::new());
+        sky.sweep_for(4, &workers[1..]).await;
+        assert_eq!(sky.lost(BOTH[0]).await, set([&workers[0]]));
+        assert_eq!(sky.metrics.deaths.with_label_values(&["channel"]).get(), 1);
+        sky.sweep_for(40, &workers[1..]).await;
+        assert_eq!(sky.metrics.deaths.with_label_values(&["beats"]).get(), 0, "a death is counted once");
+    });
+}
+
+#[test]
+fn who_beats_without_its_channel_keeps_its_jobs() {
+    on_sky(1, Duration::ZERO, async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=5).map(worker).collect();
+        keeps_its_job(&mut sky, &workers, async |sky| sky.beat(&worker(1)).await).await;
+    });
+}
+
+#[test]
+fn who_reads_jobs_without_its_channel_keeps_those_it_has() {
+    on_sky(1, Duration::ZERO, async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=5).map(worker).collect();
+        let jobs = all_keys().partition(BOTH[0]).jobs(&Name::new("default").expect("a legal name"));
+        keeps_its_job(&mut sky, &workers, async |sky| {
+            let (key, id) = (jobs.as_bytes(), worker(1));
+            let read: &[&[u8]] =
+                &[b"XREADGROUP", b"GROUP", GROUP.as_bytes(), id.as_str().as_bytes(), b"STREAMS", key, b"0"];
+            sky.ask(&jobs, read).await.expect("up");
+        })
+        .await;
+    });
+}
+
+#[test]
+fn trap_8_after_an_outage_channels_tell_nothing_for_half_a_minute() {
+    on_sky(1, Duration::ZERO, async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=5).map(worker).collect();
+        drop(sky.watched(&workers).await);
+        sky.nodes[0].down();
+        sky.sweep_for(3, &[]).await;
+        sky.nodes[0].up();
+        // One of them never comes back; it is as dead as its beats say.
+        let _ears: Vec<_> = workers[1..].iter().map(|worker| sky.listen(worker)).collect();
+        sky.sweep_for(26, &workers[1..]).await;
+        assert_eq!(sky.lost(BOTH[0]).await, BTreeSet::new());
+        assert_eq!(sky.metrics.channels_watched.get(), 0);
+        sky.sweep_for(16, &workers[1..]).await;
+        assert_eq!(sky.lost(BOTH[0]).await, set([&workers[0]]));
+        assert_eq!(sky.metrics.deaths.with_label_values(&["beats"]).get(), 1);
+    });
+}
+
+#[test]
+fn when_half_of_the_channels_are_empty_at_once_nobody_is_gone() {
+    on_sky(1, Duration::ZERO, async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=4).map(worker).collect();
+        let ears = sky.watched(&workers).await;
+        let _others: Vec<_> = ears.into_iter().take(2).collect();
+        sky.sweep_for(20, &workers[..2]).await;
+        assert_eq!(sky.lost(BOTH[0]).await, BTreeSet::new());
     });
 }

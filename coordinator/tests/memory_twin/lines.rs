@@ -76,6 +76,7 @@ NOSUCH thing
 GET
 ZADD {z} 1
 SPUBLISH nobody {v}
+PUBSUB SHARDNUMSUB nobody no-one
 PING
 MULTI
 MULTI

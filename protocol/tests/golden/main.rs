@@ -90,7 +90,8 @@ fn failure() -> Failure {
 }
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
-    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms: Some(4), held: true, running_ms: Some(500) };
+    let (read_age_ms, running_ms, gone_ms) = (Some(4), Some(500), None);
+    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms, held: true, running_ms, gone_ms };
     let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),

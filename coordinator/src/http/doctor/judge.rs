@@ -119,6 +119,10 @@ fn partitions(found: &Checkup, all: &mut Findings) {
             format!("{} of {} partitions have no owner: {}", unowned.len(), found.partitions.len(), named(unowned));
         all.add("partitions", Error, text, "start a coordinator; look at the log of the running ones for `ALERT`");
     }
+    if !found.paused.is_empty() {
+        let text = format!("partitions whose slots are on their way to other nodes pause: {}", named(&found.paused));
+        all.add("partitions", Warning, text, "they go on by themselves when all keys of their slots have arrived");
+    }
     let quarantined: u64 = found.partitions.iter().map(|p| p.quarantine).sum();
     if quarantined > 0 {
         let text = format!("{quarantined} entries are in quarantine");
@@ -241,6 +245,7 @@ mod tests {
         check(|c| c.clocks_ms.1 = NOW_MS - 5_000, Warning, "clock", "5000 ms");
         check(|c| c.clocks_ms.1 = NOW_MS + 90_000, Error, "clock", "90000 ms");
         check(|c| c.partitions[0].owner = None, Error, "partitions", "1 of 1 partitions have no owner: 0");
+        check(|c| c.paused = [PartitionId(3)].into(), Warning, "partitions", "to other nodes pause: 3");
         check(|c| c.partitions[0].quarantine = 2, Warning, "partitions", "2 entries");
         check(|c| c.partitions[0].counters = [("repairs".into(), 4)].into(), Warning, "auditor", "made 4 repairs");
         let late = |late_ms| LateTimers { partition: PartitionId(0), count: 2, late_ms };

@@ -43,6 +43,8 @@ pub(super) struct Task<D: Dial> {
     pub(super) partition: PartitionId,
     pub(super) stop: CancellationToken,
     pub(super) leases: Leases<D>,
+    /// The partition's slot is on its way to another node.
+    pub(super) is_paused: bool,
 }
 
 impl<D: Dial> Task<D> {
@@ -54,6 +56,7 @@ impl<D: Dial> Task<D> {
             memory = kept;
             failures = if used { 0 } else { failures + 1 };
             let Some(error) = error else { break };
+            self.pause(pauses(&error));
             left_alone = self.judge(&error, &mut memory);
             if left_alone {
                 break;
@@ -69,6 +72,7 @@ impl<D: Dial> Task<D> {
             match self.leases.retake(self.partition).await {
                 Ok(true) => {}
                 Ok(false) => {
+                    self.pause(false);
                     tracing::info!(partition = %self.partition, "another coordinator has the partition now");
                     return Ended { partition: self.partition, left_alone };
                 }
@@ -76,6 +80,7 @@ impl<D: Dial> Task<D> {
                 Err(error) => tracing::debug!(%error, "the lease could not be read"),
             }
         }
+        self.pause(false);
         if let Err(error) = self.leases.release(self.partition).await {
             tracing::debug!(%error, "the lease will lapse by itself");
         }
@@ -114,6 +119,7 @@ impl<D: Dial> Task<D> {
             if let Err(error) = owner.turn(self.stop.is_cancelled()).await {
                 return (Some(error), owner.done.commits > 0, owner.memory());
             }
+            self.pause(false);
             self.count(&mut before, owner.done);
         }
         (None, true, owner.memory())
@@ -139,6 +145,20 @@ impl<D: Dial> Task<D> {
         self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);
         self.metrics.expired.count(before.expired, now.expired);
         *before = now;
+    }
+
+    fn pause(&mut self, pauses: bool) {
+        if pauses == self.is_paused {
+            return;
+        }
+        self.is_paused = pauses;
+        if pauses {
+            tracing::warn!(partition = %self.partition, "the slot is moving to another node; the partition pauses");
+            self.metrics.paused.inc();
+        } else {
+            tracing::info!(partition = %self.partition, "the partition pauses no more");
+            self.metrics.paused.dec();
+        }
     }
 
     /// Learns from the end of a reign. True when the partition has to be left alone.
@@ -177,4 +197,22 @@ impl<D: Dial> Task<D> {
         }
         false
     }
+}
+
+/// Whether a reign ended because keys of the partition are on their way to another node.
+fn pauses(error: &OwnerError) -> bool {
+    match error {
+        OwnerError::Turn(TurnError::Refused(why)) => is_redirect(why),
+        OwnerError::Turn(TurnError::Link(error)) => is_moving(error),
+        _ => false,
+    }
+}
+
+/// Whether a node has no answer because the slot is on its way to another one.
+pub(super) fn is_moving(error: &LinkError) -> bool {
+    matches!(error, LinkError::Lost(why) if is_redirect(why))
+}
+
+fn is_redirect(why: &str) -> bool {
+    why.starts_with("ASK") || why.starts_with("TRYAGAIN")
 }

@@ -2,29 +2,35 @@
 //! that was written before an observation wins.
 //!
 //! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
-//! accepted writes; any gap starts the count again. Clocks of other hosts are never compared. A sweep is a few pipelined
+//! accepted writes; any gap starts the count again. It is gone, and so are its jobs, after 4 s without a sign of life of any
+//! kind: nobody listens on its control channel any more, it does not beat although such a worker beats every second, and it
+//! reads no job stream ([`channel`], [`watch::Workers::gone`]). Clocks of other hosts are never compared. A sweep is a few pipelined
 //! trips to each node; a node that fails stops nothing on the others. How long a sweep takes is no gap: only the pause between
 //! two of them, a look that failed, and a trip that took too long are.
 
+mod channel;
+mod consumers;
+mod listen;
 mod report;
 mod watch;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use redis::{Cmd, Value};
+use redis::Value;
 use stepfleet_protocol::{
+    beat::FIELD_LOSSES,
     codec,
-    id::{PartitionId, StreamId, WorkerId},
-    keys::{GROUP, Keys},
-    limits::HEARTBEAT_MS,
-    name::Name,
+    id::{PartitionId, StreamId},
+    keys::Keys,
+    limits::{GONE_AFTER_MS, HEARTBEAT_MS},
 };
-use tokio::{sync::watch as channel, time::Instant};
+use tokio::{sync::watch as told, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    consumers::{Consumer, Found},
     report::Finding,
-    watch::{GAP_MAX, Workers},
+    watch::{GAP_MAX, Record, Workers},
 };
 use super::{
     fleet::Slots,
@@ -34,50 +40,33 @@ use super::{
 use crate::store::{
     client::FIELD_PARTITIONS,
     link::{Dial, LinkError},
-    reply, script,
+    reply,
 };
 
-/// Time between two sweeps.
+/// What tells of deaths.
+pub const WAYS: [&str; 2] = [BEATS, CHANNEL];
+const BEATS: &str = "beats";
+const CHANNEL: &str = "channel";
+/// Time between two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two later.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// An entry pending at a live worker for this long has outlived two beats sent after its delivery.
 const UNHEARD_MS: u64 = 2 * HEARTBEAT_MS + 5_000;
-/// A consumer whose worker is not registered any more is deleted after so long.
-const LEFT_AFTER_MS: i64 = 60_000;
 /// Pending entries of one worker and stream that one sweep reports.
 const ENTRIES_PER_SWEEP: usize = 500;
 
 // How many asks share a trip: so many that a trip costs the server about a millisecond or two and answers in less than 4 MiB.
 /// Records of workers, each with a write.
 const RECORDS_PER_TRIP: usize = 128;
-/// Lists of queues.
-const QUEUES_PER_TRIP: usize = 128;
-/// Lists of consumers, of hundreds of workers each.
-const STREAMS_PER_TRIP: usize = 8;
 /// Lists of pending entries.
 const CONSUMERS_PER_TRIP: usize = 32;
-
-/// A job stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stream {
-    partition: PartitionId,
-    queue: Name,
-}
-
-/// A consumer of a job stream.
-#[derive(Debug, Clone)]
-struct Consumer {
-    stream: Stream,
-    worker: WorkerId,
-    is_dead: bool,
-}
 
 /// The observer of one coordinator.
 pub struct Observer<D: Dial> {
     links: Links<D>,
     keys: Keys,
     metrics: Metrics,
-    owned: channel::Receiver<BTreeSet<PartitionId>>,
-    slots: channel::Sender<Slots>,
+    owned: told::Receiver<BTreeSet<PartitionId>>,
+    slots: told::Sender<Slots>,
     workers: Workers,
     /// How many partitions there are, owned here or not, as far as was heard.
     partitions: u64,
@@ -92,8 +81,8 @@ impl<D: Dial> Observer<D> {
         dial: D,
         keys: Keys,
         metrics: Metrics,
-        owned: channel::Receiver<BTreeSet<PartitionId>>,
-        slots: channel::Sender<Slots>,
+        owned: told::Receiver<BTreeSet<PartitionId>>,
+        slots: told::Sender<Slots>,
     ) -> Self {
         let (links, workers) = (Links::new(dial), Workers::default());
         Self { links, keys, metrics, owned, slots, workers, partitions: 1, ended: None, held_back: false }
@@ -121,13 +110,20 @@ impl<D: Dial> Observer<D> {
         if let Some(registered) = &registered {
             self.workers.keep(registered);
         }
+        self.listen().await;
         self.count_partitions().await;
         self.tell_slots();
-        let dead = self.judge();
+        let mut dead = self.judge();
+        let gone = self.workers.gone(Instant::now());
+        self.metrics.channels_watched.set(self.workers.watched(Instant::now()) as i64);
         let (streams, all_streams) = self.streams().await;
-        let (idle, busy, all_consumers) = self.consumers(&streams, &dead, registered.as_ref()).await;
+        let (found, all_consumers) = self.consumers(&streams).await;
+        let complete = all_streams && all_consumers;
+        dead.extend(if complete { self.without_a_breath(gone, &found) } else { BTreeSet::new() });
+        self.count_deaths(&dead);
+        let (idle, busy) = consumers::sorted(found, &dead, registered.as_ref());
         let holders = busy.iter().map(|consumer| consumer.worker.to_string()).collect();
-        self.workers.hold(&holders, all_streams && all_consumers, Instant::now());
+        self.workers.hold(&holders, complete, Instant::now());
         self.delete_consumers(&idle).await;
         let findings = self.findings(busy).await;
         self.report(findings).await;
@@ -160,7 +156,7 @@ impl<D: Dial> Observer<D> {
             let key = self.keys.worker(id);
             let (mut probe, mut get) = (redis::cmd("SET"), redis::cmd("HMGET"));
             probe.arg(self.keys.worker_probe(id)).arg(1).arg("PX").arg(60_000);
-            get.arg(&key).arg("n").arg("beat");
+            get.arg(&key).arg("n").arg("beat").arg(FIELD_LOSSES);
             Ask::new(&key, vec![probe, get])
         };
         let asks = ids.iter().map(ask).collect();
@@ -172,7 +168,8 @@ impl<D: Dial> Observer<D> {
                     let fields = answer.replies.get(1).and_then(reply::array).unwrap_or_default();
                     let count = fields.first().and_then(reply::number);
                     let beat = fields.get(1).and_then(reply::bytes).and_then(|bytes| codec::unpack(bytes).ok());
-                    self.workers.seen(id, (answer.sent, answer.got), count, beat);
+                    let losses = fields.get(2).and_then(reply::number);
+                    self.workers.seen(id, (answer.sent, answer.got), Record { count, beat, losses });
                 }
                 Err(error) => {
                     tracing::debug!(worker = id, %error, "a worker's beat could not be looked at; its count starts again");
@@ -210,69 +207,22 @@ impl<D: Dial> Observer<D> {
         verdict.dead
     }
 
-    /// The job streams of the partitions owned here, and whether these are all.
-    async fn streams(&mut self) -> (Vec<Stream>, bool) {
-        let partitions: Vec<PartitionId> = self.owned.borrow().iter().copied().collect();
-        let keys = |partition: &PartitionId| self.keys.partition(*partition).queues();
-        let ask = |key: String| Ask::new(&key, vec![redis::cmd("SMEMBERS").arg(&key).clone()]);
-        let asks = partitions.iter().map(keys).map(ask).collect();
-        let (mut streams, mut complete) = (Vec::new(), true);
-        let answers = self.links.gather(asks, QUEUES_PER_TRIP).await;
-        for (partition, answer) in partitions.into_iter().zip(answers) {
-            let answer = note(partition, answer);
-            complete &= answer.is_some();
-            let names = answer.as_ref().and_then(reply::array).unwrap_or_default().iter().filter_map(reply::text);
-            streams.extend(names.filter_map(|t| Name::new(t).ok()).map(|queue| Stream { partition, queue }));
-        }
-        (streams, complete)
-    }
-
-    /// Consumers that may go, as nothing is pending at them and nobody is behind them; those at which something is pending;
-    /// and whether these are all.
-    async fn consumers(
-        &mut self,
-        streams: &[Stream],
-        dead: &BTreeSet<String>,
-        registered: Option<&BTreeSet<String>>,
-    ) -> (Vec<Consumer>, Vec<Consumer>, bool) {
-        let ask = |stream: &Stream| {
-            let key = self.keys.partition(stream.partition).jobs(&stream.queue);
-            Ask::new(&key, vec![redis::cmd("XINFO").arg("CONSUMERS").arg(&key).arg(GROUP).clone()])
-        };
-        let asks = streams.iter().map(ask).collect();
-        let (mut idle, mut busy, mut complete) = (Vec::new(), Vec::new(), true);
-        let answers = self.links.gather(asks, STREAMS_PER_TRIP).await;
-        for (stream, answer) in streams.iter().zip(answers) {
-            let answer = note(stream.partition, answer);
-            complete &= answer.is_some();
-            for entry in answer.as_ref().and_then(reply::array).unwrap_or_default() {
-                let number = |field| reply::field(entry, field).and_then(reply::number).unwrap_or(0);
-                let name = reply::field(entry, "name").and_then(reply::text).unwrap_or_default();
-                let Ok(worker) = name.parse::<WorkerId>() else { continue };
-                let is_dead = dead.contains(name);
-                let left = number("idle") > LEFT_AFTER_MS && registered.is_some_and(|known| !known.contains(name));
-                let consumer = Consumer { stream: stream.clone(), worker, is_dead };
-                if number("pending") > 0 {
-                    busy.push(consumer);
-                } else if is_dead || left {
-                    idle.push(consumer);
-                }
+    /// Of workers that seem to be gone, those that read no job stream either: a reader has a connection of its own, and reads
+    /// every second or two.
+    fn without_a_breath(&mut self, mut gone: BTreeSet<String>, found: &[Found]) -> BTreeSet<String> {
+        for found in found.iter().filter(|found| found.idle_ms < GONE_AFTER_MS as i64) {
+            if gone.remove(found.worker.as_str()) {
+                tracing::info!(worker = %found.worker, "gone from its control channel, and reads jobs all the same");
+                self.workers.lives(found.worker.as_str(), Instant::now());
             }
         }
-        (idle, busy, complete)
+        gone
     }
 
-    /// RACE: one of them may read a job at this very moment. The script looks again in the same call, and the job wins.
-    async fn delete_consumers(&mut self, idle: &[Consumer]) {
-        let ask = |consumer: &Consumer| {
-            let key = self.keys.partition(consumer.stream.partition).jobs(&consumer.stream.queue);
-            let delete = script::delete_consumer(&key, GROUP, consumer.worker.as_str());
-            Ask::new(&key, vec![delete])
-        };
-        let asks = idle.iter().map(ask).collect();
-        let answers = self.links.gather(asks, CONSUMERS_PER_TRIP).await;
-        for (consumer, answer) in idle.iter().zip(answers) {
-            note(consumer.stream.partition, answer.and_then(accepted));
+    fn count_deaths(&mut self, dead: &BTreeSet<String>) {
+        for (id, way) in self.workers.bury(dead) {
+            tracing::warn!(worker = id, way, "a worker is dead");
+            self.metrics.deaths.with_label_values(&[way]).inc();
         }
     }
 
@@ -280,7 +230,7 @@ impl<D: Dial> Observer<D> {
     async fn findings(&mut self, busy: Vec<Consumer>) -> Vec<Finding> {
         let ask = |consumer: &Consumer| {
             let key = self.keys.partition(consumer.stream.partition).jobs(&consumer.stream.queue);
-            Ask::new(&key, vec![pending(&key, consumer)])
+            Ask::new(&key, vec![consumers::pending(&key, consumer)])
         };
         let asks = busy.iter().map(ask).collect();
         let answers = self.links.gather(asks, CONSUMERS_PER_TRIP).await;
@@ -315,16 +265,6 @@ impl<D: Dial> Observer<D> {
             }
         }
     }
-}
-
-fn pending(key: &str, of: &Consumer) -> Cmd {
-    let mut pending = redis::cmd("XPENDING");
-    pending.arg(key).arg(GROUP);
-    if !of.is_dead {
-        pending.arg("IDLE").arg(UNHEARD_MS);
-    }
-    pending.arg("-").arg("+").arg(ENTRIES_PER_SWEEP).arg(of.worker.as_str());
-    pending
 }
 
 /// An answer without a refusal.

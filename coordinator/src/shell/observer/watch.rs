@@ -8,12 +8,16 @@ use std::{
 use stepfleet_protocol::{
     beat::{Beat, Held, Phase, Sight},
     id::{PartitionId, StreamId},
-    limits::DEAD_AFTER_MS,
+    limits::{DEAD_AFTER_MS, GONE_AFTER_MS},
     name::Name,
 };
 use tokio::time::Instant;
 
-use super::super::fleet::Slots;
+use super::{
+    super::fleet::Slots,
+    BEATS, CHANNEL,
+    channel::{CALM, Channel, Look},
+};
 
 /// Looks further apart than this say nothing about the time between them: counts start again.
 pub(super) const GAP_MAX: Duration = Duration::from_secs(6);
@@ -21,8 +25,23 @@ pub(super) const GAP_MAX: Duration = Duration::from_secs(6);
 pub(super) const DEAD_AFTER: Duration = Duration::from_millis(DEAD_AFTER_MS);
 /// A dead worker's registry entry stays so long, for other coordinators to see it.
 pub(super) const FORGET_AFTER: Duration = Duration::from_secs(120);
+/// A worker that gives no sign of life of any kind for this long is gone.
+const GONE_AFTER: Duration = Duration::from_millis(GONE_AFTER_MS);
+/// When more than one of so many workers has lost its channel lately and lives, servers or wires do that, not deaths.
+const STORM: usize = 20;
 /// A fleet of fewer workers never counts as dying all at once.
 const FLEET_MIN: usize = 3;
+
+/// What a worker's record said.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    /// Beats so far.
+    pub(super) count: Option<i64>,
+    /// Its account of itself.
+    pub(super) beat: Option<Beat>,
+    /// How many times it lost its channel; none if it does not beat at once when it does.
+    pub(super) losses: Option<i64>,
+}
 
 /// What is known of one worker.
 #[derive(Debug)]
@@ -39,6 +58,12 @@ pub(super) struct Watched {
     holds: bool,
     /// Entries that were pending and not held, and the beat when that was first seen.
     unheard: HashMap<(PartitionId, Name, StreamId), i64>,
+    channel: Channel,
+    losses: Option<i64>,
+    /// When it was seen to have lost its channel and to live.
+    fell: Option<Instant>,
+    /// Its death was counted.
+    is_buried: bool,
 }
 
 impl Watched {
@@ -51,7 +76,17 @@ impl Watched {
             beat: None,
             holds: false,
             unheard: HashMap::new(),
+            channel: Channel::default(),
+            losses: None,
+            fell: None,
+            is_buried: false,
         }
+    }
+
+    /// How long nobody was on its channel and its beat did not move, though such a worker beats every second.
+    fn gone(&self) -> Option<Duration> {
+        self.losses?;
+        Some(self.looked.saturating_duration_since(self.channel.absent()?.max(self.moved)))
     }
 
     /// How long its beat surely did not move although it could have.
@@ -73,6 +108,8 @@ pub(super) struct Verdict {
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     by_id: BTreeMap<String, Watched>,
+    /// When the looks paused, or so many were gone at once that it was no death.
+    unrest: Option<Instant>,
 }
 
 impl Workers {
@@ -90,17 +127,25 @@ impl Workers {
     pub(super) fn start_again(&mut self, now: Instant) {
         for watched in self.by_id.values_mut() {
             (watched.moved, watched.looked) = (now, now);
+            watched.channel.unheard();
         }
+        self.unrest = Some(now);
     }
 
     /// A look at a worker's record, sent and answered then, in the same trip as a write that was accepted.
-    pub(super) fn seen(&mut self, id: &str, (sent, got): (Instant, Instant), count: Option<i64>, beat: Option<Beat>) {
+    pub(super) fn seen(&mut self, id: &str, (sent, got): (Instant, Instant), record: Record) {
+        let Record { count, beat, losses } = record;
         let watched = self.by_id.entry(id.to_string()).or_insert_with(|| Watched::new(got));
         (watched.looked, watched.trip) = (sent, got - sent);
         // A trip that took so long is a gap of its own: this process or the server stood still.
         if got - sent > GAP_MAX || (count.is_some() && count != watched.count) {
             watched.moved = got;
+            watched.is_buried = false;
         }
+        if losses > watched.losses && watched.losses.is_some() {
+            watched.fell = Some(got);
+        }
+        watched.losses = losses;
         watched.count = count.or(watched.count);
         watched.beat = beat.or(watched.beat.take());
     }
@@ -109,6 +154,32 @@ impl Workers {
     pub(super) fn unseen(&mut self, id: &str, now: Instant) {
         if let Some(watched) = self.by_id.get_mut(id) {
             (watched.moved, watched.looked) = (now, now);
+        }
+    }
+
+    /// Workers that beat at once when they lose their channel.
+    pub(super) fn quick(&self) -> Vec<String> {
+        self.by_id.iter().filter(|(_, w)| w.losses.is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// A look at a worker's channel.
+    pub(super) fn heard(&mut self, id: &str, look: Look, subscribers: i64) {
+        if let Some(watched) = self.by_id.get_mut(id) {
+            watched.channel.heard(look, subscribers);
+        }
+    }
+
+    /// A look at a worker's channel failed.
+    pub(super) fn unheard_channel(&mut self, id: &str) {
+        if let Some(watched) = self.by_id.get_mut(id) {
+            watched.channel.unheard();
+        }
+    }
+
+    /// A worker that seemed to be gone did something.
+    pub(super) fn lives(&mut self, id: &str, now: Instant) {
+        if let Some(watched) = self.by_id.get_mut(id) {
+            watched.channel.start_again(now);
         }
     }
 
@@ -136,6 +207,44 @@ impl Workers {
         let hold = self.len() >= FLEET_MIN && (dead - surely) * 3 > self.len();
         let (after, held_back) = if hold { (2 * DEAD_AFTER, dead - surely) } else { (DEAD_AFTER, 0) };
         Verdict { dead: silent(after).map(|(id, _)| id.clone()).collect(), held_back }
+    }
+
+    /// Who is gone: nobody is on the channel that the worker was on, and it does not beat, for 4 s. Nobody is while other workers
+    /// lose their channels and live, and in the half minute after a pause, or after more than a third of the living fleet was
+    /// gone from its channels at once: then beats alone tell.
+    pub(super) fn gone(&mut self, now: Instant) -> BTreeSet<String> {
+        let living = self.by_id.values().filter(|w| !w.is_buried);
+        let absent = living.clone().filter(|w| w.channel.absent().is_some()).count();
+        if self.len() >= FLEET_MIN && absent * 3 > living.count() {
+            self.unrest = Some(now);
+        }
+        if !self.is_calm(now) {
+            return BTreeSet::new();
+        }
+        let gone = |w: &Watched| w.gone().is_some_and(|time| time >= GONE_AFTER);
+        self.by_id.iter().filter(|(_, w)| gone(w)).map(|(id, _)| id.clone()).collect()
+    }
+
+    fn is_calm(&self, now: Instant) -> bool {
+        let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < CALM);
+        let fallen = self.by_id.values().filter(|w| lately(w.fell)).count();
+        !lately(self.unrest) && fallen * STORM <= self.len()
+    }
+
+    /// How many workers would be missed within seconds, were they gone now.
+    pub(super) fn watched(&self, now: Instant) -> usize {
+        if self.is_calm(now) { self.by_id.values().filter(|w| w.channel.is_watched(now)).count() } else { 0 }
+    }
+
+    /// Notes deaths. Returns those that are new, with what told of them.
+    pub(super) fn bury(&mut self, dead: &BTreeSet<String>) -> Vec<(String, &'static str)> {
+        let mut new = Vec::new();
+        for id in dead {
+            let Some(watched) = self.by_id.get_mut(id).filter(|watched| !watched.is_buried) else { continue };
+            watched.is_buried = true;
+            new.push((id.clone(), if watched.silent() < DEAD_AFTER { CHANNEL } else { BEATS }));
+        }
+        new
     }
 
     /// Whether a worker has been dead for so long that every coordinator has seen it.
@@ -167,6 +276,7 @@ impl Workers {
             read_age_ms: watched.beat.as_ref().map(|beat| beat.read_age_ms),
             held: held.is_some(),
             running_ms: held.and_then(|held| held.running_ms),
+            gone_ms: watched.channel.absent().map(|since| ms(watched.looked.saturating_duration_since(since))),
         }
     }
 
@@ -200,63 +310,4 @@ impl Workers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(base: Instant, secs: u64) -> Instant {
-        base + Duration::from_secs(secs)
-    }
-
-    /// Workers that were seen at second 0 and have been silent until the second `until`, each in a good look every 2 s.
-    fn silent(base: Instant, ids: &[&str], until: u64) -> Workers {
-        let mut workers = Workers::default();
-        for secs in (0..=until).step_by(2) {
-            ids.iter().for_each(|id| workers.seen(id, (at(base, secs), at(base, secs)), Some(1), None));
-        }
-        workers
-    }
-
-    #[test]
-    fn silence_counts_from_the_answer_that_showed_a_beat_to_the_question_that_did_not() {
-        let base = Instant::now();
-        let mut workers = Workers::default();
-        workers.seen("a", (base, at(base, 2)), Some(1), None);
-        workers.seen("a", (at(base, 31), at(base, 33)), Some(1), None);
-        assert!(workers.verdict().dead.is_empty(), "29 s");
-        workers.seen("a", (at(base, 32), at(base, 34)), Some(1), None);
-        assert_eq!(workers.verdict().dead.len(), 1, "30 s");
-    }
-
-    #[test]
-    fn an_answer_that_took_longer_than_a_gap_proves_nothing() {
-        let base = Instant::now();
-        let mut workers = silent(base, &["a"], 28);
-        workers.seen("a", (at(base, 40), at(base, 47)), Some(1), None);
-        assert!(workers.verdict().dead.is_empty());
-    }
-
-    #[test]
-    fn who_would_die_with_more_than_a_third_of_the_fleet_gets_one_more_period() {
-        let base = Instant::now();
-        let mut workers = silent(base, &["a", "b", "c"], 30);
-        assert_eq!(workers.verdict(), Verdict { dead: BTreeSet::new(), held_back: 3 });
-        workers.seen("a", (at(base, 32), at(base, 32)), Some(2), None);
-        assert_eq!(workers.verdict(), Verdict { dead: BTreeSet::new(), held_back: 2 });
-        workers.seen("b", (at(base, 34), at(base, 34)), Some(2), None);
-        assert_eq!(workers.verdict(), Verdict { dead: ["c".into()].into(), held_back: 0 }, "one of three is a death");
-        let workers = silent(base, &["a", "b", "c"], 60);
-        assert_eq!((workers.verdict().dead.len(), workers.verdict().held_back), (3, 0));
-        assert_eq!(silent(base, &["a", "b"], 30).verdict().dead.len(), 2, "two are no fleet");
-    }
-
-    #[test]
-    fn who_was_dead_before_stays_dead_while_others_are_held_back() {
-        let base = Instant::now();
-        let mut workers = silent(base, &["a", "b", "c", "d"], 60);
-        for id in ["b", "c", "d"] {
-            workers.seen(id, (at(base, 61), at(base, 61)), Some(2), None);
-            workers.seen(id, (at(base, 92), at(base, 92)), Some(2), None);
-        }
-        assert_eq!(workers.verdict(), Verdict { dead: ["a".into()].into(), held_back: 3 });
-    }
-}
+mod tests;

@@ -27,6 +27,11 @@ impl Channels {
         subscribers.len()
     }
 
+    /// How many listen to a channel.
+    pub(super) fn count(&self, channel: &[u8]) -> usize {
+        self.0.get(channel).map_or(0, |all| all.iter().filter(|subscriber| !subscriber.is_closed()).count())
+    }
+
     /// Ends every subscription, as a lost connection does.
     pub(super) fn cut(&mut self) {
         self.0.clear();

@@ -63,6 +63,7 @@ const COMMANDS: &[Spec] = &[
     plain("FLUSHALL", -1, keys::flushall),
     plain("PUBLISH", 3, keys::publish),
     plain("SPUBLISH", 3, keys::publish),
+    plain("PUBSUB SHARDNUMSUB", -2, keys::shardnumsub),
     plain("GET", 2, strings::get),
     plain("MGET", -2, strings::mget),
     grows("SET", -3, strings::set),
@@ -125,7 +126,7 @@ const COMMANDS: &[Spec] = &[
 ];
 
 /// Commands that are told apart by their second word.
-const FAMILIES: [&str; 4] = ["CLIENT", "SCRIPT", "XGROUP", "XINFO"];
+const FAMILIES: [&str; 5] = ["CLIENT", "PUBSUB", "SCRIPT", "XGROUP", "XINFO"];
 
 /// The command that `args` names, if the server has it and the number of arguments is right.
 pub(super) fn find(args: &[Vec<u8>]) -> Result<Spec, Refusal> {

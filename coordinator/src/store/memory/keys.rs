@@ -142,6 +142,11 @@ pub(super) fn time(db: &mut Db, _args: &[Vec<u8>]) -> Reply {
     Ok(Value::Array(vec![bulk(seconds.to_string()), bulk(micros.to_string())]))
 }
 
+pub(super) fn shardnumsub(db: &mut Db, args: &[Vec<u8>]) -> Reply {
+    let counts = args[2..].iter().flat_map(|channel| [bulk(channel.clone()), int(db.channels.count(channel))]);
+    Ok(Value::Array(counts.collect()))
+}
+
 pub(super) fn publish(db: &mut Db, args: &[Vec<u8>]) -> Reply {
     Ok(int(db.channels.publish(&args[1], &args[2])))
 }

@@ -4,7 +4,7 @@
 mod clockwork;
 mod sweep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::Value;
 use stepfleet_connect::{Finding, preflight};
@@ -72,6 +72,8 @@ pub struct Checkup {
     pub servers: Vec<Finding>,
     /// Memory by node.
     pub memory: Vec<NodeMemory>,
+    /// Partitions that pause, as their slots are on their way to other nodes. Nothing else here is about them.
+    pub paused: BTreeSet<PartitionId>,
     /// Partitions.
     pub partitions: Vec<Seen>,
     /// The auditor's last walk, by partition.
@@ -102,6 +104,12 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn checkup(&self, host_ms: impl Fn() -> u64) -> Result<Checkup, ClientError> {
+        let paused = self.paused().await?;
+        let found = self.without(&paused).checkup_of_the_rest(host_ms).await?;
+        Ok(Checkup { paused, ..found })
+    }
+
+    async fn checkup_of_the_rest(&self, host_ms: impl Fn() -> u64) -> Result<Checkup, ClientError> {
         let facts = self.redis.facts().await.map_err(|e| AskError::Unavailable(e.to_string()))?;
         let server_ms = self.server_time_ms().await?;
         let clocks_ms = (server_ms, host_ms());
@@ -112,6 +120,7 @@ impl Client {
         let (without_group, orphans) = self.groups_and_orphans(&streams, &workers).await?;
         Ok(Checkup {
             clocks_ms,
+            paused: BTreeSet::new(),
             servers: preflight(&facts, false),
             memory: self.memory(),
             walks: self.walks().await?,

@@ -50,8 +50,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn see_partitions(&self, from: u16, limit: u16) -> Result<Vec<Seen>, ClientError> {
+        let wanted = from..from.saturating_add(limit);
         let ids: Vec<PartitionId> =
-            (from..from.saturating_add(limit).min(self.partitions().await?)).map(PartitionId).collect();
+            self.all_partitions().await?.into_iter().filter(|id| wanted.contains(&id.0)).collect();
         let commands = ids.iter().flat_map(|id| self.partition_looks(*id)).collect();
         let replies = self.ask_all(commands).await?;
         Ok(ids.iter().zip(replies.chunks_exact(LOOKS)).map(|(id, found)| read(*id, found)).collect())

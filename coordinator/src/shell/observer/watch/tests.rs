@@ -1,0 +1,146 @@
+//! Who is dead, by tables of looks.
+
+use super::*;
+
+fn at(base: Instant, secs: u64) -> Instant {
+    base + Duration::from_secs(secs)
+}
+
+fn beats(n: i64) -> Record {
+    Record { count: Some(n), beat: None, losses: None }
+}
+
+/// Workers that were seen at second 0 and have been silent until the second `until`, each in a good look every 2 s.
+fn silent(base: Instant, ids: &[&str], until: u64) -> Workers {
+    let mut workers = Workers::default();
+    for secs in (0..=until).step_by(2) {
+        ids.iter().for_each(|id| workers.seen(id, (at(base, secs), at(base, secs)), beats(1)));
+    }
+    workers
+}
+
+#[test]
+fn silence_counts_from_the_answer_that_showed_a_beat_to_the_question_that_did_not() {
+    let base = Instant::now();
+    let mut workers = Workers::default();
+    workers.seen("a", (base, at(base, 2)), beats(1));
+    workers.seen("a", (at(base, 31), at(base, 33)), beats(1));
+    assert!(workers.verdict().dead.is_empty(), "29 s");
+    workers.seen("a", (at(base, 32), at(base, 34)), beats(1));
+    assert_eq!(workers.verdict().dead.len(), 1, "30 s");
+}
+
+#[test]
+fn an_answer_that_took_longer_than_a_gap_proves_nothing() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a"], 28);
+    workers.seen("a", (at(base, 40), at(base, 47)), beats(1));
+    assert!(workers.verdict().dead.is_empty());
+}
+
+#[test]
+fn who_would_die_with_more_than_a_third_of_the_fleet_gets_one_more_period() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a", "b", "c"], 30);
+    assert_eq!(workers.verdict(), Verdict { dead: BTreeSet::new(), held_back: 3 });
+    workers.seen("a", (at(base, 32), at(base, 32)), beats(2));
+    assert_eq!(workers.verdict(), Verdict { dead: BTreeSet::new(), held_back: 2 });
+    workers.seen("b", (at(base, 34), at(base, 34)), beats(2));
+    assert_eq!(workers.verdict(), Verdict { dead: ["c".into()].into(), held_back: 0 }, "one of three is a death");
+    let workers = silent(base, &["a", "b", "c"], 60);
+    assert_eq!((workers.verdict().dead.len(), workers.verdict().held_back), (3, 0));
+    assert_eq!(silent(base, &["a", "b"], 30).verdict().dead.len(), 2, "two are no fleet");
+}
+
+#[test]
+fn who_was_dead_before_stays_dead_while_others_are_held_back() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a", "b", "c", "d"], 60);
+    for id in ["b", "c", "d"] {
+        workers.seen(id, (at(base, 61), at(base, 61)), beats(2));
+        workers.seen(id, (at(base, 92), at(base, 92)), beats(2));
+    }
+    assert_eq!(workers.verdict(), Verdict { dead: ["a".into()].into(), held_back: 3 });
+}
+
+/// A fleet that is watched from second 0 on; at second 100 and later the channels of `absent` are empty. A look every two
+/// seconds until the second `until`; who is gone at each. `beat` and `losses` say what the record of a worker tells then.
+fn watched(
+    absent: &[&str],
+    until: u64,
+    beat: impl Fn(&str, u64) -> i64,
+    losses: impl Fn(&str, u64) -> Option<i64>,
+) -> Vec<(u64, BTreeSet<String>)> {
+    let base = Instant::now();
+    let (mut workers, mut found) = (Workers::default(), Vec::new());
+    for secs in (40..=until).step_by(2) {
+        for id in ["a", "b", "c", "d"] {
+            let record = Record { count: Some(beat(id, secs)), beat: None, losses: losses(id, secs) };
+            workers.seen(id, (at(base, secs), at(base, secs)), record);
+            let look = Look { steady: base, sent: at(base, secs), got: at(base, secs) };
+            workers.heard(id, look, i64::from(secs < 100 || !absent.contains(&id)));
+        }
+        let gone = workers.gone(at(base, secs));
+        if !gone.is_empty() {
+            found.push((secs, gone));
+        }
+    }
+    found
+}
+
+fn steps_of_ten(_: &str, secs: u64) -> i64 {
+    secs as i64 / 10
+}
+
+#[test]
+fn who_is_gone_from_its_channel_and_beats_no_more_is_gone_after_four_seconds() {
+    let silent = |id: &str, secs| if id == "a" { 9 } else { steps_of_ten(id, secs) };
+    assert_eq!(watched(&["a"], 104, silent, |_, _| Some(0)), [(104, BTreeSet::from(["a".to_owned()]))]);
+}
+
+#[test]
+fn who_beats_without_a_channel_is_not_gone() {
+    assert_eq!(watched(&["a"], 160, |_, secs| secs as i64, |_, _| Some(0)), []);
+}
+
+#[test]
+fn a_worker_of_an_older_version_that_does_not_beat_at_once_is_not_gone() {
+    assert_eq!(watched(&["a"], 118, |_, _| 9, |_, _| None), []);
+}
+
+#[test]
+fn when_more_than_a_third_of_the_fleet_is_gone_from_its_channels_nobody_is() {
+    assert_eq!(watched(&["a", "b"], 128, |_, _| 9, |_, _| Some(0)), []);
+}
+
+#[test]
+fn while_others_lose_their_channels_and_live_nobody_is_gone() {
+    let losses = |id: &str, secs| Some(i64::from(id == "d" && secs >= 90));
+    let silent = |id: &str, secs| if id == "a" { 9 } else { steps_of_ten(id, secs) };
+    assert_eq!(watched(&["a"], 118, silent, losses), []);
+    assert_eq!(watched(&["a"], 120, silent, losses).len(), 1, "half a minute later it is");
+}
+
+#[test]
+fn a_pause_of_the_looks_ends_what_was_known_of_channels() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a"], 2);
+    workers.heard("a", Look { steady: base, sent: at(base, 40), got: at(base, 40) }, 1);
+    assert_eq!(workers.watched(at(base, 40)), 1);
+    workers.start_again(at(base, 50));
+    workers.heard("a", Look { steady: base, sent: at(base, 52), got: at(base, 52) }, 0);
+    assert_eq!(workers.by_id["a"].channel.absent(), None, "nobody was seen there since");
+    workers.heard("a", Look { steady: base, sent: at(base, 54), got: at(base, 54) }, 1);
+    assert_eq!((workers.watched(at(base, 79)), workers.watched(at(base, 80))), (0, 1));
+}
+
+#[test]
+fn a_death_is_counted_once_until_the_worker_beats_again() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a", "b"], 30);
+    let dead = workers.verdict().dead;
+    assert_eq!(workers.bury(&dead).len(), 2);
+    assert_eq!(workers.bury(&dead), []);
+    workers.seen("a", (at(base, 32), at(base, 32)), beats(2));
+    assert_eq!(workers.bury(&["a".to_owned()].into()), [("a".to_owned(), "channel")]);
+}

@@ -67,6 +67,12 @@ impl Probe {
         })
     }
 
+    /// Changes a setting of the server.
+    pub(super) async fn set(&mut self, setting: &str, value: &str) -> anyhow::Result<()> {
+        let mut set = redis::cmd("CONFIG");
+        Ok(set.arg("SET").arg(setting).arg(value).query_async(&mut self.connection).await?)
+    }
+
     /// Empties the server.
     pub(super) async fn flush(&mut self) -> anyhow::Result<()> {
         Ok(redis::cmd("FLUSHALL").query_async(&mut self.connection).await?)
@@ -139,6 +145,8 @@ pub(super) struct Part {
     _child: Child,
     /// Its process id.
     pub(super) pid: u32,
+    /// Where its API is; empty for a worker.
+    pub(super) api: String,
 }
 
 /// Starts `stepfleet` with `args` on the server.
@@ -148,33 +156,5 @@ pub(super) fn part(url: &str, args: &[&str]) -> anyhow::Result<Part> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let child = command.spawn()?;
     let pid = child.id().context("just started")?;
-    Ok(Part { _child: child, pid })
-}
-
-/// A coordinator of so many partitions.
-pub(super) fn coordinator(url: &str, partitions: u16) -> anyhow::Result<Part> {
-    let partitions = partitions.to_string();
-    part(url, &["coordinator", "--partitions", &partitions, "--listen", "127.0.0.1:0", "--name", "bench"])
-}
-
-/// A worker with the stock handlers.
-pub(super) fn worker(url: &str, slots: usize) -> anyhow::Result<Part> {
-    part(url, &["worker", "--concurrency", &slots.to_string(), "--queue", "default", "--name", "bench"])
-}
-
-/// Waits until the coordinator has its partitions, and a worker is registered if `with_worker`.
-pub(super) async fn ready(probe: &mut Probe, partitions: u16, with_worker: bool) -> anyhow::Result<()> {
-    let heads: Vec<String> = all_keys(partitions).map(|keys| keys.head()).collect();
-    for _ in 0..1_000 {
-        let owned: usize = redis::cmd("EXISTS").arg(&heads).query_async(&mut probe.connection).await?;
-        let owned = owned == heads.len();
-        let workers = probe.count(&Keys::default().workers()).await?;
-        if owned && (workers > 0 || !with_worker) {
-            // The worker finds the partition with its next look.
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    anyhow::bail!("the fleet did not come up within 10 s")
+    Ok(Part { _child: child, pid, api: String::new() })
 }

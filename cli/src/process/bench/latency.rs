@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use redis::streams::StreamReadReply;
+use redis::streams::{StreamRangeReply, StreamReadReply};
 use stepfleet_coordinator::{
     shell::core::Outbox,
     store::{history, workflows::Stored},
@@ -79,9 +79,19 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// From now on.
+    /// From now on: what ended before is not told.
+    ///
+    /// # Errors
+    /// The server is gone.
     pub(super) async fn follow(url: &str) -> anyhow::Result<Self> {
-        Ok(Self { connection: connection(url).await?, from: "$".into(), found: Default::default() })
+        let mut connection = connection(url).await?;
+        let keys = all_keys(1).next().context("one partition")?;
+        let mut last = redis::cmd("XREVRANGE");
+        last.arg(keys.events()).arg("+").arg("-").arg("COUNT").arg(1);
+        // Not `$`, which would begin with the first read, after what is submitted before that.
+        let last: StreamRangeReply = last.query_async(&mut connection).await?;
+        let from = last.ids.into_iter().next().map_or_else(|| "0".to_owned(), |entry| entry.id);
+        Ok(Self { connection, from, found: Default::default() })
     }
 
     /// The next end: the run, and when it was read.

@@ -1,7 +1,7 @@
 """Peers side by side: the same work, on the same machine, in turn, medians of some rounds, with ratios.
 
-Settings in the environment: PEERS (names with commas; all if not given), ROUNDS (3), MODES (`no,everysec`), DOCS=1 writes
-the table into docs/performance.md. The table goes to stdout, everything as JSON to target/bench-peers.json."""
+Settings in the environment: PEERS (names with commas; all if not given), ROUNDS (3), MODES (`no,everysec`), DOCS=1
+writes the table into docs/performance.md. The table goes to stdout, everything as JSON to target/bench-peers.json."""
 import datetime
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import ours
-from install import install
+from install import install, version
 from measure import Failed, one_round
 from peers import HERE, Peer, all_peers
 from server import Server
@@ -19,6 +19,7 @@ TOP = HERE.parent.parent
 FOLDER = TOP / "target" / "peers"
 # A mean load above this, at the start, makes every figure doubtful.
 QUIET_LOAD = 0.7
+BUSY = "**the machine was busy** (load {:.1f} at the start): read the ratios, and those with care"
 
 
 def chosen(peers: list[Peer], names: str) -> list[Peer]:
@@ -52,12 +53,17 @@ def main() -> int:
     rounds, modes = int(os.environ.get("ROUNDS", "3")), os.environ.get("MODES", "no,everysec").split(",")
     peers = chosen(all_peers(FOLDER), os.environ.get("PEERS", ""))
     if (load := os.getloadavg()[0]) > QUIET_LOAD:
-        print(f"WARNING: the machine is busy (load {load:.1f}): read the ratios, and those with care", file=sys.stderr)
+        print(f"WARNING: {BUSY.format(load)}", file=sys.stderr)
     reasons = install(FOLDER, peers)
     systems = [System(ours.NAME, ours.DURABILITY, ours.FEATURES)]
-    systems += [System(peer.name, peer.durability, peer.features, reasons.get(peer.name)) for peer in peers]
+    for peer in peers:
+        reason = reasons.get(peer.name)
+        has = "" if reason else version(FOLDER, peer)
+        systems.append(System(peer.name, peer.durability, peer.features, has, reason))
     with Server(server, "no") as asked:
         description = f"{os.cpu_count()} cores, {asked.description()}"
+    if load > QUIET_LOAD:
+        description += f"; {BUSY.format(load)}"
     for number in range(rounds):
         for mode in modes:
             print(f"round {number + 1} of {rounds}, append-only file {mode}", file=sys.stderr)

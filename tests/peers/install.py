@@ -1,6 +1,8 @@
 """Installs the peers into a throw-away folder, by the package managers' defaults. What cannot be installed is told."""
+import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +13,8 @@ TIMEOUT_S = 1_200
 # A distribution's Python is built with its profile, which makes it up to twice as fast as one built by hand.
 PYTHONS = ["/usr/bin/python3", "python3"]
 
+ASK_PYTHON = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+
 
 class NotInstalled(Exception):
     """A peer cannot be installed here; the text says why."""
@@ -20,7 +24,8 @@ def _call(words: list[str], folder: Path) -> None:
     if not shutil.which(words[0]):
         raise NotInstalled(f"there is no `{words[0]}`")
     try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+        nothing = subprocess.DEVNULL
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=nothing)
     except subprocess.TimeoutExpired as error:
         raise NotInstalled(f"`{words[0]}` took more than {TIMEOUT_S} s") from error
     if done.returncode:
@@ -52,6 +57,21 @@ def _rust(folder: Path, _peers: list[Peer]) -> None:
     source = folder / "rust-drivers"
     shutil.copytree(HERE / "rust", source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
     _call(["cargo", "build", "--release", "--target-dir", str(folder / "rust")], source)
+
+
+def version(folder: Path, peer: Peer) -> str:
+    """What was installed, as `bullmq 6.7.0, ioredis 6.0.0`; `?` for what tells no version."""
+    if peer.needs == "node":
+        packages = [folder / "node" / "node_modules" / part / "package.json" for part in peer.parts]
+        versions = [json.loads(path.read_text())["version"] if path.exists() else "?" for path in packages]
+    elif peer.needs == "python":
+        words = [str(folder / "python" / "bin" / "python"), "-c", ASK_PYTHON, *peer.parts]
+        versions = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout.split()
+    else:
+        lock = tomllib.loads((folder / "rust-drivers" / "Cargo.lock").read_text())
+        found = {package["name"]: package["version"] for package in lock["package"]}
+        versions = [found.get(part, "?") for part in peer.parts]
+    return ", ".join(f"{part} {version}" for part, version in zip(peer.parts, versions, strict=False))
 
 
 WAYS: dict[str, Callable[[Path, list[Peer]], None]] = {"node": _node, "python": _python, "rust": _rust}

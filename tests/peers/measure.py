@@ -31,7 +31,13 @@ class Round:
 
     def start(self, words: list[str], out: int) -> subprocess.Popen:
         return subprocess.Popen(
-            words, env=self.environment, cwd=HERE / "python", stdin=subprocess.DEVNULL, stdout=out, stderr=self.log, text=True,
+            words,
+            env=self.environment,
+            cwd=HERE / "python",
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=self.log,
+            text=True,
         )
 
     def ask(self, *words: object) -> dict:

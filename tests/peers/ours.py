@@ -1,4 +1,4 @@
-"""The same figures of Stepfleet, measured by its own benchmark: one coordinator, one worker of 256 slots, one partition."""
+"""The same figures of Stepfleet, by its own benchmark: one coordinator, one worker of 256 slots, one partition."""
 import json
 import subprocess
 from pathlib import Path
@@ -28,6 +28,7 @@ SAME = {
     "floor.jobs_per_s": ["floor.jobs_per_s"],
 }
 SECTIONS = ["floor", "one-step", "chains", "fan-out", "latency"]
+SIZES = ["--runs", "50000", "--chains", "10000", "--fan-outs", "1500", "--idle", "500"]
 TIMEOUT_S = 300
 
 
@@ -40,7 +41,8 @@ def _at(report: dict, name: str) -> float:
 def one_round(program: str, server: str, append_only: str, folder: Path) -> Figures:
     """All figures of Stepfleet, once."""
     to = folder / "stepfleet.json"
-    words = [program, "bench", "--server", server, "--append-only", append_only, "--to", str(to), "--no-history", "--quiet"]
+    words = [program, "bench", "--server", server, "--append-only", append_only, "--to", str(to), *SIZES]
+    words += ["--no-history", "--quiet"]
     words += [word for section in SECTIONS for word in ("--section", section)]
     with (folder / f"{NAME}.log").open("w") as log:
         try:

@@ -33,6 +33,8 @@ class Peer:
     # Whether `idle` brings its own worker.
     idle_alone: bool = False
     packages: list[str] = field(default_factory=list)
+    # What its version is told by: packages of npm, of pip, or crates.
+    parts: list[str] = field(default_factory=list)
 
 
 def all_peers(folder: Path) -> list[Peer]:
@@ -40,6 +42,7 @@ def all_peers(folder: Path) -> list[Peer]:
     node, python, rust = folder / "node", folder / "python", folder / "rust" / "release"
     celery = [str(python / "bin" / "python"), "-m", "celery", "-A", "celery_app", "worker", "-l", "ERROR"]
     celery += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    celery += ["--prefetch-multiplier", "32", "-P", "threads", "-c", "4"]
     dramatiq = [str(python / "bin" / "python"), "-m", "dramatiq", "-p", "2", "-t", "8", "dramatiq_app"]
 
     def python_driver(name: str) -> list[str]:
@@ -50,6 +53,7 @@ def all_peers(folder: Path) -> list[Peer]:
     return [
         Peer(
             name="bullmq",
+            parts=["bullmq", "ioredis"],
             needs="node",
             driver=bullmq,
             workers=[[*bullmq, "worker"]],
@@ -61,6 +65,7 @@ def all_peers(folder: Path) -> list[Peer]:
         ),
         Peer(
             name="bullmq-official",
+            parts=["bullmq-official"],
             needs="rust",
             driver=[str(rust / "bullmq")],
             workers=[[str(rust / "bullmq"), "worker"]],
@@ -72,6 +77,7 @@ def all_peers(folder: Path) -> list[Peer]:
         ),
         Peer(
             name="apalis",
+            parts=["apalis-redis", "apalis-workflow"],
             needs="rust",
             driver=[str(rust / "apalis")],
             workers=[[str(rust / "apalis"), "worker"]],
@@ -84,6 +90,7 @@ def all_peers(folder: Path) -> list[Peer]:
         ),
         Peer(
             name="rusty-sidekiq",
+            parts=["rusty-sidekiq"],
             needs="rust",
             driver=[str(rust / "sidekiq")],
             workers=[[str(rust / "sidekiq"), "worker"]],
@@ -96,9 +103,10 @@ def all_peers(folder: Path) -> list[Peer]:
         ),
         Peer(
             name="celery",
+            parts=["celery", "redis"],
             needs="python",
             driver=python_driver("celery"),
-            workers=[[*celery, "--prefetch-multiplier", "32", "-P", "threads", "-c", "4", "-n", f"w{n}@h"] for n in "12"],
+            workers=[[*celery, "-n", f"w{number}@h"] for number in "12"],
             finished=_celery,
             sizes=few,
             idle={"jobs": 150, "chains": 30},
@@ -108,6 +116,7 @@ def all_peers(folder: Path) -> list[Peer]:
         ),
         Peer(
             name="dramatiq",
+            parts=["dramatiq", "redis"],
             needs="python",
             driver=python_driver("dramatiq"),
             workers=[dramatiq],

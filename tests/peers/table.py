@@ -32,6 +32,7 @@ class System:
     name: str
     durability: str
     features: str
+    version: str = ""
     # Why it was not run, or stopped half way.
     reason: str | None = None
     # The rounds, by the setting of the append-only file.
@@ -59,12 +60,17 @@ def cell(system: System, ours: System, append_only: str, row: tuple[str, str, bo
     if value is None:
         return "–"
     better = None if system is ours else ratio(ours.median(append_only, figure), value, more_is_better)
-    return number(value) if better is None else f"{number(value)} (**{better:.2f}x**)" if better < 1 else f"{number(value)} ({better:.1f}x)"
+    if better is None:
+        return number(value)
+    # Where the peer wins, it is seen at once.
+    return f"{number(value)} (**{better:.2f}x**)" if better < 1 else f"{number(value)} ({better:.1f}x)"
 
 
 def markdown(systems: list[System], modes: list[str], server: str, when: str) -> str:
     """The figures, then what each system promises. The first system is ours."""
-    ours, lines = systems[0], [f"Measured on {when}, {server}, medians of {max(_counts(systems), default=0)} rounds.", ""]
+    rounds = max(_counts(systems), default=0)
+    lines = [f"Measured on {when}, {server}, medians of {rounds} round{'s' * (rounds != 1)}.", ""]
+    ours = systems[0]
     shown = [system for system in systems if system.rounds]
     for mode in modes:
         lines += [f"Append-only file: {mode}.", "", "| figure | " + " | ".join(each.name for each in shown) + " |"]
@@ -72,11 +78,11 @@ def markdown(systems: list[System], modes: list[str], server: str, when: str) ->
         for row in ROWS:
             lines.append(f"| {row[1]} | " + " | ".join(cell(each, ours, mode, row) for each in shown) + " |")
         lines.append("")
-    lines += ["| system | durability | features |", "|---|---|---|"]
+    lines += ["| system | version | durability | features |", "|---|---|---|---|"]
     for each in systems:
         state = f" **NOT RUN**: {each.reason}" if each.reason and not each.rounds else ""
         state = state or (f" **STOPPED**: {each.reason}" if each.reason else "")
-        lines.append(f"| {each.name} | {each.durability} | {each.features}{state} |")
+        lines.append(f"| {each.name} | {each.version} | {each.durability} | {each.features}{state} |")
     return "\n".join(lines)
 
 
@@ -90,9 +96,11 @@ def as_json(systems: list[System], modes: list[str], server: str, when: str) -> 
     for each in systems:
         medians = {mode: {row[0]: each.median(mode, row[0]) for row in ROWS} for mode in modes}
         ratios = {
-            mode: {row[0]: ratio(ours.median(mode, row[0]), each.median(mode, row[0]), row[2]) for row in ROWS} for mode in modes
+            mode: {name: ratio(ours.median(mode, name), each.median(mode, name), more) for name, _, more in ROWS}
+            for mode in modes
         }
         result["systems"][each.name] = {
+            "version": each.version,
             "durability": each.durability,
             "features": each.features,
             "not_run": each.reason,

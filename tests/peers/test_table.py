@@ -13,7 +13,7 @@ def systems() -> list[System]:
     ours.rounds["no"] = [{"jobs.steps_per_s": value, "idle.jobs.end_ms.p50": 0.5} for value in (100.0, 300.0, 200.0)]
     slower = System("slower", "lost", "few")
     slower.rounds["no"] = [{"jobs.steps_per_s": 50.0, "idle.jobs.end_ms.p50": 0.25}]
-    return [ours, slower, System("missing", "?", "?", "there is no `npm`")]
+    return [ours, slower, System("missing", "?", "?", reason="there is no `npm`")]
 
 
 class Table(unittest.TestCase):

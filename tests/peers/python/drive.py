@@ -18,11 +18,12 @@ now_ns = time.monotonic_ns
 def latencies(all_ms: list[float]) -> dict[str, float | None]:
     """Median and 99th percentile. The first tenth warms up and does not count."""
     ms = sorted(all_ms[len(all_ms) // 10 :])
-    return {name: ms[min(len(ms) - 1, int(len(ms) * share))] if ms else None for name, share in [("p50", 0.5), ("p99", 0.99)]}
+    shares = {"p50": 0.5, "p99": 0.99}
+    return {name: ms[min(len(ms) - 1, int(len(ms) * share))] if ms else None for name, share in shares.items()}
 
 
 def run(submit: dict[str, Callable[[int], None]], idle: dict[str, Callable[[], int | None]]) -> None:
-    """`submit KIND N` submits N; `idle KIND N` does one at a time. An idle call gives the time its job began, if it knows."""
+    """`submit KIND N` submits N; `idle KIND N` does one at a time, and its call gives when the job began, if it knows."""
     verb, kind, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     began = now_ns()
     if verb == "submit":

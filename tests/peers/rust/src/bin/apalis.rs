@@ -69,8 +69,9 @@ async fn work() -> anyhow::Result<()> {
     let middle: Vec<_> =
         (0..WIDTH).map(|at| graph.add_node(&format!("m{at}"), task_fn(step)).depends_on(&first)).collect();
     let _last = graph.add_node("last", task_fn(collect)).depends_on(middle.iter().collect::<Vec<_>>());
-    let fanouts =
-        WorkerBuilder::new("fanouts").backend(storage::<Vec<u8>>("fanouts").await?.poll_with_interval(POLL)).build(graph);
+    let fanouts = WorkerBuilder::new("fanouts")
+        .backend(storage::<Vec<u8>>("fanouts").await?.poll_with_interval(POLL))
+        .build(graph);
     let ended = tokio::join!(jobs.run(), chains.run(), fanouts.run(), tell_done());
     anyhow::bail!("a worker ended: {ended:?}")
 }

@@ -41,8 +41,8 @@ impl Worker<Job> for Noop {
 }
 
 fn processor(pool: RedisPool) -> Processor {
-    let mut processor = Processor::new(pool, vec!["q".into()])
-        .with_config(ProcessorConfig::default().num_workers(WORKERS));
+    let mut processor =
+        Processor::new(pool, vec!["q".into()]).with_config(ProcessorConfig::default().num_workers(WORKERS));
     processor.register(Noop);
     processor
 }

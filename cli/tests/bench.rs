@@ -103,6 +103,21 @@ fn every_section_gives_its_figures_and_a_run_is_compared_with_an_earlier_one() {
 }
 
 #[test]
+fn a_part_can_be_measured_without_an_append_only_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = folder.path().join("a.json");
+    let to_text = to.to_str().expect("UTF-8");
+    let sizes = ["--runs", "20", "--append-only", "no", "--no-history", "--to", to_text];
+    let shown = bench(&[&["--section", "one-step"], &sizes[..]].concat());
+    assert_eq!(shown.code, 0, "{shown:?}");
+    let report = read(&to);
+    assert_eq!(report["append_only"], "no");
+    assert!(at(&report, "one_step.steps_per_s").is_f64(), "{report}");
+    assert!(report["floor"].is_null() && report["latency"].is_null(), "only what was asked for: {report}");
+    assert!(report["one_step"]["floor_ratio"].is_null(), "there is no floor to compare with: {report}");
+}
+
+#[test]
 fn a_figure_that_is_worse_by_more_than_a_tenth_is_told_with_exit_code_1() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str, text: &str| {

@@ -23,7 +23,7 @@ def latencies(all_ms: list[float]) -> dict[str, float | None]:
 
 
 def run(submit: dict[str, Callable[[int], None]], idle: dict[str, Callable[[], int | None]]) -> None:
-    """`submit KIND N` submits N; `idle KIND N` does one at a time, and its call gives when the job began, if it knows."""
+    """`submit KIND N` submits N; `idle KIND N` does one at a time: its call gives when the job began, if it knows."""
     verb, kind, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     began = now_ns()
     if verb == "submit":

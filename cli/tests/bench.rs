@@ -51,7 +51,7 @@ const FIGURES: [&str; 24] = [
     "memory.redis_bytes_per_finished_chain10",
     "scale.partitions_8.growth",
     "scale.workers_8.redis_growth",
-    "scale.slots_1000.coordinator_growth",
+    "scale.slots_1000.coordinator_us_per_step",
     "latency1ms.left",
     "large.drain_steps_per_s",
     "large.list_ms.p99",
@@ -88,7 +88,7 @@ fn every_section_gives_its_figures_and_a_run_is_compared_with_an_earlier_one() {
         assert!(shown.out.lines().any(|line| line.starts_with(figure)), "{figure}: {}", shown.out);
     }
     assert!(shown.out.contains("aim at least 0.7:"), "{}", shown.out);
-    let growth = at(&report, "scale.partitions_1.growth").as_f64();
+    let growth = at(&report, "scale.partitions_1.redis_growth").as_f64();
     assert_eq!(growth, Some(1.0), "the first is compared with itself");
 
     let line = read(&history);

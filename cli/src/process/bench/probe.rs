@@ -14,11 +14,10 @@ use stepfleet_protocol::{
 };
 use tokio::process::{Child, Command};
 
-/// A connection for looking, and the server's process.
+/// A connection for looking.
 pub(super) struct Probe {
     /// For INFO and counts.
     pub(super) connection: MultiplexedConnection,
-    server: u32,
 }
 
 /// What the server has done so far.
@@ -36,10 +35,7 @@ pub(super) struct Server {
 
 impl Probe {
     pub(super) async fn new(url: &str) -> anyhow::Result<Self> {
-        let connection = connection(url).await?;
-        let mut probe = Self { connection, server: 0 };
-        probe.server = probe.info("process_id").await? as u32;
-        Ok(probe)
+        Ok(Self { connection: connection(url).await? })
     }
 
     /// The server's name, version and allocator: a build with another allocator is up to three times slower.
@@ -51,16 +47,12 @@ impl Probe {
         Ok(format!("{name} {version} ({})", text("mem_allocator").unwrap_or("?")))
     }
 
-    async fn info(&mut self, name: &str) -> anyhow::Result<f64> {
-        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
-        field(&info, name)
-    }
-
     /// What the server has used so far.
     pub(super) async fn server(&mut self) -> anyhow::Result<Server> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
         Ok(Server {
-            cpu_s: cpu_s(self.server)?,
+            // Finer than the ticks of /proc.
+            cpu_s: field(&info, "used_cpu_user")? + field(&info, "used_cpu_sys")?,
             commands: field(&info, "total_commands_processed")?,
             memory_bytes: field(&info, "used_memory")?,
             by_command: info.lines().filter_map(command_line).collect(),

@@ -54,9 +54,11 @@ impl Report {
         Self { figures: Vec::new(), origin }
     }
 
-    /// Adds a figure.
+    /// Adds a figure; one that is no number, as the growth of nothing, is left out.
     pub(super) fn put(&mut self, name: &str, value: f64) {
-        self.figures.push((name.to_string(), value));
+        if value.is_finite() {
+            self.figures.push((name.to_string(), value));
+        }
     }
 
     /// Adds median and 99th percentile of times in milliseconds.
@@ -165,9 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn no_times_are_no_number() {
+    fn what_is_no_number_is_left_out() {
         let mut report = report();
         report.put_times("none", Vec::new());
+        assert!(report.figures()["none"].is_null());
         assert!(report.get("none.p50").is_nan() && report.get("never measured").is_nan());
     }
 }

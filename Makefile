@@ -12,13 +12,23 @@ SEEDS ?= 1000
 MINUTES ?= 5
 KILLS ?= 30
 
+# Options of `make bench`; the rounds, the append-only file and the systems of `make bench-peers` (all if none is named).
+BENCH ?=
+PEERS ?=
+ROUNDS ?= 3
+MODES ?= no,everysec
+DOCS ?=
+
 # Loads the paths that the set-up found; what the caller has set wins.
 WITH_SERVERS = set -a; \
   given="$${STEPFLEET_TEST_SERVER:-}"; given_tls="$${STEPFLEET_TEST_SERVER_TLS:-}"; . .tools/env; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
-.PHONY: help setup build test demo bench simulate fuzz deaths test-real check check-helm
+# The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
+MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
+
+.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -44,11 +54,20 @@ demo: setup ## a real pipeline on one server, one coordinator and three workers,
 	cargo build --workspace --bins
 	@$(WITH_SERVERS) target/debug/demo
 
-bench: setup ## throughput, latency and memory in a release build; writes target/bench.json
+bench: setup ## every figure in a release build; writes target/bench.json; BENCH="--section chains" for a part
 	cargo build --release -p stepfleet
-	@# The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
-	@$(WITH_SERVERS) STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}"; \
-	  target/release/stepfleet bench
+	@$(WITH_SERVERS) $(MEASURED_SERVER) target/release/stepfleet bench $(BENCH)
+
+bench-compare: ## what became worse in target/bench.json since the run in BASE=file; fails beyond a tenth
+	@test -n "$(BASE)" || { echo "bench-compare: give the report of an earlier run: BASE=file" >&2; exit 2; }
+	cargo build --release -p stepfleet
+	@target/release/stepfleet bench --compare "$(BASE)"
+
+bench-peers: setup ## the same work with other systems, in turn; PEERS=bullmq,apalis ROUNDS=3 MODES=no,everysec DOCS=1
+	@python3 -m unittest discover -q -s tests/peers
+	cargo build --release -p stepfleet
+	@$(WITH_SERVERS) $(MEASURED_SERVER) STEPFLEET_PROGRAM=target/release/stepfleet \
+	  PEERS="$(PEERS)" ROUNDS="$(ROUNDS)" MODES="$(MODES)" DOCS="$(DOCS)" python3 tests/peers/bench.py
 
 simulate: ## the seeded simulation, SEEDS=n seeds
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation

@@ -21,7 +21,8 @@ const MACHINE: [&str; 4] =
 /// A crate that depends on what it must not know, or names a version where only the top manifest may.
 pub(crate) fn manifest(source: &Source) -> Vec<String> {
     let mut problems = Vec::new();
-    if !source.path.ends_with("/Cargo.toml") {
+    // The drivers of other systems are a workspace of their own, with versions of their own.
+    if !source.path.ends_with("/Cargo.toml") || source.path.starts_with("tests/peers/") {
         return problems;
     }
     let forbidden = FORBIDDEN.iter().find(|(path, _)| *path == source.path).map_or(&[][..], |(_, names)| names);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use redis::streams::StreamReadReply;
+use redis::streams::{StreamRangeReply, StreamReadReply};
 use stepfleet_coordinator::{
     shell::core::Outbox,
     store::{history, workflows::Stored},
@@ -13,25 +13,20 @@ use stepfleet_protocol::{codec, id::RunId, state::State};
 use stepfleet_worker::{Attempt, Failure, Worker};
 use tokio::sync::mpsc;
 
-use super::BenchArgs;
-use super::load::{chain, client, how};
-use super::probe::{Probe, all_keys, connection, coordinator, ready};
-use super::report::Report;
+use super::graphs::chain;
+use super::lab::{Lab, Size};
+use super::load::{client, how, wanted};
+use super::probe::{all_keys, connection};
 
-/// Median and 99th percentile of milliseconds.
-fn put(report: &mut Report, name: &str, mut ms: Vec<f64>) {
-    ms.sort_by(f64::total_cmp);
-    let at = |share: f64| ms.get(((ms.len() as f64 * share) as usize).min(ms.len().saturating_sub(1))).copied();
-    report.put(&format!("latency.{name}.p50"), at(0.5).unwrap_or(f64::NAN));
-    report.put(&format!("latency.{name}.p99"), at(0.99).unwrap_or(f64::NAN));
-}
+/// Runs that open connections and warm caches, and do not count.
+const WARM_UP: usize = 20;
 
-pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
-    probe.flush().await?;
+pub(super) async fn measure(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let url = lab.url.clone();
     // One partition: the outbox that is followed is that of its only one.
-    let _coordinator = coordinator(url, 1)?;
+    let _fleet = lab.fleet(&url, Size { partitions: 1, workers: 0, slots: 0 }).await?;
     let (stamps, mut stamped) = mpsc::unbounded_channel();
-    let worker = Worker::builder().redis(url).name("stamp").queue("default").concurrency(16);
+    let worker = Worker::builder().redis(&url).name("stamp").queue("default").concurrency(16);
     let worker = worker.handler("stamp", move |_: Attempt, (): ()| {
         let sent = stamps.send(Instant::now());
         async move { sent.map_err(|_| Failure::permanent("the benchmark is over")) }
@@ -40,30 +35,23 @@ pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, repo
     let worker = tokio::spawn(worker.build()?.run_until(async {
         let _ = stopped.await;
     }));
-    ready(probe, 1, true).await?;
-    let client = client(url).await?;
-    let mut ends = Ends::follow(url).await?;
+    lab.ready(1, 1).await?;
+    let client = client(&url).await?;
+    let mut ends = Ends::follow(&url).await?;
     for steps in [1, 10] {
         let stored = std::sync::Arc::new(Stored::new(&chain(steps, "stamp")?));
         let (mut start, mut between, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-        for n in 0..args.idle + 20 {
-            let wanted = stepfleet_coordinator::store::submit::Wanted {
-                workflow: stored.clone(),
-                input: None,
-                traceparent: None,
-                idempotency: None,
-            };
+        for n in 0..lab.args.idle + WARM_UP {
             let began = Instant::now();
             let how = how();
-            let (taken, end) = tokio::join!(client.submit(wanted, &how), ends.next());
+            let (taken, end) = tokio::join!(client.submit(wanted(&stored, None), &how), ends.next());
             let (taken, ended) = (taken?, end?);
             anyhow::ensure!(taken.run == ended.0, "another run ended");
             let mut times = Vec::with_capacity(steps);
             while times.len() < steps {
                 times.push(stamped.recv().await.context("the worker is gone")?);
             }
-            // The first runs open connections and warm caches.
-            if n >= 20 {
+            if n >= WARM_UP {
                 let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
                 start.push(ms(began, times[0]));
                 between.extend(times.windows(2).map(|w| ms(w[0], w[1])));
@@ -71,11 +59,11 @@ pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, repo
             }
         }
         if steps == 1 {
-            put(report, "submit_to_start_ms", start);
-            put(report, "one_step_ms", whole);
+            lab.report.put_times("latency.submit_to_start_ms", start);
+            lab.report.put_times("latency.one_step_ms", whole);
         } else {
-            put(report, "step_to_step_ms", between);
-            put(report, "chain10_ms", whole);
+            lab.report.put_times("latency.step_to_step_ms", between);
+            lab.report.put_times("latency.chain10_ms", whole);
         }
     }
     drop(stop);
@@ -84,18 +72,30 @@ pub(super) async fn measure(args: &BenchArgs, url: &str, probe: &mut Probe, repo
 }
 
 /// The ends of runs, as the outbox tells them.
-struct Ends {
+pub(super) struct Ends {
     connection: redis::aio::MultiplexedConnection,
     from: String,
     found: std::collections::VecDeque<(RunId, Instant)>,
 }
 
 impl Ends {
-    async fn follow(url: &str) -> anyhow::Result<Self> {
-        Ok(Self { connection: connection(url).await?, from: "$".into(), found: Default::default() })
+    /// From now on: what ended before is not told.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub(super) async fn follow(url: &str) -> anyhow::Result<Self> {
+        let mut connection = connection(url).await?;
+        let keys = all_keys(1).next().context("one partition")?;
+        let mut last = redis::cmd("XREVRANGE");
+        last.arg(keys.events()).arg("+").arg("-").arg("COUNT").arg(1);
+        // Not `$`, which would begin with the first read, after what is submitted before that.
+        let last: StreamRangeReply = last.query_async(&mut connection).await?;
+        let from = last.ids.into_iter().next().map_or_else(|| "0".to_owned(), |entry| entry.id);
+        Ok(Self { connection, from, found: Default::default() })
     }
 
-    async fn next(&mut self) -> anyhow::Result<(RunId, Instant)> {
+    /// The next end: the run, and when it was read.
+    pub(super) async fn next(&mut self) -> anyhow::Result<(RunId, Instant)> {
         let keys = all_keys(1).next().context("one partition")?;
         loop {
             if let Some(end) = self.found.pop_front() {

@@ -1,8 +1,9 @@
 //! Throughput, wide graphs and memory.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::ensure;
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use stepfleet_coordinator::store::{
     client::Client,
@@ -12,50 +13,24 @@ use stepfleet_coordinator::store::{
 };
 use stepfleet_protocol::{
     keys::Keys,
+    limits::CONCURRENCY_MAX,
     policy::{LimitPolicy, Policies},
     workflow::Workflow,
 };
 use tokio::time::Instant;
 
-use super::BenchArgs;
-use super::probe::{Probe, connect, coordinator, cpu_s, ready, resident_bytes, worker};
+use super::graphs::{chain, fan_out, wide_graph};
+use super::lab::{Lab, Size, Usage};
+use super::probe::{connect, resident_bytes};
 use super::report::Report;
 
-/// Nothing here may take longer.
-const DEADLINE: Duration = Duration::from_secs(240);
 /// Runs that one bulk submit carries.
 const BULK: usize = 2_000;
-
-/// A chain of no-op steps.
-pub(super) fn chain(steps: usize, handler: &str) -> anyhow::Result<Workflow> {
-    let steps: serde_json::Map<String, serde_json::Value> = (0..steps)
-        .map(|i| {
-            let needs: Vec<String> = i.checked_sub(1).map(|i| format!("s{i}")).into_iter().collect();
-            (format!("s{i}"), serde_json::json!({ "handler": handler, "needs": needs }))
-        })
-        .collect();
-    Ok(serde_json::from_value(serde_json::json!({ "workflow": "bench", "steps": steps }))?)
-}
-
-/// One step, then a wide level, then a fan-in of all of it, then a short tail.
-fn wide_graph(steps: usize) -> anyhow::Result<Workflow> {
-    let width = steps * 8 / 10;
-    let mut all = serde_json::Map::new();
-    all.insert("first".into(), serde_json::json!({ "handler": "noop" }));
-    let level: Vec<String> = (0..width).map(|i| format!("w{i}")).collect();
-    for name in &level {
-        all.insert(name.clone(), serde_json::json!({ "handler": "noop", "needs": ["first"] }));
-    }
-    all.insert("join".into(), serde_json::json!({ "handler": "noop", "needs": level }));
-    for i in 0..steps.saturating_sub(width + 2) {
-        all.insert(format!("t{i}"), serde_json::json!({ "handler": "noop", "needs": ["join"] }));
-    }
-    Ok(serde_json::from_value(serde_json::json!({ "workflow": "wide", "steps": all }))?)
-}
+/// Runs before those that count: everybody has seen the plan then, and opened what it needs.
+const WARM_UP: usize = 10;
 
 pub(super) fn how() -> How {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    How { actor: "bench".into(), now_ms: now.as_millis() as u64, durable: false }
+    How { actor: "bench".into(), now_ms: crate::time::now_ms(), durable: false }
 }
 
 pub(super) async fn client(url: &str) -> anyhow::Result<Client> {
@@ -65,16 +40,18 @@ pub(super) async fn client(url: &str) -> anyhow::Result<Client> {
     Ok(client)
 }
 
+/// A run of a workflow, with an input or without.
+pub(super) fn wanted(workflow: &Arc<Stored>, input: Option<Bytes>) -> Wanted {
+    Wanted { workflow: workflow.clone(), input, traceparent: None, idempotency: None }
+}
+
 /// Submits `runs` runs in bulk, a few requests at a time; every answer is awaited.
-async fn submit(client: &Client, workflow: &Workflow, runs: usize) -> anyhow::Result<()> {
+pub(super) async fn submit(client: &Client, workflow: &Workflow, runs: usize) -> anyhow::Result<()> {
     let stored = Arc::new(Stored::new(workflow));
     let how = how();
     let parts = (0..runs).step_by(BULK).map(|at| BULK.min(runs - at));
     let mut answers = stream::iter(parts)
-        .map(|count| {
-            let one = Wanted { workflow: stored.clone(), input: None, traceparent: None, idempotency: None };
-            client.submit_many(vec![one; count], &how)
-        })
+        .map(|count| client.submit_many(vec![wanted(&stored, None); count], &how))
         .buffer_unordered(2);
     while let Some(part) = answers.next().await {
         for taken in part {
@@ -84,29 +61,100 @@ async fn submit(client: &Client, workflow: &Workflow, runs: usize) -> anyhow::Re
     Ok(())
 }
 
-async fn all_completed(probe: &mut Probe, partitions: u16, runs: usize) -> anyhow::Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let done = probe.completed(partitions).await?;
-        if done >= runs {
-            return Ok(());
+/// Many runs of one workflow, through a fleet.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    /// Runs.
+    pub(super) runs: usize,
+    /// What they follow.
+    pub(super) workflow: Workflow,
+    /// Jobs that a limit of the fleet lets be under way; none for no limit.
+    pub(super) limit: Option<u32>,
+}
+
+/// What a load took.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    runs: usize,
+    steps: usize,
+    took_s: f64,
+    submit_s: f64,
+    before: Usage,
+    after: Usage,
+}
+
+impl Load {
+    /// So many runs of a chain of no-op steps.
+    pub(super) fn chains(runs: usize, steps: usize) -> anyhow::Result<Self> {
+        Ok(Self { runs, workflow: chain(steps, "noop")?, limit: None })
+    }
+
+    /// Runs it through a new fleet that reaches the server at `url`.
+    ///
+    /// # Errors
+    /// The fleet does not come up, or does not finish.
+    pub(super) async fn through(&self, lab: &mut Lab<'_>, url: &str, size: Size) -> anyhow::Result<Outcome> {
+        let steps = self.workflow.steps.len();
+        lab.probe.flush().await?;
+        let client = client(url).await?;
+        // The limit is there before the coordinator is.
+        if let Some(concurrency) = self.limit {
+            limit(&client, concurrency).await?;
         }
-        ensure!(Instant::now() < deadline, "only {done} of {runs} runs were completed within four minutes");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let fleet = lab.start(url, size).await?;
+        submit(&client, &self.workflow, WARM_UP).await?;
+        lab.all_completed(size.partitions, WARM_UP, steps).await?;
+        let before = lab.usage(&fleet).await?;
+        let began = Instant::now();
+        let (workflow, runs) = (self.workflow.clone(), self.runs);
+        let submitted = tokio::spawn(async move {
+            submit(&client, &workflow, runs).await?;
+            anyhow::Ok(began.elapsed())
+        });
+        lab.all_completed(size.partitions, runs + WARM_UP, steps).await?;
+        let took_s = began.elapsed().as_secs_f64();
+        let after = lab.usage(&fleet).await?;
+        let submit_s = submitted.await??.as_secs_f64();
+        Ok(Outcome { runs, steps: runs * steps, took_s, submit_s, before, after })
     }
 }
 
-/// Many runs of the same chain.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
-    /// What its figures are called.
-    pub(super) name: &'static str,
-    /// Runs.
-    pub(super) runs: usize,
-    /// Steps of each.
-    pub(super) steps: usize,
-    /// Jobs that a limit of the fleet lets be under way; none for no limit.
-    pub(super) limit: Option<u32>,
+impl Outcome {
+    pub(super) fn steps_per_s(&self) -> f64 {
+        self.steps as f64 / self.took_s
+    }
+
+    /// CPU microseconds a step: of Redis, of the coordinator, of all workers.
+    pub(super) fn us_per_step(&self) -> [(&'static str, f64); 3] {
+        let us = |before: f64, after: f64| (after - before) * 1e6 / self.steps as f64;
+        [
+            ("redis_us_per_step", us(self.before.server.cpu_s, self.after.server.cpu_s)),
+            ("coordinator_us_per_step", us(self.before.coordinator_s, self.after.coordinator_s)),
+            ("worker_us_per_step", us(self.before.workers_s, self.after.workers_s)),
+        ]
+    }
+
+    fn put(&self, report: &mut Report, name: &str) {
+        let (steps, floor) = (self.steps as f64, report.get("floor.jobs_per_s"));
+        report.put(&format!("{name}.steps_per_s"), self.steps_per_s());
+        if floor.is_finite() {
+            report.put(&format!("{name}.floor_ratio"), self.steps_per_s() / floor);
+        }
+        for (what, us) in self.us_per_step() {
+            report.put(&format!("{name}.{what}"), us);
+        }
+        let (before, after) = (&self.before.server, &self.after.server);
+        report.put(&format!("{name}.redis_commands_per_step"), (after.commands - before.commands) / steps);
+        // Which commands they are, and what each kind costs inside Redis: only those that matter.
+        for (command, (calls, us)) in &after.by_command {
+            let (calls_before, us_before) = before.by_command.get(command).copied().unwrap_or_default();
+            let (calls, us) = ((calls - calls_before) / steps, (us - us_before) / steps);
+            if us >= 0.1 {
+                report.put(&format!("{name}.commands.{command}.calls_per_step"), calls);
+                report.put(&format!("{name}.commands.{command}.us_per_step"), us);
+            }
+        }
+    }
 }
 
 async fn limit(client: &Client, concurrency: u32) -> anyhow::Result<()> {
@@ -118,99 +166,86 @@ async fn limit(client: &Client, concurrency: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A load through one coordinator and one worker.
-pub(super) async fn throughput(
-    args: &BenchArgs,
-    url: &str,
-    probe: &mut Probe,
-    load: Load,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let Load { name, runs, steps, .. } = load;
-    probe.flush().await?;
-    if let Some(concurrency) = load.limit {
-        limit(&client(url).await?, concurrency).await?;
-    }
-    let (coordinator, worker) = (coordinator(url, args.partitions)?, worker(url, args.slots)?);
-    ready(probe, args.partitions, true).await?;
-    let client = client(url).await?;
-    let workflow = chain(steps, "noop")?;
-    // Everybody has seen the plan and opened what it needs.
-    submit(&client, &workflow, 10).await?;
-    all_completed(probe, args.partitions, 10).await?;
-    let before = (probe.server().await?, cpu_s(coordinator.pid)?, cpu_s(worker.pid)?);
-    let began = Instant::now();
-    let submitted = {
-        let workflow = workflow.clone();
-        tokio::spawn(async move {
-            submit(&client, &workflow, runs).await?;
-            anyhow::Ok(began.elapsed())
-        })
-    };
-    all_completed(probe, args.partitions, runs + 10).await?;
-    let took = began.elapsed().as_secs_f64();
-    let after = (probe.server().await?, cpu_s(coordinator.pid)?, cpu_s(worker.pid)?);
-    let submit_s = submitted.await??.as_secs_f64();
-    let count = (runs * steps) as f64;
-    let per_step = |s: f64| s * 1e6 / count;
-    let floor = report.get("floor.jobs_per_s");
-    let mut put = |what: &str, value: f64| report.put(&format!("{name}.{what}"), value);
-    put("steps_per_s", count / took);
-    put("floor_ratio", count / took / floor);
-    put("redis_us_per_step", per_step(after.0.cpu_s - before.0.cpu_s));
-    put("redis_commands_per_step", (after.0.commands - before.0.commands) / count);
-    put("coordinator_us_per_step", per_step(after.1 - before.1));
-    put("worker_us_per_step", per_step(after.2 - before.2));
-    // Which commands they are, and what each kind costs inside Redis: only those that matter.
-    for (command, (calls, us)) in &after.0.by_command {
-        let (calls_before, us_before) = before.0.by_command.get(command).copied().unwrap_or_default();
-        let (calls, us) = ((calls - calls_before) / count, (us - us_before) / count);
-        if us >= 0.1 {
-            put(&format!("commands.{command}.calls_per_step"), calls);
-            put(&format!("commands.{command}.us_per_step"), us);
-        }
-    }
-    if load.limit.is_some() {
-        let ratio = report.get("limited.steps_per_s") / report.get("chain10.steps_per_s");
-        report.put("limited.unlimited_ratio", ratio);
-    } else if steps == 1 {
-        report.put("submit.runs_per_s", runs as f64 / submit_s);
-    } else {
-        let bytes = (after.0.memory_bytes - before.0.memory_bytes) / runs as f64;
-        report.put("memory.redis_bytes_per_finished_chain10", bytes);
+async fn plain(lab: &mut Lab<'_>, load: Load) -> anyhow::Result<Outcome> {
+    let (url, size) = (lab.url.clone(), lab.size());
+    load.through(lab, &url, size).await
+}
+
+/// One-step runs, submit included.
+pub(super) async fn one_step(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let outcome = plain(lab, Load::chains(lab.args.runs, 1)?).await?;
+    outcome.put(&mut lab.report, "one_step");
+    lab.report.put("submit.runs_per_s", outcome.runs as f64 / outcome.submit_s);
+    Ok(())
+}
+
+/// Ten-step chains.
+pub(super) async fn chains(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let outcome = plain(lab, Load::chains(lab.args.chains, 10)?).await?;
+    outcome.put(&mut lab.report, "chain10");
+    let bytes = outcome.after.server.memory_bytes - outcome.before.server.memory_bytes;
+    lab.report.put("memory.redis_bytes_per_finished_chain10", bytes / outcome.runs as f64);
+    Ok(())
+}
+
+/// The same under a limit that is just not reached.
+pub(super) async fn limited(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let most = u32::try_from(2 * lab.args.slots).unwrap_or(u32::MAX).min(CONCURRENCY_MAX);
+    let load = Load { limit: Some(most), ..Load::chains(lab.args.chains, 10)? };
+    let outcome = plain(lab, load).await?;
+    outcome.put(&mut lab.report, "limited");
+    let unlimited = lab.report.get("chain10.steps_per_s");
+    if unlimited.is_finite() {
+        lab.report.put("limited.unlimited_ratio", outcome.steps_per_s() / unlimited);
     }
     Ok(())
 }
 
+/// One step, fifty behind it, one behind these.
+pub(super) async fn fan_outs(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let load = Load { runs: lab.args.fan_outs, workflow: fan_out()?, limit: None };
+    let outcome = plain(lab, load).await?;
+    outcome.put(&mut lab.report, "fan_out");
+    Ok(())
+}
+
+/// Microseconds a step of one run of many.
+///
+/// # Errors
+/// It does not finish.
+pub(super) async fn one_wide_run(lab: &mut Lab<'_>, steps: usize) -> anyhow::Result<f64> {
+    let (url, size) = (lab.url.clone(), lab.size());
+    let _fleet = lab.fleet(&url, size).await?;
+    let client = client(&url).await?;
+    submit(&client, &chain(1, "noop")?, 1).await?;
+    lab.all_completed(size.partitions, 1, 1).await?;
+    let workflow = wide_graph(steps)?;
+    let began = Instant::now();
+    submit(&client, &workflow, 1).await?;
+    lab.all_completed(size.partitions, 2, steps).await?;
+    Ok(began.elapsed().as_secs_f64() * 1e6 / steps as f64)
+}
+
 /// One graph of many steps, and a tenth of it: the cost of a step must not grow with the graph.
-pub(super) async fn wide(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
-    for (name, steps) in [("wide.us_per_step_tenth", args.wide / 10), ("wide.us_per_step", args.wide)] {
-        probe.flush().await?;
-        let (_coordinator, _worker) = (coordinator(url, args.partitions)?, worker(url, args.slots)?);
-        ready(probe, args.partitions, true).await?;
-        let client = client(url).await?;
-        submit(&client, &chain(1, "noop")?, 1).await?;
-        all_completed(probe, args.partitions, 1).await?;
-        let began = Instant::now();
-        submit(&client, &wide_graph(steps)?, 1).await?;
-        all_completed(probe, args.partitions, 2).await?;
-        report.put(name, began.elapsed().as_secs_f64() * 1e6 / steps as f64);
+pub(super) async fn wide(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    for (name, steps) in [("wide.us_per_step_tenth", lab.args.wide / 10), ("wide.us_per_step", lab.args.wide)] {
+        let us = one_wide_run(lab, steps).await?;
+        lab.report.put(name, us);
     }
     Ok(())
 }
 
 /// What queued steps cost, with no worker there: in Redis, and in the coordinator that has them open.
-pub(super) async fn memory(args: &BenchArgs, url: &str, probe: &mut Probe, report: &mut Report) -> anyhow::Result<()> {
-    probe.flush().await?;
-    let coordinator = coordinator(url, args.partitions)?;
-    ready(probe, args.partitions, false).await?;
-    let client = client(url).await?;
-    submit(&client, &chain(1, "noop")?, 10).await?;
-    let before = probe.server().await?.memory_bytes;
-    submit(&client, &chain(1, "noop")?, args.runs).await?;
-    let after = probe.server().await?.memory_bytes;
-    report.put("memory.redis_bytes_per_queued_step", (after - before) / args.runs as f64);
-    report.put("memory.coordinator_rss_bytes", resident_bytes(coordinator.pid)?);
-    report.put("memory.open_runs", args.runs as f64);
+pub(super) async fn memory(lab: &mut Lab<'_>) -> anyhow::Result<()> {
+    let (url, runs, chain) = (lab.url.clone(), lab.args.runs, chain(1, "noop")?);
+    let fleet = lab.fleet(&url, Size { workers: 0, ..lab.size() }).await?;
+    let client = client(&url).await?;
+    submit(&client, &chain, WARM_UP).await?;
+    let before = lab.probe.server().await?.memory_bytes;
+    submit(&client, &chain, runs).await?;
+    let after = lab.probe.server().await?.memory_bytes;
+    lab.report.put("memory.redis_bytes_per_queued_step", (after - before) / runs as f64);
+    lab.report.put("memory.coordinator_rss_bytes", resident_bytes(fleet.coordinator.pid)?);
+    lab.report.put("memory.open_runs", runs as f64);
     Ok(())
 }

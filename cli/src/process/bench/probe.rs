@@ -14,11 +14,10 @@ use stepfleet_protocol::{
 };
 use tokio::process::{Child, Command};
 
-/// A connection for looking, and the server's process.
+/// A connection for looking.
 pub(super) struct Probe {
     /// For INFO and counts.
     pub(super) connection: MultiplexedConnection,
-    server: u32,
 }
 
 /// What the server has done so far.
@@ -36,10 +35,7 @@ pub(super) struct Server {
 
 impl Probe {
     pub(super) async fn new(url: &str) -> anyhow::Result<Self> {
-        let connection = connection(url).await?;
-        let mut probe = Self { connection, server: 0 };
-        probe.server = probe.info("process_id").await? as u32;
-        Ok(probe)
+        Ok(Self { connection: connection(url).await? })
     }
 
     /// The server's name, version and allocator: a build with another allocator is up to three times slower.
@@ -51,20 +47,22 @@ impl Probe {
         Ok(format!("{name} {version} ({})", text("mem_allocator").unwrap_or("?")))
     }
 
-    async fn info(&mut self, name: &str) -> anyhow::Result<f64> {
-        let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
-        field(&info, name)
-    }
-
     /// What the server has used so far.
     pub(super) async fn server(&mut self) -> anyhow::Result<Server> {
         let info: String = redis::cmd("INFO").arg("everything").query_async(&mut self.connection).await?;
         Ok(Server {
-            cpu_s: cpu_s(self.server)?,
+            // Finer than the ticks of /proc.
+            cpu_s: field(&info, "used_cpu_user")? + field(&info, "used_cpu_sys")?,
             commands: field(&info, "total_commands_processed")?,
             memory_bytes: field(&info, "used_memory")?,
             by_command: info.lines().filter_map(command_line).collect(),
         })
+    }
+
+    /// Changes a setting of the server.
+    pub(super) async fn set(&mut self, setting: &str, value: &str) -> anyhow::Result<()> {
+        let mut set = redis::cmd("CONFIG");
+        Ok(set.arg("SET").arg(setting).arg(value).query_async(&mut self.connection).await?)
     }
 
     /// Empties the server.
@@ -139,6 +137,8 @@ pub(super) struct Part {
     _child: Child,
     /// Its process id.
     pub(super) pid: u32,
+    /// Where its API is; empty for a worker.
+    pub(super) api: String,
 }
 
 /// Starts `stepfleet` with `args` on the server.
@@ -148,33 +148,5 @@ pub(super) fn part(url: &str, args: &[&str]) -> anyhow::Result<Part> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let child = command.spawn()?;
     let pid = child.id().context("just started")?;
-    Ok(Part { _child: child, pid })
-}
-
-/// A coordinator of so many partitions.
-pub(super) fn coordinator(url: &str, partitions: u16) -> anyhow::Result<Part> {
-    let partitions = partitions.to_string();
-    part(url, &["coordinator", "--partitions", &partitions, "--listen", "127.0.0.1:0", "--name", "bench"])
-}
-
-/// A worker with the stock handlers.
-pub(super) fn worker(url: &str, slots: usize) -> anyhow::Result<Part> {
-    part(url, &["worker", "--concurrency", &slots.to_string(), "--queue", "default", "--name", "bench"])
-}
-
-/// Waits until the coordinator has its partitions, and a worker is registered if `with_worker`.
-pub(super) async fn ready(probe: &mut Probe, partitions: u16, with_worker: bool) -> anyhow::Result<()> {
-    let heads: Vec<String> = all_keys(partitions).map(|keys| keys.head()).collect();
-    for _ in 0..1_000 {
-        let owned: usize = redis::cmd("EXISTS").arg(&heads).query_async(&mut probe.connection).await?;
-        let owned = owned == heads.len();
-        let workers = probe.count(&Keys::default().workers()).await?;
-        if owned && (workers > 0 || !with_worker) {
-            // The worker finds the partition with its next look.
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    anyhow::bail!("the fleet did not come up within 10 s")
+    Ok(Part { _child: child, pid, api: String::new() })
 }

@@ -15,7 +15,7 @@ WITH_SERVERS = set -a; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
-.PHONY: help setup build test demo bench simulate test-real check check-helm
+.PHONY: help setup build test demo bench simulate chaos test-real check check-helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,6 +49,10 @@ bench: setup ## throughput, latency and memory in a release build; writes target
 
 simulate: ## the seeded simulation, SEEDS=n seeds
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
+
+chaos: setup ## every fault on real servers and programs: MINUTES=3 SEED=n TOPOLOGY=all FAULTS=all OLD=path REPORT=1
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) target/debug/chaos
 
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
 	cargo build --workspace --all-targets

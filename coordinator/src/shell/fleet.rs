@@ -123,7 +123,7 @@ struct Told {
 
 impl<D: Dial> Fleet<D> {
     fn new(dial: D, config: Config, metrics: Metrics, told: Told) -> Self {
-        let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
+        let jitter = Duration::from_millis(rand::rng().random_range(0..500));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self {

@@ -35,7 +35,7 @@ pub struct Account {
     pub doubled: Vec<String>,
     /// Effects of more jobs than were dispatched, and completed steps without an effect.
     pub unaccounted: Vec<String>,
-    /// Effects beyond the first of the same try: at-least-once delivery.
+    /// Effects of a step beyond the first and beyond those that follow a failure: at-least-once delivery.
     pub again: usize,
 }
 
@@ -86,8 +86,7 @@ pub fn judge(history: &[Value], effects: &[&Effect]) -> Account {
 /// Holds what was done against what was dispatched.
 fn compare(places: &BTreeMap<&str, Place>, effects: &[&Effect], account: &mut Account) {
     let begun: Vec<&Effect> = effects.iter().copied().filter(|effect| effect.phase == Phase::Begun).collect();
-    let tries: BTreeSet<_> = begun.iter().map(|e| (e.step.as_str(), e.generation, e.attempt)).collect();
-    account.again = begun.len() - tries.len();
+    account.again = again(effects);
     let mut jobs: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for effect in &begun {
         jobs.entry(&effect.step).or_default().insert(&effect.job);
@@ -103,6 +102,20 @@ fn compare(places: &BTreeMap<&str, Place>, effects: &[&Effect], account: &mut Ac
             account.unaccounted.push(format!("`{name}` completed without an effect"));
         }
     }
+}
+
+/// How often a step was begun once more though it had not failed.
+fn again(effects: &[&Effect]) -> usize {
+    let mut counts: BTreeMap<(&str, u32), (usize, usize)> = BTreeMap::new();
+    for effect in effects {
+        let (begun, failed) = counts.entry((&effect.step, effect.generation)).or_default();
+        match effect.phase {
+            Phase::Begun => *begun += 1,
+            Phase::Failed => *failed += 1,
+            Phase::Done => {}
+        }
+    }
+    counts.values().map(|(begun, failed)| begun.saturating_sub(failed + 1)).sum()
 }
 
 fn is_legal(from: &str, to: &str) -> bool {
@@ -190,6 +203,11 @@ mod tests {
         let account = of(&lost, &[effect(1, "j1"), effect(1, "j2")]);
         let good = Account { state: "completed".into(), again: 1, ..Account::default() };
         assert_eq!(account, good);
+        let failed = Effect { phase: Phase::Failed, ..effect(1, "j1") };
+        let retried = "a processing failed attempt_failed\na failed retrying backoff\na retrying queued due\n";
+        let retried = format!("{BEGUN}{retried}a queued processing begun\n{ENDED}");
+        let account = of(&retried, &[effect(1, "j1"), failed, effect(2, "j2")]);
+        assert_eq!(account, Account { again: 0, ..good }, "another try after a failure");
         let account = of(&format!("{BEGUN}{ENDED}"), &[effect(1, "j1"), effect(1, "j1")]);
         assert_eq!((account.unaccounted.len(), account.again), (0, 1), "one job, delivered twice: {account:?}");
     }

@@ -30,7 +30,7 @@ pub struct Row {
     pub doubled: usize,
     /// Moves that are not in the table, ends that nobody asked for.
     pub illegal: usize,
-    /// Tries that were executed more than once: at-least-once delivery.
+    /// Executions of a step beyond the first and beyond retries: at-least-once delivery.
     pub executed_again: usize,
     /// Workers that were called dead and were not.
     pub false_deaths: usize,

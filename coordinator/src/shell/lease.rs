@@ -163,8 +163,10 @@ impl<D: Dial> Leases<D> {
             return Ok(false);
         }
         let taken = self.set(partition, how).await?;
-        if taken && has_share && !lapsed {
-            self.unclaimed = Some(Instant::now());
+        if taken && has_share {
+            // A dead owner counts for the share a little longer; nothing is given to it meanwhile.
+            let keep = if lapsed { &mut self.gave } else { &mut self.unclaimed };
+            *keep = Some(Instant::now());
         }
         Ok(taken)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -11,6 +11,8 @@ use crate::{Cluster, Fsync, Sentinel, Server, ServerOptions, sentinel, wait};
 
 /// Silence after which a Cluster node counts as failing.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After how long it is looked again whether one has ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
 /// How long servers may take to agree again.
 const AGREE: Duration = Duration::from_secs(90);
 
@@ -163,21 +165,33 @@ impl Servers {
         .await
     }
 
-    /// Starts again what ended, and waits until all agree.
+    /// Starts again what ended, and waits until all agree. A server may end a moment after what made it end is over, so that is
+    /// looked at again and again.
     ///
     /// # Errors
-    /// They do not.
+    /// They do not agree.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
-        for place in 0..self.all().len() {
-            if !self.at(place).is_running()? {
-                self.at(place).restart().await?;
+        let end = Instant::now() + AGREE;
+        loop {
+            for place in 0..self.all().len() {
+                if !self.at(place).is_running()? {
+                    self.at(place).restart().await?;
+                }
+            }
+            match self.agree().await {
+                Err(_) if Instant::now() < end => {}
+                agreed => return agreed,
             }
         }
+    }
+
+    /// Waits a little until all agree.
+    async fn agree(&self) -> anyhow::Result<()> {
         match self {
             Self::Single(_) => Ok(()),
-            Self::Cluster(cluster) => cluster.wait_until_ok(AGREE).await,
+            Self::Cluster(cluster) => cluster.wait_until_ok(LOOK_AGAIN).await,
             Self::Sentinel(pair) => {
-                wait::until(AGREE, "the replica to follow", async || {
+                wait::until(LOOK_AGAIN, "the replica to follow", async || {
                     let primary = pair.primary().await?;
                     let info = info(&pair.servers()[1 - primary], "replication").await?;
                     ensure!(info.contains("master_link_status:up"), "{info}");

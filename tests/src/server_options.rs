@@ -94,8 +94,8 @@ impl ServerOptions {
         self
     }
 
-    /// Serves at this address too, which is the one that it is known by to others: for programs that do not share the loopback
-    /// of the test.
+    /// Serves at this address too, which is the one that it is known by to others: for programs that do not share the
+    /// loopback of the test.
     #[must_use]
     pub fn ip(mut self, address: &str) -> Self {
         self.ip = Some(address.into());

@@ -1,10 +1,11 @@
 //! Who owns which partition: leases for liveness, never for correctness, which is the reign's.
 //!
-//! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease may be
-//! retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does not become
-//! an election of everybody. They wait while they can see that it is not renewed, so that a lease that lapses with the death of
-//! its owner is mostly taken as soon as it has. A released lease is there, but empty, and anybody takes it at once. Who has a fair share leaves
-//! the rest to others, but not for ever: what nobody claims is taken all the same.
+//! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease
+//! may be retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does
+//! not become an election of everybody. They wait while they can see that it is not renewed, so that a lease that
+//! lapses with the death of its owner is mostly taken as soon as it has. A released lease is there, but empty, and
+//! anybody takes it at once. Who has a fair share leaves the rest to others, but not for ever: what nobody claims is
+//! taken all the same.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -25,14 +26,16 @@ use crate::store::{
 
 /// How long others wait before they take a lapsed lease, before the random part.
 const LAPSED_WAIT: Duration = Duration::from_secs(1);
-/// A lease that has so much left was not renewed when it should have been, in milliseconds: owners renew every second, and notice
-/// half a second late at most that it is time to.
+/// A lease that has so much left was not renewed when it should have been, in milliseconds: owners renew every second,
+/// and notice half a second late at most that it is time to.
 const OVERDUE_MS: i64 = 1_300;
 /// A longer time between two looks at a lease is a pause, in which its owner may not have been able to renew it.
 const LOOK_GAP: Duration = Duration::from_millis(1_500);
-/// How much longer a coordinator with its share leaves a lapsed lease to others. Short, as a dead owner still counts for the share.
+/// How much longer a coordinator with its share leaves a lapsed lease to others. Short, as a dead owner still counts
+/// for the share.
 const LAPSED_SHARE_WAIT: Duration = Duration::from_millis(300);
-/// How much longer a coordinator with its share waits for others to take a partition that was given away, or never had an owner.
+/// How much longer a coordinator with its share waits for others to take a partition that was given away, or never had
+/// an owner.
 const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
 /// After it took what nobody claimed a coordinator gives nothing away for this long: nobody would take it.
 const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
@@ -171,8 +174,8 @@ impl<D: Dial> Leases<D> {
         Ok(taken)
     }
 
-    /// For how long a partition was seen to be free, or to be about to be. A longer time than `gap` between two looks was a pause of
-    /// the server or of this process, and perhaps of the owner, too: it begins anew.
+    /// For how long a partition was seen to be free, or to be about to be. A longer time than `gap` between two looks
+    /// was a pause of the server or of this process, and perhaps of the owner, too: it begins anew.
     fn waited(&mut self, partition: PartitionId, gap: Duration) -> Duration {
         let now = Instant::now();
         let (since, last) = self.free_since.entry(partition).or_insert((now, now));

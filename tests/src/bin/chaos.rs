@@ -1,9 +1,9 @@
 //! `make chaos`: everything that can happen, to real servers and programs, and what came of it.
 //!
-//! `MINUTES` for each topology (3), `SEED`, `TOPOLOGY` (single, sentinel, cluster or all), `FAULTS` (their words in JSON, with
-//! commas; all), `OLD` (a `stepfleet` of an older version) and `REPORT=1` (write docs/reliability.md) are read from the
-//! environment. With the word `worker` it is a worker of such a test instead. Ends with 1 if something was lost, doubled or
-//! illegal that must not be.
+//! `MINUTES` for each topology (3), `SEED`, `TOPOLOGY` (single, sentinel, cluster or all), `FAULTS` (their words in
+//! JSON, with commas; all), `OLD` (a `stepfleet` of an older version) and `REPORT=1` (write docs/reliability.md) are
+//! read from the environment. With the word `worker` it is a worker of such a test instead. Ends with 1 if something
+//! was lost, doubled or illegal that must not be.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use stepfleet_tests::binary;
-use stepfleet_tests::chaos::faults::Kind;
 use stepfleet_tests::chaos::document;
+use stepfleet_tests::chaos::faults::Kind;
 use stepfleet_tests::chaos::report::Report;
 use stepfleet_tests::chaos::servers::Topology;
 use stepfleet_tests::chaos::work::{WorkerArgs, run_worker};
@@ -53,7 +53,11 @@ async fn chaos() -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
     for topology in topologies {
         let folder = binary::root().join("target/chaos").join(format!("{}-{seed}", topology.as_str()));
-        println!("{} for {minutes} minutes, SEED={seed}; everything is kept in {}", topology.as_str(), folder.display());
+        println!(
+            "{} for {minutes} minutes, SEED={seed}; everything is kept in {}",
+            topology.as_str(),
+            folder.display()
+        );
         let plan = Plan {
             topology,
             seed,

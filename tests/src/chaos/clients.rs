@@ -1,5 +1,5 @@
-//! Clients: each submits one run after the other under a key of its own, and again under the same key when the answer is lost. Some
-//! runs are cancelled, some are retried or replayed when they have failed.
+//! Clients: each submits one run after the other under a key of its own, and again under the same key when the answer
+//! is lost. Some runs are cancelled, some are retried or replayed when they have failed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -216,7 +216,8 @@ async fn fulfil(http: &reqwest::Client, bases: &[String], run: &str, wish: Wish)
         }
         Wish::Retry | Wish::Replay | Wish::RetryFrom => {
             let Ok(view) = failed(http, bases, run).await else { return };
-            let letter = view["step_list"].as_array().and_then(|steps| steps.iter().find_map(|s| s["dead_letter"].as_str()));
+            let letter =
+                view["step_list"].as_array().and_then(|steps| steps.iter().find_map(|s| s["dead_letter"].as_str()));
             match (wish, letter) {
                 (Wish::Replay, Some(letter)) => (format!("dead-letters/{letter}/replay"), json!({})),
                 (Wish::RetryFrom, _) => (format!("runs/{run}/retry"), json!({ "from": "a" })),

@@ -1,7 +1,7 @@
 //! What handlers did, as lines of a file that knows nothing of Redis.
 //!
-//! Each begin and each end of a handler is one line, appended in one write. A killed process loses none that was written, as the
-//! kernel has it. So what was done is known whatever becomes of servers, logs and results.
+//! Each begin and each end of a handler is one line, appended in one write. A killed process loses none that was
+//! written, as the kernel has it. So what was done is known whatever becomes of servers, logs and results.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};

@@ -1,4 +1,5 @@
-//! The history of a test: who asked for what and what came back, as JSON lines and in the form that Jepsen's checkers read.
+//! The history of a test: who asked for what and what came back, as JSON lines and in the form that Jepsen's checkers
+//! read.
 
 use std::fs::File;
 use std::io::Write as _;

@@ -1,7 +1,8 @@
 //! Hosts: network namespaces on one bridge, so that a partition is one of the kernel's.
 //!
-//! Each program has a namespace with one end of a veth pair; the other end is a port of the bridge, whose address is where servers
-//! listen. A host is cut off by taking its port off the bridge: packets vanish, and nobody is told. It needs root and `ip`.
+//! Each program has a namespace with one end of a veth pair; the other end is a port of the bridge, whose address is
+//! where servers listen. A host is cut off by taking its port off the bridge: packets vanish, and nobody is told. It
+//! needs root and `ip`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -18,7 +18,7 @@ use crate::wait;
 
 /// How long work may stand still before it is called stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same for the jobs of a killed worker.
+/// The same for jobs of a killed worker.
 const DEATH: Duration = Duration::from_secs(100);
 /// How often it is asked whether a job that does not come back is still wanted.
 const ASK: Duration = Duration::from_secs(5);
@@ -234,8 +234,7 @@ impl World {
         let (place, hold) = (self.primary().await?, self.seconds(2.0..6.0));
         let began_ns = now_ns();
         self.servers.at(place).pause()?;
-        let failed_over =
-            if self.servers.fails_over() { self.servers.until_failed_over(place).await } else { Ok(()) };
+        let failed_over = if self.servers.fails_over() { self.servers.until_failed_over(place).await } else { Ok(()) };
         tokio::time::sleep(hold).await;
         self.servers.at(place).resume()?;
         failed_over?;
@@ -249,7 +248,8 @@ impl World {
     async fn restart_server(&mut self) -> anyhow::Result<Went> {
         let place = self.primary().await?;
         let began_ns = now_ns();
-        self.servers.at(place).restart().await?;
+        self.servers.at(place).stop().await?;
+        self.servers.revive().await?;
         let back_ns = now_ns();
         self.servers.heal().await?;
         self.everywhere(format!("server {place}"), began_ns, back_ns).await

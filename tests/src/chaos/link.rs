@@ -1,7 +1,7 @@
 //! A TCP proxy between one program and a server, that can be slow, lose, cut and reset.
 //!
-//! It works above TCP, so a lost packet is what TCP makes of it: a pause of everything behind it. A cut link swallows what is sent
-//! and closes nothing, as a cable that was pulled.
+//! It works above TCP, so a lost packet is what TCP makes of it: a pause of everything behind it. A cut link swallows
+//! what is sent and closes nothing, as a cable that was pulled.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

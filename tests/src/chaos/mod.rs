@@ -1,10 +1,10 @@
-//! Chaos on the real thing: real servers and programs, to which everything happens that can happen, and a checker that believes
-//! nobody.
+//! Chaos on the real thing: real servers and programs, to which everything happens that can happen, and a checker that
+//! believes nobody.
 //!
 //! [`run`] starts a fleet ([`world`]), lets clients submit ([`clients`]) while one fault after the other is done to it
-//! ([`faults`], [`inject`]), heals everything, and judges what is left ([`settle`]) by three records that know nothing of each other:
-//! what clients were told ([`history`], judged by [`queue`]), what the product says has happened (judged by [`moves`]), and what
-//! handlers did ([`effects`]).
+//! ([`faults`], [`inject`]), heals everything, and judges what is left ([`settle`]) by three records that know nothing
+//! of each other: what clients were told ([`history`], judged by [`queue`]), what the product says has happened (judged
+//! by [`moves`]), and what handlers did ([`effects`]).
 
 pub mod clients;
 pub mod disk;
@@ -111,7 +111,12 @@ async fn drive(plan: &Plan, world: &mut World, begun: Instant, say: &dyn Fn(&str
         let kind = deck.deal(&mut world.random);
         counter.fault.store(faults.len() + 1, Ordering::Relaxed);
         let fault = world.inject(kind).await?;
-        say(&format!("{:>4} s  {kind}: {}; work goes on after {:?} ms", begun.elapsed().as_secs(), fault.what, fault.recovery_ms));
+        say(&format!(
+            "{:>4} s  {kind}: {}; work goes on after {:?} ms",
+            begun.elapsed().as_secs(),
+            fault.what,
+            fault.recovery_ms
+        ));
         faults.push(fault);
         findings.extend(revive(world)?);
         let quiet = world.random.random_range(1.0..2.5);

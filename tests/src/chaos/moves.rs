@@ -1,6 +1,7 @@
 //! The checker of single runs: only legal moves, nothing committed twice, nothing done that nobody dispatched.
 //!
-//! The table of moves is written here once more on purpose: a checker that asks the product what is legal finds nothing.
+//! The table of moves is written here once more on purpose: a checker that asks the product what is legal finds
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -122,8 +122,8 @@ impl Slot {
         let ground = &self.ground;
         let url = self.link.as_ref().map_or_else(|| ground.url.clone(), |link| format!("redis://{}", link.address()));
         let stepfleet = if old { &ground.old } else { &ground.new };
-        // The worker of these tests is no `stepfleet`; an old version that differs brings its own stock worker, which hands the
-        // jobs of these tests back, as it has no handler for them.
+        // The worker of these tests is no `stepfleet`; an old version that differs brings its own stock worker, which
+        // hands the jobs of these tests back, as it has no handler for them.
         let (program, words): (&Path, Vec<String>) = match self.role {
             Role::Coordinator => {
                 let partitions = ground.partitions.to_string();
@@ -215,7 +215,11 @@ impl Slot {
             (None, Some(link)) => link.set(crate::chaos::link::Weather { cut, ..Default::default() }),
             (None, None) => anyhow::bail!("there is nothing to cut"),
         }
-        if cut { self.leave() } else { self.come_back() }
+        if cut {
+            self.leave()
+        } else {
+            self.come_back()
+        }
         Ok(now_ns())
     }
 

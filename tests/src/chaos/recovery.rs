@@ -1,7 +1,7 @@
 //! How long work stood still, seen from outside: by what handlers did, never by what servers or programs say.
 //!
-//! A step begins only after a commit that knows that the steps it needs are done. So when a step begins whose need was done after
-//! some moment, its partition has committed since that moment.
+//! A step begins only after a commit that knows that the steps it needs are done. So when a step begins whose need was
+//! done after some moment, its partition has committed since that moment.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -21,7 +21,8 @@ const OLDER: usize = 200;
 pub fn commits_since(effects: &[Effect], since_ns: u64) -> BTreeMap<u16, u64> {
     let mut first = BTreeMap::new();
     let mut done: BTreeSet<(&str, &str)> = BTreeSet::new();
-    // The file is in the order of time but for a moment, which does not matter: what is missed is seen with the next step.
+    // The file is in the order of time but for a moment, which does not matter: what is missed is seen with the next
+    // step.
     for effect in effects.iter().filter(|effect| effect.at_ns > since_ns) {
         if effect.phase != Phase::Begun {
             if effect.phase == Phase::Done {
@@ -39,8 +40,8 @@ pub fn commits_since(effects: &[Effect], since_ns: u64) -> BTreeMap<u16, u64> {
     first
 }
 
-/// Waits until each of these partitions has committed after `since_ns`; how long each took. None if one takes longer than
-/// `patience`.
+/// Waits until each of these partitions has committed after `since_ns`; how long each took. None if one takes longer
+/// than `patience`.
 pub async fn until_commits(
     effects: &Effects,
     partitions: &[u16],
@@ -91,11 +92,14 @@ pub fn elsewhere(effects: &[Effect], tries: &[Try], worker: &str, since_ns: u64)
     for effect in effects.iter().filter(|e| e.phase == Phase::Begun && e.at_ns > since_ns && e.worker != worker) {
         first.entry(try_of(effect)).or_insert(effect.at_ns);
     }
-    tries.iter().map(|(run, step, generation)| first.get(&(run.as_str(), step.as_str(), *generation)).copied()).collect()
+    tries
+        .iter()
+        .map(|(run, step, generation)| first.get(&(run.as_str(), step.as_str(), *generation)).copied())
+        .collect()
 }
 
-/// Waits until all of these tries run at other workers; how long each took, without those that do not within `patience`, as their
-/// run may have been cancelled or have failed meanwhile.
+/// Waits until all of these tries run at other workers; how long each took, without those that do not within
+/// `patience`, as their run may have been cancelled or have failed meanwhile.
 pub async fn until_elsewhere(
     effects: &Effects,
     tries: &[Try],
@@ -116,8 +120,8 @@ pub async fn until_elsewhere(
     seen.into_iter().flatten().map(|at| Duration::from_nanos(at - since_ns)).collect()
 }
 
-/// What was written since a moment, and a little before. A process that was stopped between the look at the clock and the write has
-/// old times among new ones, so the search goes on behind them.
+/// What was written since a moment, and a little before. A process that was stopped between the look at the clock and
+/// the write has old times among new ones, so the search goes on behind them.
 fn recent(all: &[Effect], since_ns: u64) -> &[Effect] {
     let (mut from, mut older) = (all.len(), 0);
     while from > 0 && older < OLDER {

@@ -141,8 +141,8 @@ impl Report {
         report
     }
 
-    /// Whether something happened that may not: anything lost, doubled or illegal on a durable server, and what a fail-over
-    /// cannot excuse on others.
+    /// Whether something happened that may not: anything lost, doubled or illegal on a durable server, and what a
+    /// fail-over cannot excuse on others.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         let sum = |count: fn(&Row) -> usize| self.rows.values().map(count).sum::<usize>();
@@ -297,7 +297,10 @@ mod tests {
         assert_eq!(row(&[]).percentile(50), None);
         assert_eq!((row(&[7]).percentile(50), row(&[7]).percentile(100)), (Some(7), Some(7)));
         assert_eq!((row(&[1, 2, 300]).percentile(50), row(&[1, 2, 300]).percentile(100)), (Some(2), Some(300)));
-        assert_eq!((row(&[1, 2]).is_met(), row(&[1, 200]).is_met(), row(&[]).is_met()), (Some(true), Some(false), None));
+        assert_eq!(
+            (row(&[1, 2]).is_met(), row(&[1, 200]).is_met(), row(&[]).is_met()),
+            (Some(true), Some(false), None)
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The servers of a test: one, a primary with its replica and Sentinels, or a Cluster of three with three replicas.
 
+use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -154,8 +155,8 @@ impl Servers {
                 Self::Sentinel(pair) => ensure!(pair.primary().await? != place, "it is still the primary"),
                 Self::Cluster(cluster) => {
                     let mut others = 0;
-                    for (other, node) in cluster.nodes().iter().enumerate().filter(|(other, _)| *other != place) {
-                        others += usize::from(role(node).await.with_context(|| format!("node {other}"))? == "master");
+                    for (_, node) in cluster.nodes().iter().enumerate().filter(|(other, _)| *other != place) {
+                        others += usize::from(role(node).await.is_ok_and(|role| role == "master"));
                     }
                     ensure!(others == 3, "{others} primaries");
                 }
@@ -165,19 +166,37 @@ impl Servers {
         .await
     }
 
-    /// Starts again what ended, and waits until all agree. A server may end a moment after what made it end is over, so that is
-    /// looked at again and again.
+    /// Starts again what ended. One whose file cannot be read any more, as a full disk can leave it, begins empty
+    /// behind the replica that took its place; a single server cannot.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub async fn revive(&mut self) -> anyhow::Result<()> {
+        for place in 0..self.all().len() {
+            if self.at(place).is_running()? {
+                continue;
+            }
+            let started = self.at(place).restart().await;
+            if started.is_err() && self.fails_over() {
+                self.until_failed_over(place).await?;
+                fs::remove_dir_all(self.at(place).folder().join("appendonlydir"))?;
+                self.at(place).restart().await?;
+            } else {
+                started?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts again what ended, and waits until all agree. A server may end a moment after what made it end is over, so
+    /// that is looked at again and again.
     ///
     /// # Errors
     /// They do not agree.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         let end = Instant::now() + AGREE;
         loop {
-            for place in 0..self.all().len() {
-                if !self.at(place).is_running()? {
-                    self.at(place).restart().await?;
-                }
-            }
+            self.revive().await?;
             match self.agree().await {
                 Err(_) if Instant::now() < end => {}
                 agreed => return agreed,

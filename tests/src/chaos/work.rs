@@ -98,7 +98,8 @@ const SLOTS: usize = 6;
 /// After SIGTERM what takes longer than this goes to others, so that the hand-over is seen.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// Runs a worker until SIGTERM. Its handler `mark` writes down that it began, waits, and fails or writes down that it is done.
+/// Runs a worker until SIGTERM. Its handler `mark` writes down that it began, waits, and fails or writes down that it
+/// is done.
 ///
 /// # Errors
 /// It cannot begin.

@@ -61,7 +61,8 @@ impl World {
         let mut skipped = Vec::new();
         let count = plan.coordinators + plan.workers;
         let hosts = wanted(plan.privileged, Kind::Partition, &mut skipped, || Hosts::make(count)).map(Arc::new);
-        let folder = std::env::temp_dir().join(format!("stepfleet-disk-{}-{}", std::process::id(), plan.topology.as_str()));
+        let folder =
+            std::env::temp_dir().join(format!("stepfleet-disk-{}-{}", std::process::id(), plan.topology.as_str()));
         let disk = wanted(plan.privileged, Kind::DiskFull, &mut skipped, || Disk::mount(folder, DISK_MEBIBYTES));
         let center = hosts.as_ref().map(|hosts| hosts.center());
         let servers = Servers::start(plan.topology, center.as_deref(), disk.as_ref().map(Disk::folder)).await?;
@@ -139,7 +140,8 @@ impl World {
         Ok(())
     }
 
-    /// The partitions that the present process of a coordinator owns, as some coordinator says; all if nobody says anything.
+    /// The partitions that the present process of a coordinator owns, as some coordinator says; all if nobody says
+    /// anything.
     pub async fn owned_by(&self, name: &str) -> Vec<u16> {
         let prefix = format!("{name}@");
         for api in self.apis() {
@@ -148,7 +150,8 @@ impl World {
             };
             let items = list["items"].as_array().or_else(|| list.as_array());
             let Some(items) = items else { continue };
-            let owned = items.iter().filter(|item| item["owner"].as_str().is_some_and(|owner| owner.starts_with(&prefix)));
+            let owned =
+                items.iter().filter(|item| item["owner"].as_str().is_some_and(|owner| owner.starts_with(&prefix)));
             return owned.filter_map(|item| u16::try_from(item["id"].as_u64()?).ok()).collect();
         }
         all_partitions()

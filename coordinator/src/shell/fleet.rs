@@ -28,6 +28,8 @@ use crate::store::link::{Dial, LinkError};
 
 /// Time between two looks at the leases.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// The same while a lease is about to be free.
+const LOOK_SOON: Duration = Duration::from_millis(150);
 /// A partition that this program cannot own (newer, torn) is left alone for this long.
 const LEFT_ALONE: Duration = Duration::from_secs(60);
 
@@ -78,7 +80,7 @@ pub async fn run<D: Dial>(dial: D, config: Config, metrics: Metrics, shutdown: C
             biased;
             () = shutdown.cancelled() => {}
             Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(if fleet.leases.is_waiting() { LOOK_SOON } else { LOOK_EVERY }) => {}
         }
     }
     fleet.leave().await;

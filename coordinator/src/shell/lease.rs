@@ -33,7 +33,7 @@ const OVERDUE_MS: i64 = 1_300;
 const LOOK_GAP: Duration = Duration::from_millis(1_500);
 /// How much longer a coordinator with its share leaves a lapsed lease to others. Short, as a dead owner still counts
 /// for the share.
-const LAPSED_SHARE_WAIT: Duration = Duration::from_millis(300);
+const LAPSED_SHARE_WAIT: Duration = Duration::from_millis(200);
 /// How much longer a coordinator with its share waits for others to take a partition that was given away, or never had
 /// an owner.
 const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
@@ -184,6 +184,12 @@ impl<D: Dial> Leases<D> {
         }
         *last = now;
         now - *since
+    }
+
+    /// Whether a lease is about to be free, or is: then it is worth while to look again soon.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.free_since.values().any(|(_, last)| last.elapsed() < LOOK_GAP)
     }
 
     /// Nobody has ever reigned: there is nobody to wait for.

@@ -75,7 +75,7 @@ fn a_lease_that_is_seen_not_to_be_renewed_is_taken_as_soon_as_it_lapses() {
             reigned(&w.dial).await;
             let took = looks(&mut next, has_share, 10_000).await;
             // It has 3 s; a look later.
-            assert_eq!(took, Some(if has_share { 3_600 } else { 3_200 }));
+            assert_eq!(took, Some(3_200));
         });
     }
 }

@@ -12,6 +12,20 @@ use crate::chaos::queue::Verdict;
 use crate::chaos::servers::Topology;
 use crate::chaos::settle::Settled;
 
+/// The heads of the table.
+const COLUMNS: [&str; 11] = [
+    "fault",
+    "times",
+    "accepted",
+    "completed",
+    "lost",
+    "doubled",
+    "illegal",
+    "executed again",
+    "false deaths",
+    "recovery p50 / max, s",
+    "aim, s",
+];
 /// Sentences that are kept of one kind of finding.
 const FINDINGS: usize = 20;
 
@@ -233,8 +247,8 @@ impl Report {
     pub fn markdown(&self) -> String {
         let mut text = format!("### {}, seed {}, {} s\n\n", self.topology, self.seed, self.seconds);
         let mut line = |words: String| writeln!(text, "{words}").expect("a String takes everything");
-        line("| fault | times | accepted | completed | lost | doubled | illegal | executed again | false deaths | recovery p50 / max, s | aim, s |".into());
-        line("|--|--|--|--|--|--|--|--|--|--|--|".into());
+        line(format!("| {} |", COLUMNS.join(" | ")));
+        line(format!("|{}", "--|".repeat(COLUMNS.len())));
         let mut sum = Row::default();
         for (kind, row) in &self.rows {
             line(row_text(kind.words(), row));
@@ -255,7 +269,8 @@ impl Report {
             line(format!("Durable submits by what they were told: {}.", durable.join("; ")));
         }
         line(format!(
-            "{} submits whose answer was lost for good had begun a run all the same. {} runs had effects and do not exist in the end.",
+            "{} submits whose answer was lost for good had begun a run all the same. {} runs had effects and do not exist in \
+             the end.",
             self.recovered, self.ghosts
         ));
         for (kind, why) in &self.skipped {
@@ -282,9 +297,9 @@ fn row_text(name: &str, row: &Row) -> String {
     };
     let aim = row.aim_ms.map_or("-".into(), |aim| format!("{}{met}", seconds(aim)));
     let Row { times, accepted, completed, lost, doubled, illegal, executed_again, false_deaths, .. } = row;
-    format!(
-        "| {name} | {times} | {accepted} | {completed} | {lost} | {doubled} | {illegal} | {executed_again} | {false_deaths} | {recovery}{stuck} | {aim} |"
-    )
+    let counts = [times, accepted, completed, lost, doubled, illegal, executed_again, false_deaths];
+    let counts: Vec<String> = counts.iter().map(ToString::to_string).collect();
+    format!("| {name} | {} | {recovery}{stuck} | {aim} |", counts.join(" | "))
 }
 
 #[cfg(test)]

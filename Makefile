@@ -79,6 +79,10 @@ deaths: setup ## how long it takes until the job of a killed worker begins elsew
 	cargo build --workspace --all-targets
 	@$(WITH_SERVERS) KILLS=$(KILLS) target/debug/deaths
 
+chaos: setup ## every fault on real servers and programs: MINUTES=3 SEED=n TOPOLOGY=all FAULTS=all OLD=path REPORT=1
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) target/debug/chaos
+
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
 	cargo build --workspace --all-targets
 	@$(WITH_SERVERS) WFINSTANCES="$(WFINSTANCES)" target/debug/real

@@ -24,6 +24,7 @@ mod auditor;
 mod breakers;
 mod calls;
 mod campaigns;
+mod chaos;
 mod commands;
 mod coordinator_death;
 mod dead_letters;

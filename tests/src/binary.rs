@@ -43,14 +43,22 @@ pub fn stepfleet() -> anyhow::Result<PathBuf> {
     if let Some(path) = from_environment(PROGRAM) {
         return Ok(path);
     }
+    beside("stepfleet")
+}
+
+/// The program of that name in the same target folder as the running test.
+///
+/// # Errors
+/// It is not built.
+pub fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let mut folder = test.parent().context("a program is in a folder")?;
     if folder.ends_with("deps") {
         folder = folder.parent().context("deps is in a folder")?;
     }
-    let path = folder.join("stepfleet");
+    let path = folder.join(name);
     if !path.is_file() {
-        bail!("`{}` does not exist; hint: run `cargo build -p stepfleet`, or `make test`", path.display());
+        bail!("`{}` does not exist; hint: run `cargo build --workspace --all-targets`, or `make test`", path.display());
     }
     Ok(path)
 }

@@ -194,7 +194,7 @@ impl Cluster {
         let first = self.nodes.first().context("there is a node")?;
         for node in &self.nodes[1..] {
             let (port, bus_port) = (node.port().to_string(), node.bus_port().to_string());
-            ask(first, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus_port]).await?;
+            ask(first, &["CLUSTER", "MEET", node.ip(), &port, &bus_port]).await?;
         }
         for (index, replica) in self.nodes[self.primaries..].iter().enumerate() {
             let primary = ask(&self.nodes[index % self.primaries], &["CLUSTER", "MYID"]).await?;

@@ -5,6 +5,7 @@
 //! tests run in parallel and leave nothing behind. There are no sleeps: whoever waits uses [`wait::until`].
 
 pub mod binary;
+pub mod chaos;
 mod child;
 pub mod cluster;
 pub mod lab;

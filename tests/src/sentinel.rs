@@ -38,7 +38,8 @@ impl Sentinel {
     /// A process does not come up, or they do not know each other within a minute.
     pub async fn launch(sentinels: usize, server: ServerOptions) -> anyhow::Result<Self> {
         let primary = server.clone().start().await?;
-        let replica = server.setting("replicaof", &format!("127.0.0.1 {}", primary.port())).start().await?;
+        let ip = server.ip.clone();
+        let replica = server.setting("replicaof", &format!("{} {}", primary.ip(), primary.port())).start().await?;
         wait::until(DEADLINE, "the replica to follow", async || {
             let info = replication(&replica).await?;
             ensure!(info.contains("master_link_status:up"), "it says\n{info}");
@@ -47,11 +48,13 @@ impl Sentinel {
         .await?;
         let role = Role::Sentinel {
             name: NAME.into(),
-            primary_port: primary.port(),
+            primary: (primary.ip().into(), primary.port()),
             quorum: sentinels / 2 + 1,
             down_after: DOWN_AFTER,
         };
-        let starts = (0..sentinels).map(|_| ServerOptions::new().role(role.clone()).start());
+        let mut options = ServerOptions::new().role(role);
+        options.ip = ip;
+        let starts = (0..sentinels).map(|_| options.clone().start());
         let sentinels = futures::future::try_join_all(starts).await?;
         for sentinel in &sentinels {
             quicken(sentinel).await?;

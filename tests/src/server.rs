@@ -50,7 +50,12 @@ impl Server {
     }
 
     pub(crate) async fn launch(options: ServerOptions) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("stepfleet-server-").tempdir()?;
+        let mut folder = tempfile::Builder::new();
+        folder.prefix("stepfleet-server-");
+        let folder = match &options.within {
+            Some(within) => folder.tempdir_in(within)?,
+            None => folder.tempdir()?,
+        };
         let certificates = options.tls.then(|| Certificates::make(folder.path())).transpose()?;
         let mut server = Self { options, child: None, port: 0, bus_port: 0, certificates, folder };
         for attempt in 1.. {
@@ -67,16 +72,22 @@ impl Server {
         Ok(server)
     }
 
-    /// The port on 127.0.0.1, the same after a restart.
+    /// The address that it is known by.
+    #[must_use]
+    pub fn ip(&self) -> &str {
+        self.options.ip.as_deref().unwrap_or("127.0.0.1")
+    }
+
+    /// The port, the same after a restart.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// `127.0.0.1:<port>`.
+    /// `127.0.0.1:<port>`, or with the address of the options.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.ip(), self.port)
     }
 
     pub(crate) fn bus_port(&self) -> u16 {
@@ -115,6 +126,17 @@ impl Server {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::pid)
+    }
+
+    /// Whether its process runs; a paused one does, one that ended by itself does not.
+    ///
+    /// # Errors
+    /// The system refuses to tell.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(match &mut self.child {
+            Some(child) => child.ended()?.is_none(),
+            None => false,
+        })
     }
 
     /// A client that may do everything; it trusts the server's certificate.

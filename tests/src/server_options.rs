@@ -1,7 +1,7 @@
 //! What a test server is started with, and the configuration file that says so.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::server::Server;
@@ -27,8 +27,8 @@ pub(crate) enum Role {
     Single,
     /// A node of a Cluster, empty until the Cluster is formed.
     ClusterNode { node_timeout: Duration },
-    /// A Sentinel that watches the primary of that port under that name.
-    Sentinel { name: String, primary_port: u16, quorum: usize, down_after: Duration },
+    /// A Sentinel that watches the primary of that address and port under that name.
+    Sentinel { name: String, primary: (String, u16), quorum: usize, down_after: Duration },
 }
 
 /// What a [`Server`] is started with. The default keeps nothing on disk, needs no password and listens without TLS.
@@ -41,6 +41,8 @@ pub struct ServerOptions {
     pub(crate) tls: bool,
     pub(crate) default_user_off: bool,
     pub(crate) role: Role,
+    pub(crate) ip: Option<String>,
+    pub(crate) within: Option<PathBuf>,
 }
 
 impl ServerOptions {
@@ -92,6 +94,21 @@ impl ServerOptions {
         self
     }
 
+    /// Serves at this address too, which is the one that it is known by to others: for programs that do not share the
+    /// loopback of the test.
+    #[must_use]
+    pub fn ip(mut self, address: &str) -> Self {
+        self.ip = Some(address.into());
+        self
+    }
+
+    /// Makes its folder within this one, instead of where temporary folders are.
+    #[must_use]
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.within = Some(folder.into());
+        self
+    }
+
     pub(crate) fn role(mut self, role: Role) -> Self {
         self.role = role;
         self
@@ -109,7 +126,14 @@ impl ServerOptions {
     pub(crate) fn render(&self, folder: &Path, port: u16, bus_port: u16, tls: Option<&Certificates>) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: &str| writeln!(text, "{name} {value}").expect("a String takes everything");
-        line("bind", "127.0.0.1");
+        match &self.ip {
+            Some(ip) => {
+                line("bind", &format!("127.0.0.1 {ip}"));
+                // Without a password it answers the loopback only, unless this is said.
+                line("protected-mode", "no");
+            }
+            None => line("bind", "127.0.0.1"),
+        }
         line("dir", &format!("{:?}", folder.display().to_string()));
         line("logfile", "server.log");
         if let Some(files) = tls {
@@ -130,10 +154,13 @@ impl ServerOptions {
                 line("cluster-port", &bus_port.to_string());
                 line("cluster-node-timeout", &node_timeout.as_millis().to_string());
                 line("cluster-replica-validity-factor", "0");
+                if let Some(ip) = &self.ip {
+                    line("cluster-announce-ip", ip);
+                }
             }
-            Role::Sentinel { name, primary_port, quorum, down_after } => {
+            Role::Sentinel { name, primary: (ip, port), quorum, down_after } => {
                 line("protected-mode", "no");
-                line("sentinel", &format!("monitor {name} 127.0.0.1 {primary_port} {quorum}"));
+                line("sentinel", &format!("monitor {name} {ip} {port} {quorum}"));
                 line("sentinel", &format!("down-after-milliseconds {name} {}", down_after.as_millis()));
                 line("sentinel", &format!("failover-timeout {name} {}", (*down_after * 5).as_millis()));
             }

@@ -29,6 +29,8 @@ use crate::store::link::{Dial, LinkError};
 
 /// Time between two looks at the leases.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// The same while a lease is about to be free.
+const LOOK_SOON: Duration = Duration::from_millis(150);
 /// A partition that this program cannot own (newer, torn) is left alone for this long.
 const LEFT_ALONE: Duration = Duration::from_secs(60);
 
@@ -84,7 +86,7 @@ pub async fn run_on<D: Dial>(lanes: Lanes, dial: D, config: Config, metrics: Met
             biased;
             () = shutdown.cancelled() => {}
             Some(ended) = fleet.tasks.join_next_with_id() => fleet.ended(ended),
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(if fleet.leases.is_waiting() { LOOK_SOON } else { LOOK_EVERY }) => {}
         }
     }
     fleet.leave().await;
@@ -132,7 +134,7 @@ struct Told {
 
 impl<D: Dial> Fleet<D> {
     fn new(lanes: Lanes, dial: D, config: Config, metrics: Metrics, told: Told) -> Self {
-        let jitter = Duration::from_millis(rand::rng().random_range(0..1_000));
+        let jitter = Duration::from_millis(rand::rng().random_range(0..500));
         let leases = Leases::new(dial.clone(), config.keys.clone(), config.name.clone(), jitter);
         let (running, task_of, left_alone) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self {

@@ -1,9 +1,11 @@
 //! Who owns which partition: leases for liveness, never for correctness, which is the reign's.
 //!
-//! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease may be
-//! retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does not become
-//! an election of everybody. A released lease is there, but empty, and anybody takes it at once. Who has a fair share leaves
-//! the rest to others, but not for ever: what nobody claims is taken all the same.
+//! A lease holds for three seconds and is renewed by the owner loop alone, so that a hung loop loses it. A lapsed lease
+//! may be retaken by its last owner at once; others wait a second and a random part, so that a pause of everybody does
+//! not become an election of everybody. They wait while they can see that it is not renewed, so that a lease that
+//! lapses with the death of its owner is mostly taken as soon as it has. A released lease is there, but empty, and
+//! anybody takes it at once. Who has a fair share leaves the rest to others, but not for ever: what nobody claims is
+//! taken all the same.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,7 +26,16 @@ use crate::store::{
 
 /// How long others wait before they take a lapsed lease, before the random part.
 const LAPSED_WAIT: Duration = Duration::from_secs(1);
-/// How much longer a coordinator with its share waits for others to take a partition that nobody owns.
+/// A lease that has so much left was not renewed when it should have been, in milliseconds: owners renew every second,
+/// and notice half a second late at most that it is time to.
+const OVERDUE_MS: i64 = 1_300;
+/// A longer time between two looks at a lease is a pause, in which its owner may not have been able to renew it.
+const LOOK_GAP: Duration = Duration::from_millis(1_500);
+/// How much longer a coordinator with its share leaves a lapsed lease to others. Short, as a dead owner still counts
+/// for the share.
+const LAPSED_SHARE_WAIT: Duration = Duration::from_millis(200);
+/// How much longer a coordinator with its share waits for others to take a partition that was given away, or never had
+/// an owner.
 const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
 /// After it took what nobody claimed a coordinator gives nothing away for this long: nobody would take it.
 const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
@@ -57,7 +68,8 @@ pub struct Leases<D: Dial> {
     links: Links<D>,
     keys: Keys,
     name: String,
-    free_since: HashMap<PartitionId, Instant>,
+    /// Since when each was seen to be free, or about to be, and when that was last seen.
+    free_since: HashMap<PartitionId, (Instant, Instant)>,
     cooling: HashMap<PartitionId, Instant>,
     ever: HashMap<PartitionId, bool>,
     /// When one was last given away.
@@ -100,12 +112,26 @@ impl<D: Dial> Leases<D> {
         let mut get = redis::cmd("GET");
         get.arg(&key);
         let value = self.links.one(&key, get).await?;
-        Ok(match reply::text(&value) {
+        Ok(self.holder_of(&value))
+    }
+
+    /// Who holds the lease, and what is left of it in milliseconds.
+    async fn seen(&mut self, partition: PartitionId) -> Result<(Holder, i64), LinkError> {
+        let key = self.keys.partition(partition).lease();
+        let mut look = redis::pipe();
+        look.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
+        let replies = self.links.trip(&key, &look).await?;
+        let left_ms = replies.get(1).and_then(reply::number).unwrap_or(0);
+        Ok((self.holder_of(replies.first().unwrap_or(&redis::Value::Nil)), left_ms))
+    }
+
+    fn holder_of(&self, value: &redis::Value) -> Holder {
+        match reply::text(value) {
             None => Holder::Nobody,
             Some("") => Holder::Released,
             Some(name) if name == self.name => Holder::Me,
             Some(name) => Holder::Other(name.into()),
-        })
+        }
     }
 
     /// Takes the lease if it is time to; one that `has_share` leaves it to others for a while. True when it is this
@@ -117,28 +143,53 @@ impl<D: Dial> Leases<D> {
         if self.cooling.get(&partition).is_some_and(|since| since.elapsed() < COOL_DOWN) {
             return Ok(false);
         }
-        let holder = self.holder(partition).await?;
+        let (holder, left_ms) = self.seen(partition).await?;
         let first_look = !std::mem::replace(self.ever.entry(partition).or_default(), true);
-        let (how, wait) = match holder {
+        let (how, wait, lapsed) = match holder {
             Holder::Me => return Ok(true),
             Holder::Other(_) => {
-                self.free_since.remove(&partition);
+                if left_ms > OVERDUE_MS {
+                    self.free_since.remove(&partition);
+                } else {
+                    // The server answers and its owner does not renew it: the wait begins here.
+                    self.waited(partition, LOOK_GAP);
+                }
                 return Ok(false);
             }
-            Holder::Released => ("XX", Duration::ZERO),
-            Holder::Nobody if first_look && self.never_owned(partition).await? => ("NX", Duration::ZERO),
-            Holder::Nobody => ("NX", LAPSED_WAIT + self.jitter),
+            Holder::Released => ("XX", Duration::ZERO, false),
+            Holder::Nobody if first_look && self.never_owned(partition).await? => ("NX", Duration::ZERO, false),
+            Holder::Nobody => ("NX", LAPSED_WAIT + self.jitter, true),
         };
-        let since = *self.free_since.entry(partition).or_insert_with(Instant::now);
-        let wait = if has_share { wait + UNCLAIMED_WAIT } else { wait };
-        if since.elapsed() < wait {
+        let (gap, share_wait) = if lapsed { (LOOK_GAP, LAPSED_SHARE_WAIT) } else { (Duration::MAX, UNCLAIMED_WAIT) };
+        let wait = if has_share { wait + share_wait } else { wait };
+        if self.waited(partition, gap) < wait {
             return Ok(false);
         }
         let taken = self.set(partition, how).await?;
         if taken && has_share {
-            self.unclaimed = Some(Instant::now());
+            // A dead owner counts for the share a little longer; nothing is given to it meanwhile.
+            let keep = if lapsed { &mut self.gave } else { &mut self.unclaimed };
+            *keep = Some(Instant::now());
         }
         Ok(taken)
+    }
+
+    /// For how long a partition was seen to be free, or to be about to be. A longer time than `gap` between two looks
+    /// was a pause of the server or of this process, and perhaps of the owner, too: it begins anew.
+    fn waited(&mut self, partition: PartitionId, gap: Duration) -> Duration {
+        let now = Instant::now();
+        let (since, last) = self.free_since.entry(partition).or_insert((now, now));
+        if now - *last > gap {
+            *since = now;
+        }
+        *last = now;
+        now - *since
+    }
+
+    /// Whether a lease is about to be free, or is: then it is worth while to look again soon.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.free_since.values().any(|(_, last)| last.elapsed() < LOOK_GAP)
     }
 
     /// Nobody has ever reigned: there is nobody to wait for.

@@ -57,9 +57,9 @@ pub struct Wanted {
 /// What a durable submit got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// The log entry is on disk.
+    /// The log entry is on the disk of its server, and on no replica within four seconds, if there is one.
     Fsync,
-    /// A replica has the log entry.
+    /// A replica has the log entry, so that it survives a fail-over.
     Replica,
     /// Neither within four seconds: the server has no append-only file and no replica, or they are slow.
     None,
@@ -303,19 +303,18 @@ impl Client {
         wait.cmd("ROLE");
         let replies = connection.req_packed_commands(&wait, 0, wait.len()).await.map_err(lost)?;
         let synced = replies.first().and_then(reply::array).and_then(|a| a.first()).and_then(reply::number);
-        if synced.is_some_and(|n| n > 0) {
-            return Ok((entry, Durability::Fsync));
-        }
+        let on_disk = if synced.is_some_and(|n| n > 0) { Durability::Fsync } else { Durability::None };
         let role = replies.get(1).and_then(reply::array).unwrap_or_default();
         let replicas = role.get(2).and_then(reply::array).map_or(0, <[Value]>::len);
         if replicas == 0 {
-            return Ok((entry, Durability::None));
+            return Ok((entry, on_disk));
         }
+        // What is on the disk of a primary is lost all the same when a replica that lacks it takes its place.
         let mut wait = redis::pipe();
         wait.cmd("WAIT").arg(1).arg(DURABLE_MS);
         let replies = connection.req_packed_commands(&wait, 0, 1).await.map_err(lost)?;
         let reached = replies.first().and_then(reply::number).unwrap_or(0);
-        Ok((entry, if reached > 0 { Durability::Replica } else { Durability::None }))
+        Ok((entry, if reached > 0 { Durability::Replica } else { on_disk }))
     }
 }
 

@@ -48,6 +48,53 @@ fn every_lapsed_lease_is_taken_after_the_same_short_wait() {
     });
 }
 
+/// Looks every 400 ms for so long, as a coordinator does; when it took the lease, if it did.
+async fn looks(leases: &mut Leases<MemoryDial>, has_share: bool, for_ms: u64) -> Option<u64> {
+    for at_ms in (0..for_ms).step_by(400) {
+        if leases.try_take(PartitionId(0), has_share).await.expect("up") {
+            return Some(at_ms);
+        }
+        tokio::time::advance(Duration::from_millis(400)).await;
+    }
+    None
+}
+
+/// Makes partition 0 one that was owned before.
+async fn reigned(dial: &MemoryDial) {
+    let mut link = dial.dial(0, Duration::from_secs(1)).await.expect("up");
+    let head = all_keys().partition(PartitionId(0)).head();
+    link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+}
+
+#[test]
+fn a_lease_that_is_seen_not_to_be_renewed_is_taken_as_soon_as_it_lapses() {
+    for has_share in [false, true] {
+        on_twin(async |_, w| {
+            let (mut gone, mut next) = (leases(&w.dial, "gone"), leases(&w.dial, "next"));
+            assert!(gone.try_take(PartitionId(0), false).await.expect("up"));
+            reigned(&w.dial).await;
+            let took = looks(&mut next, has_share, 10_000).await;
+            // It has 3 s; a look later.
+            assert_eq!(took, Some(3_200));
+        });
+    }
+}
+
+#[test]
+fn after_a_pause_of_everybody_the_last_owner_has_a_second_to_take_its_lease_again() {
+    on_twin(async |_, w| {
+        let (mut old, mut next) = (leases(&w.dial, "old"), leases(&w.dial, "next"));
+        assert!(old.try_take(PartitionId(0), false).await.expect("up"));
+        reigned(&w.dial).await;
+        // It is just about to be renewed when everything stops for some seconds.
+        assert_eq!(looks(&mut next, false, 2_400).await, None);
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(looks(&mut next, false, 800).await, None, "it was not seen for a while");
+        assert!(old.retake(PartitionId(0)).await.expect("up"));
+        assert!(!next.try_take(PartitionId(0), false).await.expect("up"));
+    });
+}
+
 #[test]
 fn what_nobody_claims_is_taken_by_one_that_has_its_share_and_not_offered_again_at_once() {
     on_twin(async |_, w| {

@@ -66,6 +66,8 @@ pub(super) struct State {
     incarnation: u64,
     twins: BTreeMap<String, Twin>,
     loaded: BTreeSet<String>,
+    /// Digests of sources, which are dear to make each time.
+    digests: BTreeMap<Vec<u8>, String>,
 }
 
 impl State {
@@ -280,7 +282,7 @@ impl State {
             "INFO" => Ok(bulk(self.info(&args[1..]))),
             "SCRIPT" => self.script(args),
             "EVAL" => {
-                let sha = digest(&String::from_utf8_lossy(&args[1]));
+                let sha = self.digest_of(&args[1]);
                 self.loaded.insert(sha.clone());
                 self.eval(&sha, args)
             }
@@ -298,7 +300,7 @@ impl State {
     fn script(&mut self, args: &[Vec<u8>]) -> Reply {
         match word(&args[1]).as_str() {
             "LOAD" => {
-                let sha = digest(&String::from_utf8_lossy(&args[2]));
+                let sha = self.digest_of(&args[2]);
                 self.loaded.insert(sha.clone());
                 Ok(bulk(sha))
             }
@@ -311,6 +313,15 @@ impl State {
                 Ok(Value::Array(known.collect()))
             }
         }
+    }
+
+    fn digest_of(&mut self, source: &[u8]) -> String {
+        if let Some(known) = self.digests.get(source) {
+            return known.clone();
+        }
+        let made = digest(&String::from_utf8_lossy(source));
+        self.digests.insert(source.to_vec(), made.clone());
+        made
     }
 
     fn eval(&mut self, sha: &str, args: &[Vec<u8>]) -> Reply {

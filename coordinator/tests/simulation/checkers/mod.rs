@@ -1,0 +1,148 @@
+//! Who judges a story: promises of the product against what truly happened (the ledger) and what is stored (its bytes). None of
+//! them asks the product what is right.
+
+mod effects;
+mod gates;
+mod history;
+mod places;
+
+use std::{
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{Arc, Mutex},
+};
+
+use stepfleet_coordinator::store::{
+    link::{Dial, LinkError},
+    memory::MemoryDial,
+    reply,
+};
+use stepfleet_protocol::{
+    id::RunId,
+    message::{Answer, Verb},
+};
+
+use crate::fleets::{
+    line::{Line, Stored},
+    scripts::Gates,
+    world::World,
+};
+
+/// All that is stored at the end.
+pub(crate) struct End<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) runs: BTreeMap<RunId, Stored>,
+    pub(crate) line: Line<MemoryDial>,
+}
+
+/// What a checker says.
+pub(crate) type Verdict = Result<(), (Option<RunId>, String)>;
+
+/// Says that something is wrong unless it is right.
+pub(crate) fn must(right: bool, run: RunId, what: impl FnOnce() -> String) -> Verdict {
+    if right { Ok(()) } else { Err((Some(run), what())) }
+}
+
+/// Judges a story that has ended.
+pub(crate) async fn check(world: &Rc<World>, gates: &Arc<Mutex<Gates>>) {
+    let line = Line::new(world.server.dial());
+    let mut end = End { world, runs: BTreeMap::new(), line };
+    end.load().await.expect("nothing goes wrong any more");
+    let of_gates = gates::none_is_left(&end, &gates.lock().expect("no panic"));
+    let verdicts = [
+        ("accepted", end.accepted().await),
+        ("moves", each(&end, history::moves)),
+        ("replay", each(&end, history::replays)),
+        ("attempts", each(&end, history::attempts)),
+        ("repairs", each(&end, history::no_repairs)),
+        ("outbox", history::outbox(&mut end).await),
+        ("letters", history::letters(&mut end).await),
+        ("effects", each(&end, effects::once)),
+        ("order", effects::in_order(&end)),
+        ("doubles", effects::no_doubles(&end)),
+        ("deaths", each(&end, effects::no_false_deaths)),
+        ("answers", answers(&end)),
+        ("places", places::nothing_is_left(&mut end).await),
+        ("quarantine", places::quarantine(&mut end).await),
+        ("gates", of_gates),
+    ];
+    for (checker, verdict) in verdicts {
+        if let Err((run, what)) = verdict {
+            world.violated(checker, run, what);
+        }
+    }
+}
+
+/// Judges what must hold at every moment.
+pub(crate) async fn while_it_runs(world: &World) {
+    if let Err((run, what)) = gates::limit_holds(world).await {
+        world.violated("limits", run, what);
+    }
+}
+
+/// Whether nothing is on its way any more.
+pub(crate) async fn is_quiet(world: &World) -> bool {
+    let line = Line::new(world.server.dial());
+    places::nothing_is_left(&mut End { world, runs: BTreeMap::new(), line }).await.is_ok()
+}
+
+/// Runs that have not ended although nothing goes wrong any more: each needs a reason, and there is none.
+pub(crate) async fn never_ended(world: &World) {
+    let mut line = Line::new(world.server.dial());
+    for run in world.accepted() {
+        let Ok(Some(stored)) = line.stored(&world.part(run.partition()), run).await else { continue };
+        if !stored.record.state.is_finished() {
+            let steps: Vec<String> = stored.steps.iter().map(|(i, s)| format!("{i} {}", s.state)).collect();
+            world.violated("ends", Some(run), format!("{}: {}", stored.record.state, steps.join(", ")));
+        }
+    }
+}
+
+fn each(end: &End<'_>, check: fn(&World, RunId, &Stored) -> Verdict) -> Verdict {
+    end.runs.iter().try_for_each(|(run, stored)| check(end.world, *run, stored))
+}
+
+impl End<'_> {
+    async fn load(&mut self) -> Result<(), LinkError> {
+        for run in self.world.ledger.borrow().runs.keys() {
+            if let Some(stored) = self.line.stored(&self.world.part(run.partition()), *run).await? {
+                self.runs.insert(*run, stored);
+            }
+        }
+        Ok(())
+    }
+
+    /// No run is lost that a log has taken. One that was cancelled before it came never began.
+    async fn accepted(&mut self) -> Verdict {
+        for run in self.world.accepted() {
+            let keys = self.world.part(run.partition());
+            let mut exists = redis::cmd("EXISTS");
+            exists.arg(keys.tombstone(&run));
+            let buried = self.line.one(exists).await.ok().as_ref().and_then(reply::number) == Some(1);
+            let known = self.runs.contains_key(&run);
+            must(known || buried, run, || "it was accepted, and is lost".into())?;
+            must(!(known && buried) || self.world.was_set_back(run), run, || "it was cancelled before it came, and ran".into())?;
+        }
+        Ok(())
+    }
+}
+
+/// A command has one answer, however often it is asked for; a run that says it was cancelled is.
+fn answers(end: &End<'_>) -> Verdict {
+    for (id, (run, verb, answers)) in &end.world.ledger.borrow().commands {
+        if end.world.was_set_back(*run) {
+            continue;
+        }
+        must(answers.windows(2).all(|two| two[0] == two[1]), *run, || format!("{id} {verb:?}: {answers:?}"))?;
+        let cancelled = matches!((verb, answers.last()), (Verb::Cancel, Some(Answer::Done { .. })));
+        let state = end.runs.get(run).map(|stored| stored.record.state);
+        let is = state.is_none_or(|state| state == stepfleet_protocol::state::State::Cancelled);
+        must(!cancelled || is, *run, || format!("its cancel was done, and it is {state:?}"))?;
+    }
+    Ok(())
+}
+
+/// The server as the checkers see it.
+pub(crate) fn line(world: &World) -> Line<impl Dial> {
+    Line::new(world.server.dial())
+}

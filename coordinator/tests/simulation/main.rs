@@ -5,6 +5,8 @@ mod campaigns;
 mod checkers;
 mod fleet;
 mod fleets;
+#[cfg(stepfleet_mutants)]
+mod mutants;
 mod seeds;
 
 use fleet::*;
@@ -60,15 +62,26 @@ fn a_chain_goes_from_submit_to_completed() {
 
 #[test]
 fn no_seed_of_faults_loses_doubles_or_disorders_anything() {
-    if let Some((_, text)) = seeds::each(seeds::wanted(), seeds::fleet) {
+    if let Some((_, text)) = seeds::each(seeds::wanted(seeds::SEEDS_DEFAULT), seeds::fleet) {
         panic!("{text}");
     }
 }
 
 #[test]
 fn a_seed_tells_the_same_story_again() {
-    let story = |seed| run(async move { fleets::story(seed).await.0.trace.borrow().iter().map(|told| (told.at_ms, told.what.clone())).collect::<Vec<_>>() });
-    for seed in 0..3 {
+    let story = |seed| {
+        run(async move {
+            fleets::story(seed)
+                .await
+                .0
+                .trace
+                .borrow()
+                .iter()
+                .map(|told| (told.at_ms, told.what.clone()))
+                .collect::<Vec<_>>()
+        })
+    };
+    for seed in 0..2 {
         let (first, second) = (story(seed), story(seed));
         let at = first.iter().zip(&second).position(|(a, b)| a != b);
         assert_eq!(at.map(|at| (&first[at], &second[at])), None, "seed {seed}");

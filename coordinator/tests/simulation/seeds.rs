@@ -16,16 +16,19 @@ use crate::fleets::{
 
 /// Seeds of a test run; `SEEDS` says otherwise.
 pub(crate) const SEEDS_DEFAULT: u64 = 200;
-/// Events that a story that went wrong tells.
+/// Events that a story that went wrong tells; `TRACE` says otherwise.
 const TOLD_MAX: usize = 40;
 
 /// The seeds to run: the one of `SEED`, else as many as `SEEDS` says.
-pub(crate) fn wanted() -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+pub(crate) fn wanted(default: u64) -> std::ops::Range<u64> {
     match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(SEEDS_DEFAULT),
+        None => 0..number("SEEDS").unwrap_or(default),
     }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 /// Runs `one` for every seed, on as many threads as there are processors; the first one that failed, and what it said.
@@ -53,9 +56,7 @@ pub(crate) fn each(seeds: std::ops::Range<u64>, one: fn(u64) -> Option<String>) 
 /// Tells the story of a seed; what went wrong, if something did.
 pub(crate) fn fleet(seed: u64) -> Option<String> {
     crate::run(async {
-        let b = std::time::Instant::now();
         let (world, violation) = fleets::story(seed).await;
-        eprintln!("seed {seed} trips {} at {} tries {} trace {} took {:?} {:?}", world.trips.load(Relaxed), world.at(), world.ledger.borrow().tries.len(), world.trace.borrow().len(), b.elapsed(), violation.as_ref().map(|v| (v.checker, &v.what)));
         match violation {
             Some(violation) => Some(report(&world, &violation).await),
             None => None,
@@ -86,7 +87,7 @@ async fn report(world: &World, violation: &Violation) -> String {
         told.sort_by_key(|told| told.at_ms);
     }
     let first_ms = world.trace.borrow().first().map_or(0, |told| told.at_ms);
-    let skipped = told.len().saturating_sub(TOLD_MAX);
+    let skipped = told.len().saturating_sub(number("TRACE").map_or(TOLD_MAX, |n| n as usize));
     let lines: Vec<String> = told[skipped..]
         .iter()
         .map(|told| format!("  {:>9.3} s  {}", told.at_ms.saturating_sub(first_ms) as f64 / 1_000.0, told.what))

@@ -8,6 +8,7 @@ use super::commands;
 use super::db::{Db, Wait};
 use super::faults::Dice;
 use super::reply::{Refusal, Reply, bulk, parse_int, settle, word, yes};
+use crate::mutants::mutant;
 use redis::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -265,7 +266,8 @@ impl State {
         }
         let mut replies = Vec::with_capacity(queue.commands.len());
         for args in &queue.commands {
-            replies.push(settle(self.run(&word(&args[0]), args)));
+            let torn = mutant("commit_torn") && replies.len() % 8 == 7;
+            replies.push(if torn { Value::Okay } else { settle(self.run(&word(&args[0]), args)) });
             // Nothing blocks inside EXEC.
             self.db.wait = None;
         }

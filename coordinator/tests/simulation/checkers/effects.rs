@@ -11,6 +11,9 @@ use crate::fleets::{
     world::{Try, World},
 };
 
+/// How long an observer may take to see that a worker is back, in milliseconds.
+const DOUBTED_MS: u64 = 8_000;
+
 /// A step completes once in a generation, and only if a worker has done it.
 pub(crate) fn once(world: &World, run: RunId, stored: &Stored) -> Verdict {
     let mut done: BTreeMap<u32, u32> = BTreeMap::new();
@@ -19,9 +22,7 @@ pub(crate) fn once(world: &World, run: RunId, stored: &Stored) -> Verdict {
         *done.entry(index).or_default() += 1;
         let by_hand = t.why == Why::Resolved;
         let ledger = world.ledger.borrow();
-        let did = |t: &&Try| {
-            (t.run, t.index) == (run, index) && matches!(t.outcome, Some(Outcome::Completed(_)))
-        };
+        let did = |t: &&Try| (t.run, t.index) == (run, index) && matches!(t.outcome, Some(Outcome::Completed(_)));
         must(by_hand || ledger.tries.iter().any(|t| did(&t)), run, || format!("nobody did `{t}`"))?;
     }
     for (index, times) in done {
@@ -48,9 +49,10 @@ pub(crate) fn in_order(end: &End<'_>) -> Verdict {
             let before = done.get(&(t.run, index as u32)).is_some_and(|ended| *ended <= t.begun);
             let other = needed.on_failure.is_some_and(|word| word != StepOnFailure::Fail)
                 || end.world.was_set_back(t.run)
-                || stored.history.iter().any(|h| {
-                    h.step == Some(index as u32) && matches!(h.why, Why::Resolved | Why::SkippedFor)
-                });
+                || stored
+                    .history
+                    .iter()
+                    .any(|h| h.step == Some(index as u32) && matches!(h.why, Why::Resolved | Why::SkippedFor));
             must(before || other, t.run, || format!("step {} began before `{need}` was done", t.index))?;
         }
     }
@@ -71,12 +73,16 @@ pub(crate) fn no_doubles(end: &End<'_>) -> Verdict {
     for ((run, index), tries) in tries.into_iter().filter(|((run, _), _)| !end.world.was_set_back(*run)) {
         for (place, first) in tries.iter().enumerate() {
             let until = first.reported.or(first.ended).unwrap_or(first.begun);
-            if end.world.was_away(&first.worker, (first.begun, until)) {
+            // Who was away until a moment ago may still be taken for dead.
+            if end.world.was_away(&first.worker, (first.begun.saturating_sub(DOUBTED_MS), until)) {
                 continue;
             }
             for second in &tries[place + 1..] {
                 must(second.begun >= until || first.job == second.job && first.worker == second.worker, run, || {
-                    format!("step {index} is done twice at once: {} by {} while {} by {}", second.job, second.worker, first.job, first.worker)
+                    format!(
+                        "step {index} is done twice at once: {} by {} while {} by {}",
+                        second.job, second.worker, first.job, first.worker
+                    )
                 })?;
                 let same = first.generation == second.generation;
                 let done = same && first.reported.is_some() && matches!(first.outcome, Some(Outcome::Completed(_)));
@@ -95,6 +101,28 @@ pub(crate) fn no_false_deaths(world: &World, run: RunId, stored: &Stored) -> Ver
         let lost = t.why == Why::WorkerLost || t.note.as_deref().is_some_and(|note| note.starts_with("worker_lost"));
         let lives = lost && t.worker.as_ref().is_some_and(|worker| !away.contains(worker));
         must(!lives, run, || format!("{:?} never was away, and `{t}`", t.worker))?;
+    }
+    Ok(())
+}
+
+/// What the log had taken by some time is decided as of then: nothing that is due later comes before it, and times of a run never
+/// go back. Times of beginnings are told by workers.
+pub(crate) fn in_time(world: &World, run: RunId, stored: &Stored) -> Verdict {
+    let mut last = 0;
+    for t in stored.history.iter().filter(|t| t.why != Why::Begun) {
+        must(t.at_ms >= last, run, || format!("`{t}` at {} comes after {last}", t.at_ms))?;
+        last = t.at_ms;
+    }
+    let ledger = world.ledger.borrow();
+    if ledger.jumped || world.was_set_back(run) {
+        return Ok(());
+    }
+    for done in stored.history.iter().filter(|t| t.why == Why::Done && t.to == State::Completed) {
+        let Some(index) = done.step else { continue };
+        let mine = |t: &&Try| (t.run, t.index) == (run, index) && matches!(t.outcome, Some(Outcome::Completed(_)));
+        let logged: Vec<u64> = ledger.tries.iter().filter(mine).filter_map(|t| t.logged_ms).collect();
+        let late = logged.len() == 1 && logged[0] < done.at_ms;
+        must(!late, run, || format!("`{done}` at {}, its result came at {:?}", done.at_ms, logged))?;
     }
     Ok(())
 }

@@ -161,7 +161,9 @@ pub(crate) async fn letters(end: &mut End<'_>) -> Verdict {
             known.extend(step.letter.map(|letter| (run.partition(), letter)));
             let last = stored.history.iter().rev().find(|t| t.step == Some(*index) && t.to == State::Failed);
             let gave_up = last.is_some_and(|t| t.why == Why::GaveUp && t.from != t.to);
-            let lacks = step.state == State::Failed && gave_up && step.letter.is_none() && !step.tolerated;
+            let discarded = stored.history.iter().any(|t| t.step == Some(*index) && t.why == Why::Discarded);
+            let closed = step.tolerated || discarded || stored.record.state == State::Cancelled;
+            let lacks = step.state == State::Failed && gave_up && step.letter.is_none() && !closed;
             must(!lacks, *run, || format!("step {index} gave up without a dead letter"))?;
             let is_there = step.letter.is_none_or(|letter| open.contains(&(run.partition(), letter)));
             must(is_there, *run, || format!("the dead letter of step {index} is nowhere"))?;

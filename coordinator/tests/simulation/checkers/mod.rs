@@ -18,8 +18,10 @@ use stepfleet_coordinator::store::{
     reply,
 };
 use stepfleet_protocol::{
+    codec,
     id::RunId,
-    message::{Answer, Verb},
+    message::{Answer, Reply, Verb},
+    state::State,
 };
 
 use crate::fleets::{
@@ -61,7 +63,9 @@ pub(crate) async fn check(world: &Rc<World>, gates: &Arc<Mutex<Gates>>) {
         ("order", effects::in_order(&end)),
         ("doubles", effects::no_doubles(&end)),
         ("deaths", each(&end, effects::no_false_deaths)),
-        ("answers", answers(&end)),
+        ("answers", end.answers().await),
+        ("times", each(&end, effects::in_time)),
+        ("leaks", places::no_leaks(&mut end).await),
         ("places", places::nothing_is_left(&mut end).await),
         ("quarantine", places::quarantine(&mut end).await),
         ("gates", of_gates),
@@ -121,25 +125,34 @@ impl End<'_> {
             let buried = self.line.one(exists).await.ok().as_ref().and_then(reply::number) == Some(1);
             let known = self.runs.contains_key(&run);
             must(known || buried, run, || "it was accepted, and is lost".into())?;
-            must(!(known && buried) || self.world.was_set_back(run), run, || "it was cancelled before it came, and ran".into())?;
+            must(!(known && buried) || self.world.was_set_back(run), run, || {
+                "it was cancelled before it came, and ran".into()
+            })?;
         }
         Ok(())
     }
-}
 
-/// A command has one answer, however often it is asked for; a run that says it was cancelled is.
-fn answers(end: &End<'_>) -> Verdict {
-    for (id, (run, verb, answers)) in &end.world.ledger.borrow().commands {
-        if end.world.was_set_back(*run) {
-            continue;
+    /// A command has one answer, however often it is sent and asked for; a run that says it was cancelled is.
+    async fn answers(&mut self) -> Verdict {
+        let commands = self.world.ledger.borrow().commands.clone();
+        for (id, (run, verb, mut answers)) in
+            commands.into_iter().filter(|(_, (run, ..))| !self.world.was_set_back(*run))
+        {
+            let mut get = redis::cmd("GET");
+            get.arg(self.world.part(run.partition()).reply(&id));
+            let found = self.line.one(get).await.map_err(|e| (None, e.to_string()))?;
+            let last: Option<Reply> = reply::bytes(&found).and_then(|bytes| codec::unpack(bytes).ok());
+            let last = last.and_then(|reply| reply.answers.into_iter().next());
+            must(last.is_some(), run, || format!("{verb:?} has no answer"))?;
+            answers.extend(last);
+            must(answers.windows(2).all(|two| two[0] == two[1]), run, || format!("{verb:?}: {answers:?}"))?;
+            let cancelled = matches!((&verb, answers.last()), (Verb::Cancel, Some(Answer::Done { .. })));
+            let state = self.runs.get(&run).map(|stored| stored.record.state);
+            let is = state.is_none_or(|state| state == State::Cancelled);
+            must(!cancelled || is, run, || format!("its cancel was done, and it is {state:?}"))?;
         }
-        must(answers.windows(2).all(|two| two[0] == two[1]), *run, || format!("{id} {verb:?}: {answers:?}"))?;
-        let cancelled = matches!((verb, answers.last()), (Verb::Cancel, Some(Answer::Done { .. })));
-        let state = end.runs.get(run).map(|stored| stored.record.state);
-        let is = state.is_none_or(|state| state == stepfleet_protocol::state::State::Cancelled);
-        must(!cancelled || is, *run, || format!("its cancel was done, and it is {state:?}"))?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The server as the checkers see it.

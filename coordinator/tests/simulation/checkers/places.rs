@@ -1,7 +1,10 @@
 //! Where things are in the end: nothing is left on its way, and what could not be read is kept once.
 
 use redis::{Cmd, cmd};
-use stepfleet_coordinator::store::{partition::Head, reply};
+use stepfleet_coordinator::{
+    shell::core::LEAKED,
+    store::{partition::Head, reply},
+};
 use stepfleet_protocol::{keys::GROUP, name::Name};
 
 use super::{End, Verdict};
@@ -57,6 +60,20 @@ async fn log(end: &mut End<'_>, partition: stepfleet_protocol::id::PartitionId) 
     let last = reply::entries(found.swap_remove(1)).first().map(|(id, _)| *id).unwrap_or_default();
     let offset = reply::text(&found[0]).and_then(|text| text.parse().ok()).unwrap_or(Head::default().offset);
     if offset < last { Err((None, format!("partition {partition}: decided to {offset} of {last}"))) } else { Ok(()) }
+}
+
+/// No place under a limit leaks.
+pub(crate) async fn no_leaks(end: &mut End<'_>) -> Verdict {
+    for partition in end.world.all_partitions() {
+        let mut get = cmd("HGET");
+        get.arg(end.world.part(partition).counters()).arg(LEAKED);
+        let leaked = end.line.one(get).await.ok().as_ref().and_then(reply::number).unwrap_or(0);
+        let set_back = end.world.ledger.borrow().set_back.contains_key(&partition);
+        if leaked > 0 && !set_back {
+            return Err((None, format!("partition {partition}: {leaked} places under limits leaked")));
+        }
+    }
+    Ok(())
 }
 
 /// What is no entry is quarantined, each once, and nothing else is.

@@ -42,8 +42,7 @@ pub(crate) async fn run(process: Rc<Process>) {
     let partitions = watch::Sender::new(world.partitions);
     let (way, pump) = pump::new(dial.clone(), keys.clone(), world.known.subscribe(), metrics.clone());
     let pump = pump.run(partitions.subscribe(), CancellationToken::new());
-    let mut observer =
-        Observer::new(dial.clone(), keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
+    let mut observer = Observer::new(dial.clone(), keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let mut auditor = Auditor::new(dial.clone(), keys.clone(), metrics, owned.subscribe());
     process.spawn(pump);
     process.spawn(async move {
@@ -111,6 +110,7 @@ impl<D: Dial> Fleet<D> {
             way: self.way.clone(),
             partition,
             stop: stop.clone(),
+            ended: String::new(),
         };
         let ended = self.ended.clone();
         self.process.spawn(async move {
@@ -128,6 +128,8 @@ struct Task {
     way: Way,
     partition: PartitionId,
     stop: Rc<Cell<bool>>,
+    /// How the last reign ended.
+    ended: String,
 }
 
 impl Task {
@@ -140,7 +142,7 @@ impl Task {
             memory = kept;
             failures = if used { 0 } else { failures + 1 };
             let Some(error) = error else { break };
-            world.tell_of(self.partition, format!("{} lost {}: {error}", self.process.name, self.partition));
+            self.ended = format!(" after: {error}");
             memory.learn(&error);
             match &error {
                 OwnerError::Turn(TurnError::Refused(_)) if matches!(&error, OwnerError::Turn(t) if t.is_full()) => {
@@ -171,7 +173,7 @@ impl Task {
             Ok(owner) => owner,
             Err(error) => return (Some(error), false, memory),
         };
-        world.tell_of(self.partition, format!("{} owns {} by {reign}", self.process.name, self.partition));
+        world.tell_of(self.partition, format!("{} owns it by {reign}{}", self.process.name, self.ended));
         owner.configure(false, Retention::default());
         owner.attach(self.way.link());
         owner.set_slots(self.slots.borrow_and_update().clone());

@@ -14,7 +14,7 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     codec,
-    id::RunId,
+    id::{RunId, StreamId},
     keys::PartitionKeys,
     limits::CHUNK_STEPS,
     message::{Body, LogEntry},
@@ -63,11 +63,12 @@ impl<D: Dial> Line<D> {
     }
 
     /// Appends an entry to the log.
-    pub(crate) async fn append(&mut self, keys: &PartitionKeys, body: Body) -> Result<(), LinkError> {
+    pub(crate) async fn append(&mut self, keys: &PartitionKeys, body: Body) -> Result<StreamId, LinkError> {
         let wire = codec::encode(&LogEntry::new(body));
         let mut add = redis::cmd("XADD");
         add.arg(keys.log()).arg("*").arg(wire.field).arg(wire.bytes);
-        self.one(add).await.map(drop)
+        let added = self.one(add).await?;
+        reply::text(&added).and_then(|id| id.parse().ok()).ok_or_else(|| LinkError::Lost("no id".into()))
     }
 
     /// Reads all of a run.

@@ -22,7 +22,7 @@ use world::{Violation, World};
 use crate::checkers;
 
 /// How long things go wrong, in milliseconds of the story.
-const ROUGH_MS: u64 = 45_000;
+const ROUGH_MS: u64 = 35_000;
 /// By then everything has ended.
 const END_MS: u64 = 400_000;
 
@@ -47,7 +47,8 @@ async fn tell(world: &Rc<World>) {
     make_streams(world).await;
     world.server.set_faults(faults::rough(world.seed));
     let mut places = Vec::new();
-    for (kind, count) in [(Kind::Coordinator, world.draw(2..4)), (Kind::Worker, world.draw(2..4))] {
+    let coordinators = if world.chance(0.25) { 3 } else { 2 };
+    for (kind, count) in [(Kind::Coordinator, coordinators), (Kind::Worker, world.draw(2..4))] {
         for number in 0..count as usize {
             places.push(Rc::new(Place { kind, number, now: RefCell::default() }));
         }
@@ -59,8 +60,8 @@ async fn tell(world: &Rc<World>) {
     people.spawn(Person::new(&people).submit_all());
     people.spawn(Person::new(&people).meddle());
     people.spawn(Person::new(&people).turn_gates());
-    tokio::task::spawn_local(faults::rage(world.clone(), places.clone(), ROUGH_MS));
-    while world.at() < ROUGH_MS {
+    let rage = tokio::task::spawn_local(faults::rage(world.clone(), places.clone(), ROUGH_MS));
+    while !rage.is_finished() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         checkers::while_it_runs(world).await;
         if is_over(world) {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use stepfleet_coordinator::store::{commit::REPLY_MS, gates, workflows};
+use stepfleet_coordinator::store::{gates, workflows};
 use stepfleet_protocol::{
     codec,
     gate::Gate,
@@ -38,7 +38,7 @@ impl Person {
     pub(crate) async fn submit_all(mut self) {
         let world = self.process.world.clone();
         for _ in 0..world.draw(RUNS) {
-            world.pause(1..4_000).await;
+            world.pause(1..3_000).await;
             let partition = PartitionId(world.draw(0..u64::from(world.partitions)) as u16);
             let run = RunId::new(partition, world.server_ms(), world.id());
             let workflow = super::plans::draw(&world);
@@ -86,23 +86,30 @@ impl Person {
         let id = CommandId(Uuid::from_u128(u128::from(world.id())));
         world.ledger.borrow_mut().commands.insert(id, (run, verb.clone(), Vec::new()));
         world.tell(Some(run), format!("an operator wishes {verb:?}"));
-        let mut again = false;
-        let mut copies = if world.chance(0.15) { 2 } else { 1 };
-        let keys = world.part(run.partition());
-        while copies > 0 {
-            let actor = "operator".to_owned();
-            let command = Command { id, actor, run, reason: None, verb: verb.clone(), again, campaign: None };
-            match self.line.append(&keys, Body::Command(command)).await {
-                Ok(()) => copies -= 1,
-                Err(_) => world.pause(20..200).await,
-            }
-            again = true;
-        }
+        self.send(run, id, &verb, false).await;
         for _ in 0..2 {
             world.pause(200..900).await;
             if let Some(answer) = self.answer(run.partition(), id).await {
                 world.ledger.borrow_mut().commands.get_mut(&id).expect("just put there").2.push(answer);
             }
+            if world.chance(0.15) {
+                // Its answer did not reach the operator.
+                self.send(run, id, &verb, true).await;
+            }
+        }
+    }
+
+    async fn send(&mut self, run: RunId, id: CommandId, verb: &Verb, mut again: bool) {
+        let world = self.process.world.clone();
+        let keys = world.part(run.partition());
+        loop {
+            let (actor, verb) = ("operator".to_owned(), verb.clone());
+            let command = Command { id, actor, run, reason: None, verb, again, campaign: None };
+            if self.line.append(&keys, Body::Command(command)).await.is_ok() {
+                return;
+            }
+            again = true;
+            world.pause(20..200).await;
         }
     }
 
@@ -111,7 +118,6 @@ impl Person {
         get.arg(self.process.world.part(partition).reply(&id));
         let found = self.line.one(get).await.ok()?;
         let reply: Reply = codec::unpack(stepfleet_coordinator::store::reply::bytes(&found)?).ok()?;
-        debug_assert!(REPLY_MS > 0, "answers are kept");
         reply.answers.into_iter().next()
     }
 

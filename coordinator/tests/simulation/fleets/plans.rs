@@ -16,6 +16,7 @@ pub(crate) const ATTEMPTS_MAX: u32 = 3;
 pub(crate) fn draw(world: &World) -> Rc<Workflow> {
     let shape = world.draw(0..9);
     let needs: Vec<Vec<usize>> = match shape {
+        _ if world.chance(0.03) => fan(125),
         0 => vec![vec![]],
         1 => (0..world.draw(2..7) as usize).map(|i| i.checked_sub(1).into_iter().collect()).collect(),
         2 => vec![vec![], vec![0], vec![0], vec![1, 2]],

@@ -59,9 +59,8 @@ pub(crate) fn register(server: &MemoryServer) -> Arc<Mutex<Gates>> {
     server.register_script(LIMIT, move |db, keys, argv| {
         limits.lock().expect("no panic").limit(db.now_ms(), &keys[0], argv)
     });
-    server.register_script(BREAKER, move |db, keys, argv| {
-        breakers.lock().expect("no panic").breaker(db, &keys[1], argv)
-    });
+    server
+        .register_script(BREAKER, move |db, keys, argv| breakers.lock().expect("no panic").breaker(db, &keys[1], argv));
     server.register_script(QUEUE_PAUSE, |db, keys, argv| {
         if argv[1] == b"pause" {
             show(db, &keys[0], &argv[0], Some((Stand::Paused, 0)));
@@ -94,7 +93,8 @@ impl Gates {
     fn limit(&mut self, now_ms: i64, key: &[u8], argv: &[Vec<u8>]) -> Value {
         let [reign, call, used, want, most] = [1, 2, 3, 4, 5].map(|at| number(&argv[at]));
         let parts = self.limits.entry(key.to_vec()).or_default();
-        let newer = |p: &Part| now_ms - p.at_ms < SPEAKS_MS && (p.reign > reign || (p.reign == reign && p.call >= call));
+        let newer =
+            |p: &Part| now_ms - p.at_ms < SPEAKS_MS && (p.reign > reign || (p.reign == reign && p.call >= call));
         if parts.get(&argv[0]).is_some_and(newer) {
             return Value::Array(vec![Value::Int(0); 4]);
         }

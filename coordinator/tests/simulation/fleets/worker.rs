@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::Value;
-use stepfleet_coordinator::store::reply;
+use stepfleet_coordinator::{mutants::mutant, store::reply};
 use stepfleet_protocol::{
     beat::{Beat, Held, Phase},
     codec,
@@ -22,12 +22,7 @@ use stepfleet_protocol::{
 };
 use tokio::sync::Notify;
 
-use super::{
-    line::Line,
-    plans::QUEUES,
-    process::Process,
-    world::Try,
-};
+use super::{line::Line, plans::QUEUES, process::Process, world::Try};
 use crate::name;
 
 /// Jobs that one worker does at once.
@@ -45,6 +40,8 @@ struct Worker {
     process: Rc<Process>,
     id: WorkerId,
     held: RefCell<BTreeMap<JobId, Holding>>,
+    /// Results that a log has taken: who finds such a job in its own list sends them again.
+    done: RefCell<BTreeMap<JobId, JobResult>>,
     /// Results that the log has not taken, by partition.
     results: RefCell<BTreeMap<PartitionId, Vec<JobResult>>>,
     news: Notify,
@@ -52,8 +49,8 @@ struct Worker {
 
 /// Runs one until it is killed.
 pub(crate) async fn run(process: Rc<Process>, id: WorkerId) {
-    let (held, results) = (RefCell::default(), RefCell::default());
-    let worker = Rc::new(Worker { process: process.clone(), id, held, results, news: Notify::new() });
+    let (held, done, results) = (RefCell::default(), RefCell::default(), RefCell::default());
+    let worker = Rc::new(Worker { process: process.clone(), id, held, done, results, news: Notify::new() });
     process.spawn(worker.clone().beat());
     process.spawn(worker.clone().report());
     process.spawn(worker.clone().look_for_stops());
@@ -156,13 +153,28 @@ impl Worker {
                 let Some((field, bytes)) = fields.first() else { continue };
                 let job: Job = codec::decode(field, bytes).expect("a job of ours");
                 let of = JobRef { job: job.id, run: job.run, index: job.index, queue: queue.clone(), entry };
+                if mutant("worker_acks") {
+                    self.ack(&of);
+                }
                 self.begin(partition, of, job);
             }
         }
     }
 
+    /// What a worker must not do: the owner acks, in the commit that decides the result.
+    fn ack(self: &Rc<Self>, of: &JobRef) {
+        let mut ack = redis::cmd("XACK");
+        ack.arg(self.process.world.part(of.run.partition()).jobs(&of.queue)).arg(GROUP).arg(of.entry.to_string());
+        let mut line = Line::new(self.process.dial());
+        self.process.spawn(async move { drop(line.one(ack).await) });
+    }
+
     fn begin(self: &Rc<Self>, partition: PartitionId, of: JobRef, job: Job) {
         if self.held.borrow().contains_key(&job.id) {
+            return;
+        }
+        if let Some(result) = self.done.borrow().get(&job.id) {
+            self.results.borrow_mut().entry(partition).or_default().push(result.clone());
             return;
         }
         let world = self.process.world.clone();
@@ -179,13 +191,12 @@ impl Worker {
                 run: job.run,
                 index: job.index,
                 generation: job.generation,
-                attempt: job.attempt,
-                gate: job.gate.clone(),
                 worker: self.id.clone(),
                 begun,
                 ended: None,
                 outcome: None,
                 reported: None,
+                logged_ms: None,
             });
             ledger.tries.len() - 1
         };
@@ -268,7 +279,7 @@ impl Worker {
             for partition in waiting {
                 let results = self.results.borrow().get(&partition).cloned().unwrap_or_default();
                 let body = Body::Results(Results { worker: self.id.clone(), results: results.clone() });
-                if line.append(&world.part(partition), body).await.is_ok() {
+                if let Ok(entry) = line.append(&world.part(partition), body).await {
                     let mut left = self.results.borrow_mut();
                     let rest = left.get_mut(&partition).map(|all| all.split_off(results.len())).unwrap_or_default();
                     left.remove(&partition);
@@ -276,7 +287,7 @@ impl Worker {
                         left.insert(partition, rest);
                     }
                     drop(left);
-                    self.reported(&results);
+                    self.reported(&results, entry.ms);
                 }
             }
             self.tell_started(&mut line, &mut told).await;
@@ -292,13 +303,15 @@ impl Worker {
         }
     }
 
-    fn reported(&self, results: &[JobResult]) {
+    fn reported(&self, results: &[JobResult], logged_ms: u64) {
         let now = self.process.world.at();
         let mut ledger = self.process.world.ledger.borrow_mut();
         for result in results {
             let mine = |t: &&mut Try| t.job == result.of.job && t.worker == self.id && t.reported.is_none();
-            ledger.tries.iter_mut().filter(mine).for_each(|t| t.reported = Some(now));
+            let tries = ledger.tries.iter_mut().filter(mine);
+            tries.for_each(|t| (t.reported, t.logged_ms) = (Some(now), Some(logged_ms)));
             self.held.borrow_mut().remove(&result.of.job);
+            self.done.borrow_mut().insert(result.of.job, result.clone());
         }
         self.news.notify_waiters();
     }

@@ -15,7 +15,6 @@ use stepfleet_coordinator::{
     store::memory::{Clock, MemoryServer},
 };
 use stepfleet_protocol::{
-    gate::Gate,
     id::{CommandId, JobId, PartitionId, RunId, WorkerId},
     keys::{Keys, PREFIX_DEFAULT, PartitionKeys},
     message::{Answer, Outcome, Verb},
@@ -52,8 +51,6 @@ pub(crate) struct Try {
     pub(crate) run: RunId,
     pub(crate) index: u32,
     pub(crate) generation: u32,
-    pub(crate) attempt: u32,
-    pub(crate) gate: Option<Gate>,
     pub(crate) worker: WorkerId,
     /// Milliseconds of the story, which no clock jump touches.
     pub(crate) begun: u64,
@@ -61,6 +58,8 @@ pub(crate) struct Try {
     pub(crate) outcome: Option<Outcome>,
     /// When the log had taken its result.
     pub(crate) reported: Option<u64>,
+    /// The server's time of that entry.
+    pub(crate) logged_ms: Option<u64>,
 }
 
 /// A submitted run.

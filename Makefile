@@ -15,7 +15,7 @@ WITH_SERVERS = set -a; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
-.PHONY: help setup build test demo bench simulate test-real check check-helm
+.PHONY: help setup build test demo bench simulate mutants test-real check check-helm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -47,8 +47,12 @@ bench: setup ## throughput, latency and memory in a release build; writes target
 	@$(WITH_SERVERS) STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}"; \
 	  target/release/stepfleet bench
 
-simulate: ## the seeded simulation, SEEDS=n seeds
+simulate: ## whole fleets under simulated time and seeded faults, SEEDS=n seeds, or SEED=n alone
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
+
+mutants: ## whether the simulation finds deliberate bugs (MUTANT=name for one, REPORT=1 writes the table)
+	CARGO_TARGET_DIR=target/mutants RUSTFLAGS="--cfg stepfleet_mutants" \
+	  cargo test -p stepfleet-coordinator --test simulation -- every_mutant_is_caught --nocapture
 
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
 	cargo build --workspace --all-targets

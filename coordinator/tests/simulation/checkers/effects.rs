@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stepfleet_coordinator::machine::decision::Why;
+use stepfleet_coordinator::machine::decision::{Transition, Why};
 use stepfleet_protocol::{id::RunId, message::Outcome, state::State, workflow::StepOnFailure};
 
 use super::{End, Verdict, must};
@@ -62,15 +62,14 @@ pub(crate) fn in_order(end: &End<'_>) -> Verdict {
 /// Two workers that live never do one step at the same time, and nobody does it again when its result was taken.
 pub(crate) fn no_doubles(end: &End<'_>) -> Verdict {
     let ledger = end.world.ledger.borrow();
-    if ledger.jumped {
-        // Time-outs of owners may come at any moment then.
-        return Ok(());
-    }
     let mut tries: BTreeMap<(RunId, u32), Vec<&Try>> = BTreeMap::new();
     for t in &ledger.tries {
         tries.entry((t.run, t.index)).or_default().push(t);
     }
     for ((run, index), tries) in tries.into_iter().filter(|((run, _), _)| !end.world.was_set_back(*run)) {
+        if end.runs.get(&run).is_some_and(|stored| is_given_up(stored, index)) {
+            continue;
+        }
         for (place, first) in tries.iter().enumerate() {
             let until = first.reported.or(first.ended).unwrap_or(first.begun);
             // Who was away until a moment ago may still be taken for dead.
@@ -91,6 +90,13 @@ pub(crate) fn no_doubles(end: &End<'_>) -> Verdict {
         }
     }
     Ok(())
+}
+
+/// Whether the owner's own time-out has ended a try, whose worker may then still be at it: the clock jumped, or nobody could
+/// report for longer than the owner waits.
+fn is_given_up(stored: &Stored, index: u32) -> bool {
+    let of_owner = |t: &Transition| t.worker.is_none() && t.note.as_deref().is_some_and(|n| n.starts_with("timeout/"));
+    stored.history.iter().any(|t| t.step == Some(index) && t.to == State::Failed && of_owner(t))
 }
 
 /// Who was always there is not declared dead.

@@ -30,6 +30,10 @@ pub(crate) async fn limit_holds(world: &World) -> Verdict {
 
 /// When nothing is at work no job tries whether a dependency is back.
 pub(crate) fn none_is_left(end: &End<'_>, gates: &Gates) -> Verdict {
+    if end.world.ledger.borrow().jumped {
+        // What expires by the server's clock may expire late.
+        return Ok(());
+    }
     let now_ms = end.world.server_ms() as i64;
     for (gate, breaker) in &gates.breakers {
         let live = breaker.tokens.values().filter(|ends| **ends > now_ms).count();

@@ -6,16 +6,15 @@ mod gates;
 mod history;
 mod places;
 
-use std::{
-    collections::BTreeMap,
-    rc::Rc,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, rc::Rc};
 
-use stepfleet_coordinator::store::{
-    link::{Dial, LinkError},
-    memory::MemoryDial,
-    reply,
+use stepfleet_coordinator::{
+    machine::run::Step,
+    store::{
+        link::{Dial, LinkError},
+        memory::MemoryDial,
+        reply,
+    },
 };
 use stepfleet_protocol::{
     codec,
@@ -26,7 +25,6 @@ use stepfleet_protocol::{
 
 use crate::fleets::{
     line::{Line, Stored},
-    scripts::Gates,
     world::World,
 };
 
@@ -46,11 +44,11 @@ pub(crate) fn must(right: bool, run: RunId, what: impl FnOnce() -> String) -> Ve
 }
 
 /// Judges a story that has ended.
-pub(crate) async fn check(world: &Rc<World>, gates: &Arc<Mutex<Gates>>) {
+pub(crate) async fn check(world: &Rc<World>) {
     let line = Line::new(world.server.dial());
     let mut end = End { world, runs: BTreeMap::new(), line };
     end.load().await.expect("nothing goes wrong any more");
-    let of_gates = gates::none_is_left(&end, &gates.lock().expect("no panic"));
+    let of_gates = gates::none_is_left(&end, &world.gates.lock().expect("no panic"));
     let verdicts = [
         ("accepted", end.accepted().await),
         ("moves", each(&end, history::moves)),
@@ -96,8 +94,13 @@ pub(crate) async fn never_ended(world: &World) {
     for run in world.accepted() {
         let Ok(Some(stored)) = line.stored(&world.part(run.partition()), run).await else { continue };
         if !stored.record.state.is_finished() {
-            let steps: Vec<String> = stored.steps.iter().map(|(i, s)| format!("{i} {}", s.state)).collect();
-            world.violated("ends", Some(run), format!("{}: {}", stored.record.state, steps.join(", ")));
+            let at_work = |step: &Step| if step.in_flight { " (in flight)" } else { "" };
+            let steps: Vec<String> =
+                stored.steps.iter().map(|(i, s)| format!("{i} {}{}", s.state, at_work(s))).collect();
+            let mut left = places::left(&mut line, world, run.partition()).await;
+            left.push(format!("gates: {}", world.gates.lock().expect("no panic")));
+            let what = format!("{}: {}; left: {}", stored.record.state, steps.join(", "), left.join(", "));
+            world.violated("ends", Some(run), what);
         }
     }
 }

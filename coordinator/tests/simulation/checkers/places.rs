@@ -3,55 +3,67 @@
 use redis::{Cmd, cmd};
 use stepfleet_coordinator::{
     shell::core::LEAKED,
-    store::{partition::Head, reply},
+    store::{memory::MemoryDial, partition::Head, reply},
 };
-use stepfleet_protocol::{keys::GROUP, name::Name};
+use stepfleet_protocol::{gate::Gate, id::PartitionId, keys::GROUP};
 
 use super::{End, Verdict};
-use crate::{fleets::plans::QUEUES, name};
+use crate::{
+    fleets::{line::Line, plans::QUEUES, world::World},
+    name,
+};
 
 /// When every run has ended nothing of them is ready, on a stream, at a gate, timed, to be continued or to be stopped.
 pub(crate) async fn nothing_is_left(end: &mut End<'_>) -> Verdict {
     for partition in end.world.all_partitions() {
-        let keys = end.world.part(partition);
-        let mut looks: Vec<(String, Cmd)> = Vec::new();
-        let mut look = |what: String, name: &str, key: String| looks.push((what, cmd(name).arg(key).clone()));
-        look("work items".into(), "LLEN", keys.todo());
-        look("timers".into(), "ZCARD", keys.timers());
-        look("jobs to stop".into(), "SCARD", keys.cancels());
-        look("places under limits".into(), "HLEN", keys.held());
-        look("gates with parked steps".into(), "SCARD", keys.gates());
-        for queue in QUEUES.map(name) {
-            look(format!("ready steps of {queue}"), "ZCARD", keys.ready(&queue));
-        }
-        for (what, look) in looks {
-            let left = end.line.one(look).await.ok().as_ref().and_then(reply::number).unwrap_or(-1);
-            if left != 0 {
-                return Err((None, format!("partition {partition}: {left} {what} are left")));
-            }
-        }
-        for queue in QUEUES.map(name) {
-            stream(end, partition, &queue).await?;
+        let left = left(&mut end.line, end.world, partition).await;
+        if !left.is_empty() {
+            return Err((None, format!("partition {partition}: {}", left.join(", "))));
         }
         log(end, partition).await?;
     }
     Ok(())
 }
 
-async fn stream(end: &mut End<'_>, partition: stepfleet_protocol::id::PartitionId, queue: &Name) -> Verdict {
-    let mut groups = cmd("XINFO");
-    groups.arg("GROUPS").arg(end.world.part(partition).jobs(queue));
-    let Ok(found) = end.line.one(groups).await else { return Ok(()) };
-    let Some(group) = reply::group(&found, GROUP) else { return Ok(()) };
-    let number = |field| reply::field(group, field).and_then(reply::number);
-    match (number("pending"), number("lag")) {
-        (Some(0), Some(0)) => Ok(()),
-        left => Err((None, format!("partition {partition}, queue {queue}: pending and undelivered jobs: {left:?}"))),
+/// What is on its way in a partition.
+pub(crate) async fn left(line: &mut Line<MemoryDial>, world: &World, partition: PartitionId) -> Vec<String> {
+    let keys = world.part(partition);
+    let mut looks: Vec<(String, Cmd)> = Vec::new();
+    let mut look = |what: String, name: &str, key: String| looks.push((what, cmd(name).arg(key).clone()));
+    look("work items".into(), "LLEN", keys.todo());
+    look("timers".into(), "ZCARD", keys.timers());
+    look("jobs to stop".into(), "SCARD", keys.cancels());
+    look("places under limits".into(), "HLEN", keys.held());
+    look("gates with parked steps".into(), "SCARD", keys.gates());
+    for queue in QUEUES.map(name) {
+        look(format!("ready steps of {queue}"), "ZCARD", keys.ready(&queue));
     }
+    let mut found = Vec::new();
+    for (what, look) in looks {
+        let count = line.one(look).await.ok().as_ref().and_then(reply::number).unwrap_or(-1);
+        found.extend((count != 0).then(|| format!("{count} {what}")));
+    }
+    let gates = line.one(cmd("SMEMBERS").arg(keys.gates()).clone()).await.unwrap_or(redis::Value::Nil);
+    for gate in reply::array(&gates).unwrap_or_default().iter().filter_map(reply::text) {
+        let Ok(gate) = Gate::parse(gate) else { continue };
+        let count = line.one(cmd("ZCARD").arg(keys.parked(&gate)).clone()).await;
+        let count = count.ok().as_ref().and_then(reply::number);
+        found.push(format!("steps parked at {gate}: {count:?}"));
+    }
+    for queue in QUEUES.map(name) {
+        let mut groups = cmd("XINFO");
+        groups.arg("GROUPS").arg(keys.jobs(&queue));
+        let groups = line.one(groups).await.unwrap_or(redis::Value::Nil);
+        let number = |field| reply::group(&groups, GROUP).and_then(|g| reply::number(reply::field(g, field)?));
+        let jobs = (number("pending"), number("lag"));
+        let none = jobs == (Some(0), Some(0)) || groups == redis::Value::Nil;
+        found.extend((!none).then(|| format!("jobs of {queue}, pending and undelivered: {jobs:?}")));
+    }
+    found
 }
 
 /// Every entry of the log is decided.
-async fn log(end: &mut End<'_>, partition: stepfleet_protocol::id::PartitionId) -> Verdict {
+async fn log(end: &mut End<'_>, partition: PartitionId) -> Verdict {
     let keys = end.world.part(partition);
     let mut pipe = redis::pipe();
     pipe.cmd("HGET").arg(keys.head()).arg("offset").cmd("XREVRANGE").arg(keys.log()).arg("+").arg("-");

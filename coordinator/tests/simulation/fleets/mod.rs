@@ -29,7 +29,6 @@ const END_MS: u64 = 400_000;
 /// One seed's story. What was broken, if something was.
 pub(crate) async fn story(seed: u64) -> (Rc<World>, Option<Violation>) {
     let world = World::new(seed);
-    let gates = scripts::register(&world.server);
     let all = tokio::task::LocalSet::new();
     let me = world.clone();
     all.run_until(async move { tell(&me).await }).await;
@@ -37,7 +36,7 @@ pub(crate) async fn story(seed: u64) -> (Rc<World>, Option<Violation>) {
     drop(all);
     world.server.set_faults(stepfleet_coordinator::store::memory::Faults::default());
     if !world.is_broken() {
-        checkers::check(&world, &gates).await;
+        checkers::check(&world).await;
     }
     let violation = world.ledger.borrow().violation.clone();
     (world, violation)

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex},
 };
 
@@ -11,6 +12,7 @@ use stepfleet_coordinator::store::{
     gates::{BREAKER, QUEUE_PAUSE},
     limits::LIMIT,
     memory::{Db, MemoryServer},
+    reply,
 };
 use stepfleet_protocol::{
     codec,
@@ -52,15 +54,31 @@ pub(crate) struct Gates {
     pub(crate) breakers: BTreeMap<Vec<u8>, Breaker>,
 }
 
+impl fmt::Display for Gates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (gate, breaker) in &self.breakers {
+            let Breaker { stand, until_ms, passed, tokens, .. } = breaker;
+            let (gate, stand) = (String::from_utf8_lossy(gate), stand.map_or("closed", Stand::as_str));
+            write!(f, "{gate} {stand} until {until_ms}, {passed} passed, {} try; ", tokens.len())?;
+        }
+        for (part, has) in self.limits.values().flatten() {
+            let Part { used, wants, at_ms, .. } = has;
+            write!(f, "partition {} has {used} and wants more: {wants}, at {at_ms}; ", String::from_utf8_lossy(part))?;
+        }
+        Ok(())
+    }
+}
+
 /// Registers the models, which share the state that is returned.
 pub(crate) fn register(server: &MemoryServer) -> Arc<Mutex<Gates>> {
     let gates = Arc::new(Mutex::new(Gates::default()));
     let (limits, breakers) = (gates.clone(), gates.clone());
     server.register_script(LIMIT, move |db, keys, argv| {
-        limits.lock().expect("no panic").limit(db.now_ms(), &keys[0], argv)
+        refused(db).unwrap_or_else(|| limits.lock().expect("no panic").limit(db.now_ms(), &keys[0], argv))
     });
-    server
-        .register_script(BREAKER, move |db, keys, argv| breakers.lock().expect("no panic").breaker(db, &keys[1], argv));
+    server.register_script(BREAKER, move |db, keys, argv| {
+        refused(db).unwrap_or_else(|| breakers.lock().expect("no panic").breaker(db, &keys[1], argv))
+    });
     server.register_script(QUEUE_PAUSE, |db, keys, argv| {
         if argv[1] == b"pause" {
             show(db, &keys[0], &argv[0], Some((Stand::Paused, 0)));
@@ -70,6 +88,12 @@ pub(crate) fn register(server: &MemoryServer) -> Arc<Mutex<Gates>> {
         Value::Int(1)
     });
     gates
+}
+
+/// A full server refuses the first write of a script, and with it the script.
+fn refused(db: &mut Db) -> Option<Value> {
+    let written = db.call(&[b"SET", b"probe", b"1"]);
+    reply::error(&written).is_some().then_some(written)
 }
 
 fn number(bytes: &[u8]) -> u64 {

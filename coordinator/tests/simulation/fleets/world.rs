@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -22,6 +22,8 @@ use stepfleet_protocol::{
     workflow::Workflow,
 };
 use tokio::{sync::watch, time::Instant};
+
+use super::scripts::{self, Gates};
 
 /// A promise that was broken.
 #[derive(Debug, Clone)]
@@ -97,6 +99,8 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) rng: RefCell<StdRng>,
     pub(crate) server: MemoryServer,
+    /// What limits and circuit breakers have in mind.
+    pub(crate) gates: Arc<Mutex<Gates>>,
     pub(crate) keys: Keys,
     pub(crate) partitions: u16,
     pub(crate) known: watch::Sender<Known>,
@@ -117,10 +121,12 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let partitions = if rng.random_bool(0.2) { 3 } else { rng.random_range(1..=2) };
         let limit = rng.random_bool(0.35).then(|| rng.random_range(2..6));
+        let server = MemoryServer::new(Clock::default());
         Rc::new(Self {
             seed,
             rng: RefCell::new(rng),
-            server: MemoryServer::new(Clock::default()),
+            gates: scripts::register(&server),
+            server,
             keys: Keys::new(PREFIX_DEFAULT),
             partitions,
             known: watch::Sender::new(Known { rules: Rules::new(1, policies(limit)), looks: 1 }),

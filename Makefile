@@ -69,7 +69,7 @@ bench-peers: setup ## the same work with other systems, in turn; PEERS=bullmq,ap
 	@$(WITH_SERVERS) $(MEASURED_SERVER) STEPFLEET_PROGRAM=target/release/stepfleet \
 	  PEERS="$(PEERS)" ROUNDS="$(ROUNDS)" MODES="$(MODES)" DOCS="$(DOCS)" python3 tests/peers/bench.py
 
-simulate: ## the seeded simulation, SEEDS=n seeds
+simulate: ## whole fleets under simulated time and seeded faults, SEEDS=n seeds, or SEED=n alone
 	SEEDS=$(SEEDS) cargo test --release -p stepfleet-coordinator --test simulation
 
 fuzz: ## MINUTES=n minutes of arbitrary and changed input for every decoder
@@ -82,6 +82,10 @@ deaths: setup ## how long it takes until the job of a killed worker begins elsew
 chaos: setup ## every fault on real servers and programs: MINUTES=3 SEED=n TOPOLOGY=all FAULTS=all OLD=path REPORT=1
 	cargo build --workspace --bins
 	@$(WITH_SERVERS) target/debug/chaos
+
+mutants: ## whether the simulation finds deliberate bugs (MUTANT=name for one, REPORT=1 writes the table)
+	CARGO_TARGET_DIR=target/mutants RUSTFLAGS="--cfg stepfleet_mutants" \
+	  cargo test -p stepfleet-coordinator --test simulation -- every_mutant_is_caught --nocapture
 
 test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small fleet
 	cargo build --workspace --all-targets

@@ -6,6 +6,8 @@
 
 #[path = "tidy/lessons.rs"]
 mod lessons;
+#[path = "tidy/mutants.rs"]
+mod mutants;
 #[path = "tidy/project.rs"]
 mod project;
 #[path = "tidy/rust.rs"]
@@ -74,6 +76,11 @@ fn every_command_in_the_documents_exists() {
 #[test]
 fn what_has_happened_to_others_is_shown_by_tests_that_exist() {
     assert_none(&lessons::lessons(&project()));
+}
+
+#[test]
+fn every_deliberate_bug_is_in_the_list_the_code_and_the_documents() {
+    assert_none(&mutants::mutants(&project()));
 }
 
 /// Whether the built program has the subcommand: `--help` is answered for what exists and is wrong use for what does not.

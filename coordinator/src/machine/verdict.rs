@@ -108,7 +108,8 @@ pub fn judge(by: &Effective, classified: bool, tried: &Tried<'_>) -> Verdict {
     let failure = tried.failure;
     // A handler that knows better than its category has the last word.
     let is_retryable = failure.retryable.unwrap_or(by.retry.value);
-    let is_final_attempt = tried.attempts >= tried.spent.saturating_add(by.max_attempts.value);
+    let bug = u32::from(crate::mutants::mutant("one_try_too_many"));
+    let is_final_attempt = tried.attempts >= tried.spent.saturating_add(by.max_attempts.value) + bug;
     let again = is_retryable && !is_final_attempt;
     let wait_ms = (again && !tried.stopping)
         .then(|| retry::delay_ms(by, tried.of, tried.attempts - tried.spent, failure.retry_after_ms));

@@ -43,6 +43,7 @@ use crate::{
         rules::Rules,
         run::Run,
     },
+    mutants::mutant,
     store::{plans::PlanMove, record},
 };
 
@@ -117,7 +118,7 @@ impl Core {
     /// # Errors
     /// [`Poison`] when a rule panicked; then nothing of this batch may be committed.
     pub fn item(&mut self, item: Item) -> Result<(), Poison> {
-        self.now_ms = self.now_ms.max(item.at_ms);
+        self.now_ms = if mutant("now_goes_back") { item.at_ms } else { self.now_ms.max(item.at_ms) };
         (self.freed, self.freed_place) = (None, None);
         self.at = item.place();
         let poison = Poison { item: self.at, by: Blame::Rule };
@@ -202,10 +203,10 @@ impl Core {
     }
 
     fn new_run(&mut self, new: NewRun, actor: Arc<str>) -> Answer {
-        if let Some(run) = self.cache.runs.get(&new.run) {
+        if let Some(run) = self.cache.runs.get(&new.run).filter(|_| !mutant("submit_not_deduplicated")) {
             return Answer::Known { state: run.state };
         }
-        if self.staged.tombstones.contains(&new.run) {
+        if self.staged.tombstones.contains(&new.run) && !mutant("tombstone_ignored") {
             return Answer::Known { state: State::Cancelled };
         }
         let Some(compiled) = self.cache.plans.get(&*new.plan) else { return Answer::NoPlan };
@@ -295,7 +296,7 @@ impl Core {
                 let member = record::pack_timer(id, timer);
                 self.schedule.timers.set(due_ms, member.clone());
                 commit.timers_cleared.retain(|m| *m != member);
-                commit.timers_set.push((due_ms, member));
+                commit.timers_set.extend((!mutant("timer_kept_in_mind_only")).then_some((due_ms, member)));
             }
             Effect::ClearTimer { timer } => {
                 let member = record::pack_timer(id, timer);
@@ -309,7 +310,7 @@ impl Core {
             Effect::Answer(given) => *answer = Some(given),
             Effect::Work(work) => {
                 commit.work_added.push(record::pack_work(&work));
-                self.schedule.todo.push_back(work);
+                self.schedule.todo.extend((!mutant("work_item_dropped")).then_some(work));
             }
             // Of one job the last word counts: a commit adds before it removes.
             Effect::Stop(job) => {

@@ -13,6 +13,7 @@ use stepfleet_protocol::{
 
 use crate::{
     machine::event::{Event, Work},
+    mutants::mutant,
     store::reply::Fields,
 };
 
@@ -234,7 +235,7 @@ pub fn merge(entries: Vec<Item>, timers: Vec<Item>) -> Vec<Item> {
     let mut out = Vec::with_capacity(entries.len() + timers.len());
     let mut timers = timers.into_iter().peekable();
     for entry in entries {
-        while let Some(timer) = timers.next_if(|t| t.at_ms <= entry.at_ms) {
+        while let Some(timer) = timers.next_if(|t| t.at_ms <= entry.at_ms || mutant("timer_before_older_result")) {
             out.push(timer);
         }
         out.push(entry);

@@ -16,6 +16,7 @@ use stepfleet_protocol::{
 use super::{core::Core, inputs::poison, intake::Place, owner::OwnerError};
 use crate::{
     machine::{decision::Letter, fingerprint::Fingerprint},
+    mutants::mutant,
     store::{
         link::Link,
         partition::{Partition, TurnError},
@@ -102,7 +103,7 @@ fn stage(core: &mut Core, id: RunId, letter: Letter, input: Option<Input>, retur
         returns,
     };
     let commit = &mut core.staged.commit;
-    commit.letters.push((letter.id, codec::encode(&dead)));
+    commit.letters.extend((!mutant("dead_letter_not_written")).then(|| (letter.id, codec::encode(&dead))));
     match (letter.instead_of, fingerprint) {
         (None, _) => {
             *commit.counters.entry("dead_letters").or_default() += 1;

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     machine::rules::Rules,
+    mutants::mutant,
     store::{
         commit::Commit,
         link::Link,
@@ -321,6 +322,7 @@ impl<L: Link> Owner<L> {
         let moved = offset > self.partition.head.offset;
         let mut commit = self.core.seal();
         commit.offset = offset.max(self.partition.head.offset);
+        commit.offset = if mutant("offset_passes_the_undecided") { self.read_to } else { commit.offset };
         if moved || !commit.is_empty() { self.send_next(commit, alone).await } else { Ok(()) }
     }
 
@@ -366,7 +368,7 @@ impl<L: Link> Owner<L> {
     /// A command that was sent before and has an answer is not decided again: its answer is announced again.
     async fn repeat_answers(&mut self, items: &mut Vec<Item>) -> Result<(), OwnerError> {
         let again: BTreeSet<CommandId> = items.iter().filter_map(Item::sent_before).collect();
-        if again.is_empty() {
+        if again.is_empty() || mutant("command_decided_twice") {
             return Ok(());
         }
         let mut pipe = redis::pipe();

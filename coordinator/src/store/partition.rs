@@ -17,6 +17,7 @@ use super::{
     link::{Dial, Link, LinkError},
     reply::{self, Fields},
 };
+use crate::mutants::mutant;
 
 /// A trip may take this much longer than its blocking read.
 pub const RESPONSE_MARGIN: Duration = Duration::from_secs(2);
@@ -148,6 +149,7 @@ impl<L: Link> Partition<L> {
             now_ms: found.get(3).and_then(reply::number).map_or(0, |n| n as u64),
             rules: found.get(4).and_then(reply::number).map_or(0, |n| n as u64),
         };
+        let random = if mutant("reign_without_random") { 0 } else { random };
         let reign = Reign { counter: old.counter + 1, random };
         // A commit of its own: `seq` grows, so that a late commit of the last owner finds neither reign nor seq.
         let head = Head { seq: head.seq + 1, ..head };
@@ -156,7 +158,7 @@ impl<L: Link> Partition<L> {
         swap.cmd("HSET").arg(keys.head()).arg("reign").arg(reign.to_string()).arg("seq").arg(head.seq);
         swap.cmd("EXEC");
         // EXEC has ended the watch: without a new one the first commit would not be fenced.
-        swap.cmd("WATCH").arg(keys.head());
+        swap.cmd(if mutant("watch_lost_on_the_way") { "EXISTS" } else { "WATCH" }).arg(keys.head());
         swap.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq");
         let replies = link.trip(&swap).await?;
         let behind = check_exec(&replies, 1)?;
@@ -189,7 +191,7 @@ impl<L: Link> Partition<L> {
             self.head.rules = commit.rules.unwrap_or(self.head.rules);
         }
         let (head_key, extras) = (self.keys.head(), ask.extra.len());
-        pipe.cmd("WATCH").arg(&head_key);
+        pipe.cmd("WATCH").arg(if mutant("head_not_watched") { self.keys.todo() } else { head_key.clone() });
         pipe.cmd("HMGET").arg(&head_key).arg("reign").arg("seq");
         for cmd in ask.extra {
             pipe.add_command(cmd);

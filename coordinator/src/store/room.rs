@@ -16,6 +16,7 @@ use super::{
     partition::RESPONSE_MARGIN,
     reply,
 };
+use crate::mutants::mutant;
 
 /// Trims the log below the committed offset, and every job stream below the lowest entry that somebody may still need, on
 /// one connection of its own. Returns how many entries went.
@@ -32,6 +33,8 @@ pub async fn make<D: Dial>(dial: &D, keys: &Keys, partition: PartitionId) -> Res
     let names = replies.get(1).and_then(reply::array).unwrap_or_default();
     let queues: Vec<Name> = names.iter().filter_map(reply::text).filter_map(|t| Name::new(t).ok()).collect();
     let mut trim = redis::pipe();
+    let offset =
+        if mutant("room_made_of_the_undecided") { Some(StreamId { ms: u64::MAX >> 1, seq: 0 }) } else { offset };
     if let Some(offset) = offset {
         trim.cmd("XTRIM").arg(keys.log()).arg("MINID").arg(offset.next().to_string());
     }

@@ -38,8 +38,10 @@ use stepfleet_protocol::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::{fleet::*, run};
+use crate::{fleet::*, run, seeds};
 
+/// Seeds of a test run.
+const SEEDS_DEFAULT: u64 = 20;
 /// Letters that there are when the campaign begins.
 const LETTERS: usize = 24;
 /// Everything is over by then.
@@ -321,9 +323,12 @@ async fn check(story: &mut Story, campaign: &Campaign, mine: &BTreeMap<RunId, St
 
 #[test]
 fn a_campaign_neither_skips_nor_doubles() {
-    let one = std::env::var("SEED").ok().and_then(|s| s.parse::<u64>().ok());
-    let count = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
-    for seed in one.map_or(0..count, |s| s..s + 1) {
-        run(one_seed(seed));
+    let one = |seed| {
+        let panic = std::panic::catch_unwind(|| run(one_seed(seed))).err()?;
+        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        Some(format!("seed {seed}: checker `campaigns`: {text}\nagain: SEED={seed} make simulate"))
+    };
+    if let Some((_, text)) = seeds::each(seeds::wanted(SEEDS_DEFAULT), one) {
+        panic!("{text}");
     }
 }

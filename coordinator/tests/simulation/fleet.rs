@@ -183,19 +183,6 @@ pub(crate) fn chain(n: usize) -> Workflow {
     serde_json::from_value(serde_json::json!({"workflow": "chain", "steps": steps})).expect("a legal workflow")
 }
 
-/// A plan of everything that says how a run goes on: steps that it bears, that are undone, that have to start in time.
-pub(crate) fn outspoken() -> Workflow {
-    let undo = serde_json::json!({"handler": "undo"});
-    serde_json::from_value(serde_json::json!({"workflow": "outspoken", "on_failure": "compensate", "steps": {
-        "a": {"handler": "noop", "compensate": undo, "start_within": "20s"},
-        "b": {"handler": "noop", "needs": ["a"], "on_failure": "continue", "retry": {"max_attempts": 1}},
-        "c": {"handler": "noop", "needs": ["b"], "on_failure": "skip_dependents", "compensate": undo},
-        "d": {"handler": "noop", "needs": ["c"], "start_within": "5s"},
-        "e": {"handler": "noop", "needs": ["a"], "compensate": undo},
-    }}))
-    .expect("a legal workflow")
-}
-
 /// What is stored of a run: record, transitions.
 pub(crate) struct Stored {
     pub(crate) record: stepfleet_coordinator::store::record::RunRecord,

@@ -107,9 +107,12 @@ impl Ends {
             let now = Instant::now();
             let entries = reply.context("no run ended within 10 s")?.keys.into_iter().flat_map(|k| k.ids);
             for entry in entries {
-                let bytes: Vec<u8> = entry.get("m").context("an outbox entry")?;
+                let outbox = [codec::FIELD_PLAIN, codec::FIELD_LZ4].into_iter().find_map(|field| {
+                    let bytes: Vec<u8> = entry.get(field)?;
+                    Some(codec::decode::<Outbox>(field.as_bytes(), &bytes))
+                });
+                let outbox = outbox.context("an outbox entry")??;
                 self.from = entry.id;
-                let outbox: Outbox = codec::unpack(&bytes)?;
                 let ends = |packed: &Bytes| {
                     history::unpack(packed).iter().any(|t| t.step.is_none() && t.to == State::Completed)
                 };

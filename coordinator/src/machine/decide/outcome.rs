@@ -21,6 +21,7 @@ use super::{
     },
     Deciding,
 };
+use crate::mutants::mutant;
 
 /// How long after a worker's own time-out the owner gives an attempt up, in milliseconds.
 pub(super) const ATTEMPT_GRACE_MS: u64 = 30_000;
@@ -43,12 +44,14 @@ impl Deciding<'_> {
         let known = (of.index as usize) < self.run.plan.steps.len();
         known && {
             let step = self.run.step(of.index);
-            step.in_flight && step.job == Some(of.job)
+            step.in_flight && (step.job == Some(of.job) || mutant("job_id_ignored"))
         }
     }
 
     pub(super) fn result(&mut self, of: JobRef, worker: WorkerId, run_ms: u64, outcome: Outcome) {
-        self.ack(&of);
+        if !mutant("result_does_not_ack") {
+            self.ack(&of);
+        }
         if !self.awaits(&of) {
             return self.late(&of, worker, &outcome);
         }
@@ -209,7 +212,7 @@ impl Deciding<'_> {
 
     pub(super) fn lost(&mut self, of: JobRef, worker: WorkerId, counted: bool, seen: Option<Sight>) {
         self.ack(&of);
-        if !self.awaits(&of) {
+        if !self.awaits(&of) && !(mutant("loss_beats_its_result") && self.run.step(of.index).in_flight) {
             return self.effect(Effect::Stopped(of.job));
         }
         let index = of.index;

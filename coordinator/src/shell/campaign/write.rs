@@ -7,10 +7,13 @@ use super::{
     Campaigns,
     running::{News, Running},
 };
-use crate::store::{
-    campaigns::{FIELD_AT, FIELD_COUNT, FIELD_ENDING, FIELD_FENCE, FIELD_PHASE, FIELD_WHY},
-    link::{Dial, LinkError},
-    reply,
+use crate::{
+    mutants::mutant,
+    store::{
+        campaigns::{FIELD_AT, FIELD_COUNT, FIELD_ENDING, FIELD_FENCE, FIELD_PHASE, FIELD_WHY},
+        link::{Dial, LinkError},
+        reply,
+    },
 };
 
 impl<D: Dial> Campaigns<D> {
@@ -21,7 +24,7 @@ impl<D: Dial> Campaigns<D> {
         let mut look = redis::pipe();
         look.cmd("WATCH").arg(&key).cmd("HGET").arg(&key).arg(FIELD_FENCE);
         let replies = self.links.trip(&key, &look).await?;
-        if replies.get(1).and_then(reply::number) != Some(running.fence) {
+        if replies.get(1).and_then(reply::number) != Some(running.fence) && !mutant("campaign_not_fenced") {
             self.links.one(&key, redis::cmd("UNWATCH")).await?;
             return Ok(false);
         }

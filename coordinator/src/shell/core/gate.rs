@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     machine::{event::Event, run::Run},
+    mutants::mutant,
     store::record,
 };
 
@@ -76,7 +77,8 @@ impl Core {
         if self.gates.park(gate, priority) {
             self.staged.commit.gates_added.push(gate.clone());
         }
-        self.staged.commit.parked_added.entry(gate.clone()).or_default().push(member);
+        let parked = self.staged.commit.parked_added.entry(gate.clone()).or_default();
+        parked.extend((!mutant("parked_step_dropped")).then_some(member));
     }
 
     /// A step comes back from its gate, or from the ready set.
@@ -212,7 +214,7 @@ impl Core {
     /// Counts what a result says about a dependency, if its step waits for it.
     pub(super) fn count_result(&mut self, id: RunId, gate: Option<&Gate>, event: &Event) {
         let Event::Result { of, outcome, .. } = event else { return };
-        self.freed_place = self.gates.over(of.job);
+        self.freed_place = if mutant("place_leaks") { None } else { self.gates.over(of.job) };
         let Some(run) = self.cache.runs.get(&id) else { return };
         let awaited = run.steps().get(of.index as usize).is_some_and(|s| s.in_flight && s.job == Some(of.job));
         if *outcome == Outcome::Returned(Returned::Gated) {

@@ -3,7 +3,7 @@
 use stepfleet_protocol::{id::RunId, name::Name};
 
 use super::{Core, Dispatch};
-use crate::{machine::event::Event, store::record};
+use crate::{machine::event::Event, mutants::mutant, store::record};
 
 impl Core {
     pub(super) fn ready(&mut self, id: RunId, index: u32) {
@@ -29,7 +29,8 @@ impl Core {
         q.ready += 1;
         q.urgent = q.urgent.max(priority);
         let member = (record::ready_score(priority, self.now_ms), record::pack_ready(id, index));
-        self.staged.commit.ready_added.entry(queue).or_default().push(member);
+        let ready = self.staged.commit.ready_added.entry(queue).or_default();
+        ready.extend((!mutant("ready_step_dropped")).then_some(member));
     }
 
     /// A step may take the place of the job whose result made it ready, ahead of waiting steps that are not more urgent: a

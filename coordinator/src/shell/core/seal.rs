@@ -7,6 +7,7 @@ use stepfleet_protocol::{id::RunId, keys::listing, state::State};
 use super::{Core, Touched};
 use crate::{
     machine::run::Run,
+    mutants::mutant,
     store::{
         commit::{Commit, HashFields},
         kept, record,
@@ -39,7 +40,7 @@ impl Core {
         if !event.is_empty() {
             staged.commit.event = Some(stepfleet_protocol::codec::encode(&Outbox { v: 1, runs: event }));
         }
-        for (id, answers) in staged.answers {
+        for (id, answers) in staged.answers.into_iter().filter(|_| !mutant("answer_not_written")) {
             staged.commit.answer(id, answers);
         }
         staged.commit.held_removed = self.gates.take_released();
@@ -67,7 +68,7 @@ fn seal_run(run: &mut Run, touched: &Touched, commit: &mut Commit, event: &mut V
     }
     if !touched.transitions.is_empty() {
         let packed = crate::store::history::pack(&touched.transitions);
-        event.push((run.id, packed.clone().into()));
+        event.extend((!mutant("outbox_not_told")).then(|| (run.id, packed.clone().into())));
         let apart = kept::place(run, packed, chunks.entry(0).or_default());
         commit.history.extend(apart.map(|packed| (run.id, packed)));
     }

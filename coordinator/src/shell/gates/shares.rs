@@ -14,6 +14,7 @@ use stepfleet_protocol::{
 
 use crate::{
     machine::{limits::Limit, rules::Rules},
+    mutants::mutant,
     shell::upkeep::is_due,
     store::limits::{Granted, Held, Tell},
 };
@@ -172,7 +173,7 @@ impl Shares {
     pub(super) fn take(&mut self, gate: &Gate) -> Permit {
         let Some(limit) = self.limits.get(gate) else { return Permit::NotNeeded };
         let share = self.shares.entry(gate.clone()).or_default();
-        if share.room(limit) == 0 {
+        if share.room(limit) == 0 && !mutant("limit_not_kept") {
             return Permit::Full;
         }
         share.tickets = share.tickets.saturating_sub(1);

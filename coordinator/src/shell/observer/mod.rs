@@ -37,10 +37,13 @@ use super::{
     links::{Answer, Ask, Links},
     metrics::Metrics,
 };
-use crate::store::{
-    client::FIELD_PARTITIONS,
-    link::{Dial, LinkError},
-    reply,
+use crate::{
+    mutants::mutant,
+    store::{
+        client::FIELD_PARTITIONS,
+        link::{Dial, LinkError},
+        reply,
+    },
 };
 
 /// What tells of deaths.
@@ -163,7 +166,7 @@ impl<D: Dial> Observer<D> {
         let answers = self.links.gather(asks, RECORDS_PER_TRIP).await;
         let now = Instant::now();
         for (id, answer) in ids.iter().zip(answers) {
-            match answer.and_then(accepted) {
+            match answer.and_then(|a| if mutant("full_counts_as_silence") { Ok(a) } else { accepted(a) }) {
                 Ok(answer) => {
                     let fields = answer.replies.get(1).and_then(reply::array).unwrap_or_default();
                     let count = fields.first().and_then(reply::number);

@@ -18,6 +18,7 @@ use super::{
     BEATS, CHANNEL,
     channel::{CALM, Channel, Look},
 };
+use crate::mutants::mutant;
 
 /// Looks further apart than this say nothing about the time between them: counts start again.
 pub(super) const GAP_MAX: Duration = Duration::from_secs(6);
@@ -152,7 +153,7 @@ impl Workers {
 
     /// A look at a worker's record failed, or the server took no write there: it may not have been able to beat.
     pub(super) fn unseen(&mut self, id: &str, now: Instant) {
-        if let Some(watched) = self.by_id.get_mut(id) {
+        if let Some(watched) = self.by_id.get_mut(id).filter(|_| !mutant("outage_counts_as_silence")) {
             (watched.moved, watched.looked) = (now, now);
         }
     }

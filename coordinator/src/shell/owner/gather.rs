@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     machine::event::{Event, Work},
+    mutants::mutant,
     store::{
         commit::Commit,
         link::Link,
@@ -185,6 +186,9 @@ impl<L: Link> Owner<L> {
             && let Some(entry) = self.backlog.front()
         {
             match intake::from_log(vec![entry.clone()]) {
+                Ok((_, bad)) if mutant("poison_repeats_for_ever") && !bad.is_empty() => {
+                    return Err(OwnerError::Panicked);
+                }
                 Ok((more, bad)) => {
                     items.extend(more);
                     malformed.extend(bad);

@@ -27,6 +27,7 @@ use crate::{
         decision::{Transition, Why},
         event::Event,
     },
+    mutants::mutant,
     store::{
         history, kept,
         link::Link,
@@ -221,7 +222,7 @@ impl<L: Link> Owner<L> {
                 let refused = Answer::Refused { code: "too_many_parts".into(), message: bad.why.clone() };
                 self.core.staged.answers.entry(command).or_default().push(refused);
             }
-            self.core.staged.commit.quarantined.push((bad.why, bad.bytes));
+            self.core.staged.commit.quarantined.extend((!mutant("garbage_not_kept")).then_some((bad.why, bad.bytes)));
         }
     }
 }

@@ -134,6 +134,15 @@ impl MemoryServer {
         state.reincarnate();
     }
 
+    /// As [`MemoryServer::restore`], of the keys that `belongs` names alone: those of one node of several.
+    pub fn restore_part(&self, snapshot: &Snapshot, belongs: impl Fn(&[u8]) -> bool) {
+        let mut state = self.inner.lock();
+        state.db.keys.retain(|key, _| !belongs(key));
+        let earlier = snapshot.keys.iter().filter(|(key, _)| belongs(key));
+        state.db.keys.extend(earlier.map(|(key, item)| (key.clone(), item.clone())));
+        state.reincarnate();
+    }
+
     /// Ends every connection; blocked reads and late commands are lost with theirs. New connections are taken.
     pub fn cut(&self) {
         self.inner.lock().cut();

@@ -149,6 +149,21 @@ async fn a_storm_of_resets_over_a_fleet_kills_nobody() {
     drop(all);
 }
 
+/// The port of the primary of a slot in what CLUSTER SLOTS says.
+fn port_of(map: &redis::Value, slot: u16) -> Option<u16> {
+    use redis::Value::{Array, Int};
+    let Array(rows) = map else { return None };
+    rows.iter().find_map(|row| match row {
+        Array(row) => match &row[..] {
+            [Int(first), Int(last), Array(primary), ..] if (*first..=*last).contains(&i64::from(slot)) => {
+                primary.get(1).and_then(|port| if let Int(port) = port { u16::try_from(*port).ok() } else { None })
+            }
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
 /// After a fail-over its subscribers are told `sunsubscribe`, the new primary counts none, and the old one, which serves the
 /// coordinator's connection on as a replica, counts none either.
 #[tokio::test]
@@ -171,6 +186,17 @@ async fn trap_8_on_a_cluster_neither_a_fail_over_nor_a_moved_slot_kills_anybody(
         cluster.begin_move(slot, 0).await.unwrap();
         while cluster.move_keys(slot, 0, 100).await.unwrap() > 0 {}
         cluster.end_move(slot, 0).await.unwrap();
+        // A replica that has not heard of it yet would not claim the slot when it is promoted.
+        for node in cluster.nodes() {
+            let mut connection = node.connection().await.unwrap();
+            wait::until(SOON, "every node to know who has the slot", async || {
+                let map = redis::cmd("CLUSTER").arg("SLOTS").query_async::<redis::Value>(&mut connection).await?;
+                ensure!(port_of(&map, slot) == Some(cluster.nodes()[0].port()), "{map:?}");
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
     }
     for primary in 0..2 {
         let replica = &cluster.nodes()[3 + primary];

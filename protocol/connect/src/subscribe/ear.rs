@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::{Event, Outlet};
 use crate::client::Redis;
 use crate::limits::{ASK_TIMEOUT, SUBSCRIBER_ASKS_MAX, SUBSCRIBER_PING_INTERVAL};
-use crate::link::{Party, ask, patience};
+use crate::link::{Party, ask, hello, patience};
 use crate::topology::NodeId;
 
 pub(super) enum Order {
@@ -80,6 +80,12 @@ async fn listen(
         .dial(node.target(), Party::Data, ProtocolVersion::RESP3, config)
         .await
         .map_err(|error| error.to_string())?;
+    // A replica takes sharded subscriptions and its primary does not count them: after a fail-over, with a topology of before, the
+    // subscriber would stay there unseen.
+    let role = hello(&mut connection, &node.to_string()).await.map_err(|error| error.to_string())?.role;
+    if role != "master" {
+        return Err(format!("its role is `{role}`"));
+    }
     let mut pings = interval_at(Instant::now() + SUBSCRIBER_PING_INTERVAL, SUBSCRIBER_PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

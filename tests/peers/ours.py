@@ -38,8 +38,8 @@ def _at(report: dict, name: str) -> float:
     return float(report)
 
 
-def one_round(program: str, server: str, append_only: str, folder: Path) -> Figures:
-    """All figures of Stepfleet, once."""
+def one_round(program: str, server: str, append_only: str, folder: Path) -> tuple[Figures, list[str]]:
+    """All figures of Stepfleet, once; they come through or none does."""
     to = folder / "stepfleet.json"
     words = [program, "bench", "--server", server, "--append-only", append_only, "--to", str(to), *SIZES]
     words += ["--no-history", "--quiet"]
@@ -52,4 +52,4 @@ def one_round(program: str, server: str, append_only: str, folder: Path) -> Figu
     if code:
         raise Failed(f"the benchmark failed, see {log.name}")
     report = json.loads(to.read_text())
-    return {name: sum(_at(report, part) for part in parts) for name, parts in SAME.items()}
+    return {name: sum(_at(report, part) for part in parts) for name, parts in SAME.items()}, []

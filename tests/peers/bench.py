@@ -44,7 +44,8 @@ def measure(systems: list[System], peers: list[Peer], mode: str, program: str, s
             figures, problems = asked
             system.rounds.setdefault(mode, []).append(figures)
             system.problems += [f"append-only file {mode}: {problem}" for problem in problems]
-            print({name: round(value, 2) for name, value in figures.items() if "steps_per_s" in name}, *problems, file=sys.stderr)
+            rates = {name: round(value, 2) for name, value in figures.items() if "steps_per_s" in name}
+            print(rates, *problems, file=sys.stderr)
         except (Failed, OSError, RuntimeError) as error:
             system.reason = f"append-only file {mode}: {error}"
             print(system.reason, file=sys.stderr)
@@ -57,7 +58,7 @@ def main() -> int:
     if (load := os.getloadavg()[0]) > QUIET_LOAD:
         print(f"WARNING: {BUSY.format(load)}", file=sys.stderr)
     reasons = install(FOLDER, peers)
-    systems = [System(ours.NAME, ours.DURABILITY, ours.FEATURES)]
+    systems = [System(ours.NAME, ours.DURABILITY, ours.FEATURES, ours.version(program))]
     for peer in peers:
         reason = reasons.get(peer.name)
         has = "" if reason else version(FOLDER, peer)

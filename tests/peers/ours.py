@@ -32,6 +32,11 @@ SIZES = ["--runs", "50000", "--chains", "10000", "--fan-outs", "1500", "--idle",
 TIMEOUT_S = 300
 
 
+def version(program: str) -> str:
+    """As the program tells it."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout.strip()
+
+
 def _at(report: dict, name: str) -> float:
     for part in name.split("."):
         report = report[part]

@@ -34,15 +34,18 @@ def chosen(peers: list[Peer], names: str) -> list[Peer]:
 
 
 def measure(systems: list[System], peers: list[Peer], mode: str, program: str, server: str) -> None:
-    """One round of each that has not failed yet, ours first."""
+    """One round of each that can be run, ours first. Who does not even begin is not tried again."""
     for system, peer in zip(systems, [None, *peers], strict=True):
         if system.reason:
             continue
         print(f"  {system.name}", end=" ", flush=True, file=sys.stderr)
         try:
-            figures = one_round(peer, server, mode, FOLDER) if peer else ours.one_round(program, server, mode, FOLDER)
+            asked = one_round(peer, server, mode, FOLDER) if peer else ours.one_round(program, server, mode, FOLDER)
+            figures, problems = asked
             system.rounds.setdefault(mode, []).append(figures)
-            print({name: round(value, 2) for name, value in figures.items() if "steps_per_s" in name}, file=sys.stderr)
+            system.problems += [f"append-only file {mode}: {problem}" for problem in problems]
+            rates = {name: round(value, 2) for name, value in figures.items() if "steps_per_s" in name}
+            print(rates, *problems, file=sys.stderr)
         except (Failed, OSError, RuntimeError) as error:
             system.reason = f"append-only file {mode}: {error}"
             print(system.reason, file=sys.stderr)
@@ -55,7 +58,7 @@ def main() -> int:
     if (load := os.getloadavg()[0]) > QUIET_LOAD:
         print(f"WARNING: {BUSY.format(load)}", file=sys.stderr)
     reasons = install(FOLDER, peers)
-    systems = [System(ours.NAME, ours.DURABILITY, ours.FEATURES)]
+    systems = [System(ours.NAME, ours.DURABILITY, ours.FEATURES, ours.version(program))]
     for peer in peers:
         reason = reasons.get(peer.name)
         has = "" if reason else version(FOLDER, peer)

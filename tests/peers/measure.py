@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from peers import HERE, STEPS, Peer
@@ -28,6 +29,8 @@ class Round:
         self.log = (logs / f"{peer.name}.log").open("w")
         self.workers = [self.start(words, subprocess.DEVNULL) for words in peer.workers]
         self.figures: Figures = {}
+        # What did not come through; the other figures stand.
+        self.problems: list[str] = []
 
     def start(self, words: list[str], out: int) -> subprocess.Popen:
         return subprocess.Popen(
@@ -87,10 +90,16 @@ class Round:
                 if value is not None:
                     self.figures[f"idle.{kind}.{what}.{share}"] = value
 
-    def run(self) -> Figures:
+    def tried(self, what: Callable[[str, int], None], kind: str, count: int) -> None:
+        try:
+            what(kind, count)
+        except Failed as error:
+            self.problems.append(str(error))
+
+    def run(self) -> tuple[Figures, list[str]]:
         try:
             for kind, count in self.peer.sizes.items():
-                self.throughput(kind, count)
+                self.tried(self.throughput, kind, count)
                 # The next kind counts from nothing, and its workers connect again.
                 end(self.workers)
                 self.server.redis("FLUSHALL")
@@ -102,16 +111,16 @@ class Round:
                 self.ask("submit", warm, WARM_UP[warm])
                 self.done(warm, 0, WARM_UP[warm])
             for kind, count in self.peer.idle.items():
-                self.idle(kind, count)
-            return self.figures
+                self.tried(self.idle, kind, count)
+            return self.figures, self.problems
         finally:
             end(self.workers)
             self.log.close()
 
 
-def one_round(peer: Peer, program: str, append_only: str, logs: Path) -> Figures:
-    """All figures of a peer, once.
+def one_round(peer: Peer, program: str, append_only: str, logs: Path) -> tuple[Figures, list[str]]:
+    """All figures of a peer, once, and what did not come through.
 
-    Raises `Failed` when it does not come through."""
+    Raises `Failed` when it does not even begin."""
     with Server(program, append_only) as server:
         return Round(peer, server, logs).run()

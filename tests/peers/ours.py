@@ -32,14 +32,19 @@ SIZES = ["--runs", "50000", "--chains", "10000", "--fan-outs", "1500", "--idle",
 TIMEOUT_S = 300
 
 
+def version(program: str) -> str:
+    """As the program tells it."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout.strip()
+
+
 def _at(report: dict, name: str) -> float:
     for part in name.split("."):
         report = report[part]
     return float(report)
 
 
-def one_round(program: str, server: str, append_only: str, folder: Path) -> Figures:
-    """All figures of Stepfleet, once."""
+def one_round(program: str, server: str, append_only: str, folder: Path) -> tuple[Figures, list[str]]:
+    """All figures of Stepfleet, once; they come through or none does."""
     to = folder / "stepfleet.json"
     words = [program, "bench", "--server", server, "--append-only", append_only, "--to", str(to), *SIZES]
     words += ["--no-history", "--quiet"]
@@ -52,4 +57,4 @@ def one_round(program: str, server: str, append_only: str, folder: Path) -> Figu
     if code:
         raise Failed(f"the benchmark failed, see {log.name}")
     report = json.loads(to.read_text())
-    return {name: sum(_at(report, part) for part in parts) for name, parts in SAME.items()}
+    return {name: sum(_at(report, part) for part in parts) for name, parts in SAME.items()}, []

@@ -33,8 +33,10 @@ class System:
     durability: str
     features: str
     version: str = ""
-    # Why it was not run, or stopped half way.
+    # Why it was not run.
     reason: str | None = None
+    # What did not come through in a round.
+    problems: list[str] = field(default_factory=list)
     # The rounds, by the setting of the append-only file.
     rounds: dict[str, list[Figures]] = field(default_factory=dict)
 
@@ -80,8 +82,8 @@ def markdown(systems: list[System], modes: list[str], server: str, when: str) ->
         lines.append("")
     lines += ["| system | version | durability | features |", "|---|---|---|---|"]
     for each in systems:
-        state = f" **NOT RUN**: {each.reason}" if each.reason and not each.rounds else ""
-        state = state or (f" **STOPPED**: {each.reason}" if each.reason else "")
+        state = f" **NOT RUN**: {each.reason}" if each.reason else ""
+        state += "".join(f" **FAILED**: {problem}." for problem in each.problems)
         lines.append(f"| {each.name} | {each.version} | {each.durability} | {each.features}{state} |")
     return "\n".join(lines)
 
@@ -104,6 +106,7 @@ def as_json(systems: list[System], modes: list[str], server: str, when: str) -> 
             "durability": each.durability,
             "features": each.features,
             "not_run": each.reason,
+            "problems": each.problems,
             "medians": medians,
             "ratios": ratios,
             "rounds": each.rounds,

@@ -28,6 +28,13 @@ class Table(unittest.TestCase):
         self.assertIn("**NOT RUN**: there is no `npm`", text)
         self.assertEqual(as_json(systems(), ["no"], "r", "t")["systems"]["missing"]["not_run"], "there is no `npm`")
 
+    def test_what_did_not_come_through_is_told_beside_the_figures(self) -> None:
+        all_systems = systems()
+        all_systems[1].problems.append("append-only file no: only 0 of 50 fanouts were done within 90 s")
+        text = markdown(all_systems, ["no"], "redis", "today")
+        self.assertIn("**FAILED**: append-only file no: only 0 of 50 fanouts", text)
+        self.assertIn("50 (4.0x)", text)
+
     def test_a_ratio_says_how_many_times_better_ours_is(self) -> None:
         self.assertEqual(ratio(10, 5, True), 2)
         self.assertEqual(ratio(10, 5, False), 0.5)

@@ -275,6 +275,32 @@ async fn behind_sentinels_a_fail_over_under_load_loses_no_run_that_was_replicate
 }
 
 #[tokio::test]
+async fn a_durable_submit_waits_for_the_disk_and_for_a_replica_if_there_is_one() {
+    let primary = lab::durable().append_only(Fsync::Always).start().await.unwrap();
+    let fleet = Fleet::start(&primary.url(), 1, 0).await.unwrap();
+    let body =
+        json!({ "definition": { "workflow": "one", "steps": { "only": { "handler": "noop" } } }, "durable": true });
+    let durability = async || {
+        let (status, answer) = fleet.api().post("/api/v1/runs", &[], &body).await?;
+        anyhow::ensure!(status == 201, "{answer}");
+        Ok::<String, anyhow::Error>(answer["durability"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(durability().await.unwrap(), "fsync", "there is no replica");
+    let replica = lab::durable().setting("replicaof", &format!("127.0.0.1 {}", primary.port()));
+    let mut replica = replica.start().await.unwrap();
+    wait::until(SOON, "the replica to follow", async || {
+        let got = durability().await?;
+        anyhow::ensure!(got == "replica", "{got}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // One that is connected and does not answer: the disk is what is left to promise.
+    replica.pause().unwrap();
+    assert_eq!(durability().await.unwrap(), "fsync");
+}
+
+#[tokio::test]
 async fn with_tls_everything_is_the_same() {
     let server = lab::durable().tls().start().await.unwrap();
     let mut fleet = Fleet::at(&server.url(), 1).option("--redis-ca-file", server.ca_file().unwrap());

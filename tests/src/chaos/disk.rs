@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use std::process::Command;
 
 /// What is written at once.
-const BLOCK: [u8; 64 << 10] = [0; 64 << 10];
+static BLOCK: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A small disk. Dropping it takes it away; nothing may be open on it then.
 #[derive(Debug)]

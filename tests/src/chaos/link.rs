@@ -129,8 +129,7 @@ async fn carry(
 /// Passes one direction on. With an end closed the other is closed as well.
 async fn pass(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut weather: watch::Receiver<Weather>) {
     let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut chunk).await else { break };
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
         let hold = hold_ms(*weather.borrow_and_update());
         if hold > 0 {
             tokio::time::sleep(Duration::from_millis(hold)).await;

@@ -171,13 +171,13 @@ async fn unended(api: &crate::lab::Api, settled: &Settled) -> Vec<String> {
 /// Writes the report, and the histories of runs that something is wrong with.
 fn keep(plan: &Plan, report: &Report, settled: &Settled) -> anyhow::Result<()> {
     fs::write(plan.folder.join("report.json"), serde_json::to_string_pretty(report)?)?;
-    let is_wrong = |run: &&settle::Ended| {
+    let is_right = |run: &settle::Ended| {
         let account = &run.account;
-        !(account.illegal.is_empty() && account.doubled.is_empty() && account.unaccounted.is_empty()) || !run.is_over()
+        account.illegal.is_empty() && account.doubled.is_empty() && account.unaccounted.is_empty() && run.is_over()
     };
     let folder = plan.folder.join("runs");
     fs::create_dir_all(&folder)?;
-    for run in settled.runs.iter().filter(is_wrong) {
+    for run in settled.runs.iter().filter(|run| !is_right(run)) {
         fs::write(folder.join(format!("{}.json", run.run)), serde_json::to_string_pretty(&run.history)?)?;
     }
     Ok(())

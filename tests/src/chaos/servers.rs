@@ -1,6 +1,7 @@
 //! The servers of a test: one, a primary with its replica and Sentinels, or a Cluster of three with three replicas.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -179,13 +180,27 @@ impl Servers {
             let started = self.at(place).restart().await;
             if started.is_err() && self.fails_over() {
                 self.until_failed_over(place).await?;
-                fs::remove_dir_all(self.at(place).folder().join("appendonlydir"))?;
-                self.at(place).restart().await?;
+                self.begin_empty(place).await?;
             } else {
                 started?;
             }
         }
         Ok(())
+    }
+
+    /// Starts a server whose place was taken without its data.
+    async fn begin_empty(&mut self, place: usize) -> anyhow::Result<()> {
+        eprintln!("server {place} begins empty: it cannot read its append-only file any more");
+        let folder = self.at(place).folder().to_owned();
+        fs::remove_dir_all(folder.join("appendonlydir"))?;
+        if let Self::Sentinel(pair) = self {
+            // Until a Sentinel tells it otherwise it would be a primary, and an empty one. A Cluster node waits for the
+            // others.
+            let primary = &pair.servers()[1 - place];
+            let mut settings = fs::OpenOptions::new().append(true).open(folder.join("server.conf"))?;
+            writeln!(settings, "\nreplicaof {} {}", primary.ip(), primary.port())?;
+        }
+        self.at(place).restart().await
     }
 
     /// Starts again what ended, and waits until all agree. A server may end a moment after what made it end is over, so

@@ -255,7 +255,7 @@ impl<D: Dial> Observer<D> {
                 let is_dead = dead.contains(name);
                 let left = number("idle") > LEFT_AFTER_MS && registered.is_some_and(|known| !known.contains(name));
                 let consumer = Consumer { stream: stream.clone(), worker, is_dead };
-                if number("pending") > 0 {
+                if number("pending") > 0 && !(is_dead && mutant("consumer_deleted_with_its_jobs")) {
                     busy.push(consumer);
                 } else if is_dead || left {
                     idle.push(consumer);

@@ -49,9 +49,7 @@ impl Deciding<'_> {
     }
 
     pub(super) fn result(&mut self, of: JobRef, worker: WorkerId, run_ms: u64, outcome: Outcome) {
-        if !mutant("result_does_not_ack") {
-            self.ack(&of);
-        }
+        self.ack(&of);
         if !self.awaits(&of) {
             return self.late(&of, worker, &outcome);
         }

@@ -20,7 +20,7 @@ pub(super) const ALL: &[Mutant] = &[
     Mutant("offset_passes_the_undecided", "4", "The offset passes entries that were read and not decided", By::Fleets),
     Mutant("job_id_ignored", "5", "A result counts for whatever job of its step is under way", By::Fleets),
     Mutant("worker_acks", "6", "The worker acks its job itself, when it has read it", By::Fleets),
-    Mutant("result_does_not_ack", "6", "Nobody acks a job whose result is decided", By::Fleets),
+    Mutant("nobody_acks", "6", "A commit does not ack the jobs that are over", By::Fleets),
     Mutant("consumer_deleted_with_its_jobs", "7", "The consumer of a dead worker is deleted although jobs are pending at it", By::Fleets),
     Mutant("outage_counts_as_silence", "9", "The observer counts on while the server does not answer", By::Fleets),
     Mutant("full_counts_as_silence", "9", "The observer counts on while the server takes no writes", By::Fleets),

@@ -242,7 +242,7 @@ impl Core {
         let q = self.schedule.queue(&queue);
         q.outstanding = q.outstanding.saturating_sub(1);
         self.freed = Some(queue.clone());
-        self.staged.commit.acks.entry(queue).or_default().push(entry);
+        self.staged.commit.acks.entry(queue).or_default().extend((!mutant("nobody_acks")).then_some(entry));
     }
 
     /// Decides an event about a loaded run, and everything that becomes ready by it. Returns the answer, if there is one.

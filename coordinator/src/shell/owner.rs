@@ -322,7 +322,6 @@ impl<L: Link> Owner<L> {
         let moved = offset > self.partition.head.offset;
         let mut commit = self.core.seal();
         commit.offset = offset.max(self.partition.head.offset);
-        commit.offset = if mutant("offset_passes_the_undecided") { self.read_to } else { commit.offset };
         if moved || !commit.is_empty() { self.send_next(commit, alone).await } else { Ok(()) }
     }
 
@@ -335,6 +334,7 @@ impl<L: Link> Owner<L> {
                 self.make_queue(&queue).await?;
             }
         }
+        commit.offset = if mutant("offset_passes_the_undecided") { self.read_to } else { commit.offset };
         commit.cluster = self.upkeep.cluster;
         let rules = self.core.rules.version;
         commit.rules = (rules != self.partition.head.rules).then_some(rules);

@@ -140,10 +140,10 @@ impl Upkeep {
         }
         if schedule.timers.wants_more(now_ms) {
             let to_ms = now_ms + HORIZON_MS;
-            if mutant("timer_removed_outside_the_commit") {
-                push(Chore::Trim, cmd("ZREMRANGEBYSCORE").arg(self.keys.timers()).arg("-inf").arg(now_ms).clone());
-            }
             push(Chore::Timers { to_ms }, self.timers(to_ms));
+            if mutant("timer_removed_outside_the_commit") {
+                push(Chore::Trim, cmd("ZREMRANGEBYSCORE").arg(self.keys.timers()).arg("-inf").arg(to_ms).clone());
+            }
         }
         if is_due(self.next_look_ms, EVERY_MS, now_ms) {
             self.next_look_ms = now_ms + EVERY_MS;

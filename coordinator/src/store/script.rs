@@ -5,6 +5,7 @@
 use redis::{Cmd, Value};
 
 use super::{memory::Db, reply};
+use crate::mutants::mutant;
 
 /// Source of [`delete_consumer`].
 pub const DELETE_CONSUMER: &str = include_str!("delete_consumer.lua");
@@ -23,7 +24,8 @@ pub(super) fn delete_consumer_twin(db: &mut Db, keys: &[Vec<u8>], argv: &[Vec<u8
     if reply::error(&pending).is_some() {
         return pending;
     }
-    if reply::array(&pending).is_some_and(|entries| !entries.is_empty()) {
+    let checks = !mutant("consumer_deleted_with_its_jobs");
+    if checks && reply::array(&pending).is_some_and(|entries| !entries.is_empty()) {
         return Value::Int(0);
     }
     let deleted = db.call(&[b"XGROUP", b"DELCONSUMER", &keys[0], &argv[0], &argv[1]]);

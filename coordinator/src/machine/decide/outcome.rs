@@ -49,9 +49,7 @@ impl Deciding<'_> {
     }
 
     pub(super) fn result(&mut self, of: JobRef, worker: WorkerId, run_ms: u64, outcome: Outcome) {
-        if !mutant("result_does_not_ack") {
-            self.ack(&of);
-        }
+        self.ack(&of);
         if !self.awaits(&of) {
             return self.late(&of, worker, &outcome);
         }
@@ -212,7 +210,7 @@ impl Deciding<'_> {
 
     pub(super) fn lost(&mut self, of: JobRef, worker: WorkerId, counted: bool, seen: Option<Sight>) {
         self.ack(&of);
-        if !self.awaits(&of) && !(mutant("loss_beats_its_result") && self.run.step(of.index).in_flight) {
+        if !self.awaits(&of) {
             return self.effect(Effect::Stopped(of.job));
         }
         let index = of.index;

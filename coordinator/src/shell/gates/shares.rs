@@ -104,7 +104,11 @@ pub(super) struct Shares {
 impl Share {
     /// Jobs that may begin now.
     fn room(&self, limit: &Limit) -> u64 {
-        let places = if limit.concurrency.is_some() { self.has.saturating_sub(self.jobs) } else { u64::MAX };
+        let places = if limit.concurrency.is_some() && !mutant("limit_not_kept") {
+            self.has.saturating_sub(self.jobs)
+        } else {
+            u64::MAX
+        };
         if limit.is_rated() { places.min(self.tickets) } else { places }
     }
 
@@ -173,7 +177,7 @@ impl Shares {
     pub(super) fn take(&mut self, gate: &Gate) -> Permit {
         let Some(limit) = self.limits.get(gate) else { return Permit::NotNeeded };
         let share = self.shares.entry(gate.clone()).or_default();
-        if share.room(limit) == 0 && !mutant("limit_not_kept") {
+        if share.room(limit) == 0 {
             return Permit::Full;
         }
         share.tickets = share.tickets.saturating_sub(1);

@@ -11,6 +11,7 @@ use stepfleet_protocol::{
 
 use super::{CONSUMERS_PER_TRIP, ENTRIES_PER_SWEEP, Observer, UNHEARD_MS, accepted, note};
 use crate::{
+    mutants::mutant,
     shell::links::Ask,
     store::{link::Dial, reply, script},
 };
@@ -114,7 +115,7 @@ pub(super) fn sorted(
         let is_dead = dead.contains(worker.as_str());
         let left = idle_ms > LEFT_AFTER_MS && registered.is_some_and(|known| !known.contains(worker.as_str()));
         let consumer = Consumer { stream, worker, is_dead };
-        if pending > 0 {
+        if pending > 0 && !(is_dead && mutant("consumer_deleted_with_its_jobs")) {
             busy.push(consumer);
         } else if is_dead || left {
             idle.push(consumer);

@@ -74,7 +74,7 @@ async fn tell(world: &Rc<World>) {
         if is_over(world) {
             return;
         }
-        if person.tidy_up().await == 0 {
+        if person.tidy_up().await == 0 && world.all_submitted.get() {
             break;
         }
         if world.at() > END_MS {

@@ -56,6 +56,7 @@ impl Person {
                 self.submit(run, &workflow, true).await;
             }
         }
+        world.all_submitted.set(true);
     }
 
     /// Submits a run until the log has it.

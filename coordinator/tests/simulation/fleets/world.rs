@@ -108,6 +108,8 @@ pub(crate) struct World {
     pub(crate) ledger: RefCell<Ledger>,
     pub(crate) trace: RefCell<Vec<Told>>,
     pub(crate) calm: Cell<bool>,
+    /// The client has submitted all that it had.
+    pub(crate) all_submitted: Cell<bool>,
     /// The dependency behind `target:bank` is down.
     pub(crate) bank_is_down: Cell<bool>,
     pub(crate) limit: Option<u32>,
@@ -134,6 +136,7 @@ impl World {
             ledger: RefCell::default(),
             trace: RefCell::default(),
             calm: Cell::new(false),
+            all_submitted: Cell::new(false),
             bank_is_down: Cell::new(false),
             limit,
             trips: Arc::default(),

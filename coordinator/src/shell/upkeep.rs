@@ -11,10 +11,7 @@ use super::{
     retention::Retention,
     schedule::{HORIZON_MS, Queue, Schedule, TIMERS_PER_READ},
 };
-use crate::{
-    mutants::mutant,
-    store::{partition::LEASE_MS, reply},
-};
+use crate::store::{partition::LEASE_MS, reply};
 
 /// Time between two renewals of the lease, and between two looks at a queue.
 const EVERY_MS: u64 = 1_000;
@@ -141,9 +138,6 @@ impl Upkeep {
         if schedule.timers.wants_more(now_ms) {
             let to_ms = now_ms + HORIZON_MS;
             push(Chore::Timers { to_ms }, self.timers(to_ms));
-            if mutant("timer_removed_outside_the_commit") {
-                push(Chore::Trim, cmd("ZREMRANGEBYSCORE").arg(self.keys.timers()).arg("-inf").arg(to_ms).clone());
-            }
         }
         if is_due(self.next_look_ms, EVERY_MS, now_ms) {
             self.next_look_ms = now_ms + EVERY_MS;

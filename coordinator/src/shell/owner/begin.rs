@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     machine::{decide::Mint, event::Work, rules::Rules},
+    mutants::mutant,
     store::{
         limits::read_held,
         link::Link,
@@ -151,6 +152,9 @@ impl<L: Link> Owner<L> {
         let to_ms = self.server_ms + HORIZON_MS;
         let mut pipe = redis::pipe();
         pipe.add_command(self.upkeep.timers(to_ms));
+        if mutant("timer_removed_outside_the_commit") {
+            pipe.cmd("ZREMRANGEBYSCORE").arg(self.partition.keys.timers()).arg("-inf").arg(to_ms);
+        }
         let replies = self.partition.load(&pipe).await?;
         if let Some(value) = replies.first() {
             self.keep_timers(value, to_ms);

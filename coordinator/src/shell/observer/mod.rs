@@ -4,7 +4,7 @@
 //! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
 //! accepted writes; any gap starts the count again. It is gone, and so are its jobs, after 4 s without a sign of life of any
 //! kind: nobody listens on its control channel any more, it does not beat although such a worker beats every second, and it
-//! reads no job stream ([`channel`], [`watch::Workers::gone`]). Clocks of other hosts are never compared. A sweep is a few pipelined
+//! reads no job stream (`channel`, `watch::Workers::gone`). Clocks of other hosts are never compared. A sweep is a few pipelined
 //! trips to each node; a node that fails stops nothing on the others. How long a sweep takes is no gap: only the pause between
 //! two of them, a look that failed, and a trip that took too long are.
 

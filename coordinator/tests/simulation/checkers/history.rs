@@ -59,8 +59,9 @@ pub(crate) fn replays(world: &World, run: RunId, stored: &Stored) -> Verdict {
         must(told == step.state, run, || format!("step {index} is {}, its history says {told}", step.state))?;
     }
     for (step, told) in last.iter().filter_map(|(step, told)| Some(((*step)?, *told))) {
-        let is = stored.steps.get(&step).map(|s| s.state);
-        must(is == Some(told), run, || format!("step {step} is {is:?}, its history says {told}"))?;
+        // One that has never moved is not written: its history may tell of a result that was ignored.
+        let is = stored.steps.get(&step).map_or(State::Created, |s| s.state);
+        must(is == told, run, || format!("step {step} is {is}, its history says {told}"))?;
     }
     must(state.is_finished(), run, || format!("it is {state} in the end"))?;
     let count = world.workflow(run).map_or(0, |w| w.steps.len() as u32);

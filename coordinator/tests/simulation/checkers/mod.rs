@@ -111,9 +111,10 @@ fn each(end: &End<'_>, check: fn(&World, RunId, &Stored) -> Verdict) -> Verdict 
 
 impl End<'_> {
     async fn load(&mut self) -> Result<(), LinkError> {
-        for run in self.world.ledger.borrow().runs.keys() {
-            if let Some(stored) = self.line.stored(&self.world.part(run.partition()), *run).await? {
-                self.runs.insert(*run, stored);
+        let runs: Vec<RunId> = self.world.ledger.borrow().runs.keys().copied().collect();
+        for run in runs {
+            if let Some(stored) = self.line.stored(&self.world.part(run.partition()), run).await? {
+                self.runs.insert(run, stored);
             }
         }
         Ok(())

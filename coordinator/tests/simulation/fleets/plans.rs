@@ -63,7 +63,7 @@ fn step(world: &World, shape: u64) -> Value {
         "timeout": format!("{}s", world.draw(4..20)),
         "retry": { "max_attempts": ATTEMPTS_MAX, "backoff": { "base": "400ms", "cap": "4s" } },
     });
-    if shape % 2 == 0 && world.chance(0.6) {
+    if shape.is_multiple_of(2) && world.chance(0.6) {
         step["handler"] = json!("pay");
         step["breaker"] = json!("bank");
         if world.chance(0.2) {

@@ -216,12 +216,15 @@ impl Cache {
             let mut pipe = redis::pipe();
             for id in part {
                 pipe.cmd("HGETALL").arg(partition.keys.run(id));
+                pipe.cmd("EXISTS").arg(partition.keys.history(id));
             }
-            let replies = partition.load(&pipe).await?;
+            let mut replies = partition.load(&pipe).await?.into_iter();
             let mut found = Vec::new();
-            for (id, fields) in part.iter().zip(replies) {
+            for id in part {
+                let (fields, string) = (replies.next().unwrap_or(Value::Nil), replies.next());
+                let has_string = string.as_ref().and_then(reply::number) == Some(1);
                 match Stored::read(*id, fields) {
-                    Ok(Some(stored)) => found.push(stored),
+                    Ok(Some(stored)) => found.push(Stored { has_string, ..stored }),
                     Ok(None) => {}
                     Err(error) => broken.push(BrokenRun { id: *id, error, record: None }),
                 }
@@ -250,7 +253,7 @@ impl Cache {
         };
         let trace = stored.trace.as_deref();
         let mut run = record::restore_run(stored.id, &stored.record, trace, compiled.plan.clone());
-        run.history_chunks = kept::chunks_of(&stored.steps);
+        run.history_chunks = kept::chunks_of(&stored.steps, stored.has_string);
         if let Err(e) = place(&mut run, &stored.steps) {
             return Ok(Err(e));
         }
@@ -333,6 +336,8 @@ struct Stored {
     record: RunRecord,
     trace: Option<Bytes>,
     steps: Vec<(Bytes, Bytes)>,
+    /// Chunks of its history are in the string.
+    has_string: bool,
 }
 
 impl Stored {
@@ -342,6 +347,6 @@ impl Stored {
         let Some(bytes) = get(record::FIELD_RECORD) else { return Ok(None) };
         let record = record::unpack_run(&bytes)?;
         let trace = get(record::FIELD_TRACE);
-        Ok(Some(Self { id, bytes, record, trace, steps }))
+        Ok(Some(Self { id, bytes, record, trace, steps, has_string: false }))
     }
 }

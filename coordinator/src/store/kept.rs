@@ -2,9 +2,8 @@
 //! a command more; the rest appended to a string of its own.
 //!
 //! A field of more than 64 bytes, or more than 128 of them, would make Redis turn the compact hash into one five times as
-//! large (`hash-max-listpack-value`, `hash-max-listpack-entries`), so only short chunks of short runs go there. Once a chunk
-//! went to the string all later ones do: the history is the fields in order, then the string. A run that has no such field at
-//! all has everything in the string, as older programs wrote it.
+//! large (`hash-max-listpack-value`, `hash-max-listpack-entries`), so only short chunks of short runs go there. Once there is a
+//! string all later chunks go there: the history is the fields in order, then the string. Older programs write to the string alone.
 
 use bytes::Bytes;
 
@@ -17,12 +16,9 @@ pub const CHUNKS_MAX: u8 = 32;
 const CHUNK_BYTES_MAX: usize = 64;
 /// Steps of a run whose hash takes chunks: with them, the record and the trace context there are less than 128 fields.
 const STEPS_MAX: usize = 80;
-/// The field that says that there are chunks in the string.
-pub const FIELD_APART: &str = "h";
-
 /// The field of the chunk with this number.
 pub fn field(chunk: u8) -> String {
-    format!("{FIELD_APART}{chunk}")
+    format!("h{chunk}")
 }
 
 /// Finds a place for the next chunk of a run: puts it among the fields of its hash, or gives it back for the string.
@@ -33,25 +29,17 @@ pub fn place(run: &mut Run, chunk: Vec<u8>, fields: &mut HashFields) -> Option<V
         run.history_chunks += 1;
         return None;
     }
-    if (1..=CHUNKS_MAX).contains(&run.history_chunks) {
-        fields.push(apart());
-    }
     run.history_chunks = HISTORY_APART;
     Some(chunk)
 }
 
-/// The field that sends every later chunk to the string.
-pub fn apart() -> (Vec<u8>, Vec<u8>) {
-    (FIELD_APART.into(), Vec::new())
-}
-
-/// How many chunks a stored run has in its hash, or that all new ones go to the string.
-pub fn chunks_of(fields: &[(Bytes, Bytes)]) -> u8 {
-    let has = |name: &str| fields.iter().any(|(field, _)| field == name.as_bytes());
-    if has(FIELD_APART) || !has(&field(0)) {
+/// How many chunks a stored run has in its hash, or that all new ones go to the string: there is one, or should be.
+pub fn chunks_of(fields: &[(Bytes, Bytes)], has_string: bool) -> u8 {
+    let has = |chunk: u8| fields.iter().any(|(name, _)| name == field(chunk).as_bytes());
+    if has_string || !has(0) {
         return HISTORY_APART;
     }
-    (1..CHUNKS_MAX).find(|chunk| !has(&field(*chunk))).unwrap_or(CHUNKS_MAX)
+    (1..CHUNKS_MAX).find(|chunk| !has(*chunk)).unwrap_or(CHUNKS_MAX)
 }
 
 /// The whole history of a run: what its hash holds of it, then the string.
@@ -98,9 +86,15 @@ mod tests {
             let (fields, string) = kept(&mut of, lengths);
             let expected: Vec<u8> = lengths.iter().enumerate().flat_map(|(n, l)| vec![n as u8; *l]).collect();
             assert_eq!(whole(&fields, Some(&string)), expected, "{lengths:?}");
-            assert_eq!(chunks_of(&fields), of.history_chunks, "{lengths:?}: the next owner goes on at the same place");
-            assert!(fields.iter().all(|(_, chunk)| chunk.len() <= 64) && fields.len() <= 33, "the hash stays compact");
+            assert_eq!(
+                chunks_of(&fields, !string.is_empty()),
+                of.history_chunks,
+                "{lengths:?}: the next owner goes on at the same place"
+            );
+            assert!(fields.iter().all(|(_, chunk)| chunk.len() <= 64) && fields.len() <= 32, "the hash stays compact");
         }
-        assert_eq!(chunks_of(&[]), HISTORY_APART, "an older program kept everything in the string");
+        assert_eq!(chunks_of(&[], true), HISTORY_APART, "an older program kept everything in the string");
+        let (fields, _) = kept(&mut run(10), &few);
+        assert_eq!(chunks_of(&fields, true), HISTORY_APART, "an older program went on with the run in the string");
     }
 }

@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<()> {
     let victim = show.kill_a_worker(&stuck).await?;
     let killed = Instant::now();
     say(&format!(
-        "killed {victim} with -9 in the middle of its work; a worker is dead when it missed its beats for 30 s"
+        "killed {victim} with -9 in the middle of its work; its jobs go elsewhere within seconds once the fleet is up for 30 s, else when it missed its beats for 30 s"
     ));
     let letter = show.fail_and_replay(&say).await?;
     let mut told = Instant::now();

@@ -84,6 +84,29 @@ pub fn judge(history: &[Value], effects: &[&Effect]) -> Account {
     account
 }
 
+/// Holds a run against its workflow: a step is queued for the first time when all that it needs is completed, a run that
+/// completed has completed every step, and nobody suspends anything here.
+pub fn against(needs: &[(&str, &[&str])], history: &[Value], account: &mut Account) {
+    let mut states: BTreeMap<&str, &str> = BTreeMap::new();
+    for entry in history {
+        let word = |field: &str| entry[field].as_str().unwrap_or_default();
+        let (step, to) = (word("step"), word("to"));
+        let needed = needs.iter().find(|(name, _)| *name == step).map_or(&[][..], |(_, needed)| *needed);
+        let missing = needed.iter().find(|name| states.get(*name) != Some(&"completed"));
+        if let (("created", "queued"), Some(missing)) = ((word("from"), to), missing) {
+            account.illegal.push(format!("`{step}` was queued before `{missing}` completed"));
+        }
+        states.insert(step, to);
+    }
+    let open = needs.iter().find(|(name, _)| states.get(name) != Some(&"completed"));
+    if let ("completed", Some((name, _))) = (account.state.as_str(), open) {
+        account.illegal.push(format!("it completed without its step `{name}`"));
+    }
+    if account.state == "suspended" {
+        account.illegal.push("it is suspended, and nobody wished so".into());
+    }
+}
+
 /// Holds what was done against what was dispatched.
 fn compare(places: &BTreeMap<&str, Place>, effects: &[&Effect], account: &mut Account) {
     let begun: Vec<&Effect> = effects.iter().copied().filter(|effect| effect.phase == Phase::Begun).collect();
@@ -169,6 +192,24 @@ mod tests {
         assert_eq!(account.illegal.len(), 1, "{account:?}");
         let account = of(&format!("{BEGUN}{ENDED}run completed created again\n"), &[effect(1, "j1")]);
         assert_eq!(account.illegal.len(), 1, "a run has no generations: {account:?}");
+    }
+
+    #[test]
+    fn a_run_that_does_not_follow_its_workflow_is_illegal() {
+        let judged = |text: &str, needs: &[(&str, &[&str])]| {
+            let mut account = of(text, &[effect(1, "j1")]);
+            against(needs, &history(text), &mut account);
+            account.illegal.len()
+        };
+        let whole = format!("{BEGUN}{ENDED}");
+        assert_eq!(judged(&whole, &[("a", &[])]), 0);
+        assert_eq!(judged(&whole, &[("a", &[]), ("b", &["a"])]), 1, "`b` was forgotten");
+        assert_eq!(
+            judged(&format!("{BEGUN}b created queued needs_met\n"), &[("a", &[]), ("b", &["a"])]),
+            1,
+            "too early"
+        );
+        assert_eq!(judged(&format!("{BEGUN}run processing suspended quarantined\n"), &[("a", &[])]), 1);
     }
 
     #[test]

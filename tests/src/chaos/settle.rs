@@ -115,7 +115,8 @@ async fn look(api: &Api, run: &str, key: Option<String>, effects: &[&Effect]) ->
             view["input"]["value"]["key"].as_str().with_context(|| format!("no key in {view}"))?.to_owned()
         }
     };
-    let account = moves::judge(&history, effects);
+    let mut account = moves::judge(&history, effects);
+    moves::against(&work::NEEDS, &history, &mut account);
     let deaths = history.iter().filter(|entry| entry["reason"] == "worker_lost").filter_map(death).collect();
     Ok(Ended { run: run.to_owned(), key, account, deaths, history })
 }

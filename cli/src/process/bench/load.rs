@@ -1,6 +1,6 @@
 //! Throughput, wide graphs and memory.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use bytes::Bytes;
@@ -70,7 +70,12 @@ pub(super) struct Load {
     pub(super) workflow: Workflow,
     /// Jobs that a limit of the fleet lets be under way; none for no limit.
     pub(super) limit: Option<u32>,
+    /// Wait until what is done with is off the streams, before memory is looked at.
+    pub(super) settle: bool,
 }
+
+/// Owners trim their streams every second.
+const SETTLES: Duration = Duration::from_millis(2_500);
 
 /// What a load took.
 #[derive(Debug)]
@@ -81,12 +86,14 @@ pub(super) struct Outcome {
     submit_s: f64,
     before: Usage,
     after: Usage,
+    /// What the server holds in the end.
+    bytes: f64,
 }
 
 impl Load {
     /// So many runs of a chain of no-op steps.
     pub(super) fn chains(runs: usize, steps: usize) -> anyhow::Result<Self> {
-        Ok(Self { runs, workflow: chain(steps, "noop")?, limit: None })
+        Ok(Self { runs, workflow: chain(steps, "noop")?, limit: None, settle: false })
     }
 
     /// Runs it through a new fleet that reaches the server at `url`.
@@ -115,7 +122,11 @@ impl Load {
         let took_s = began.elapsed().as_secs_f64();
         let after = lab.usage(&fleet).await?;
         let submit_s = submitted.await??.as_secs_f64();
-        Ok(Outcome { runs, steps: runs * steps, took_s, submit_s, before, after })
+        if self.settle {
+            tokio::time::sleep(SETTLES).await;
+        }
+        let bytes = lab.probe.server().await?.memory_bytes;
+        Ok(Outcome { runs, steps: runs * steps, took_s, submit_s, before, after, bytes })
     }
 }
 
@@ -181,9 +192,10 @@ pub(super) async fn one_step(lab: &mut Lab<'_>) -> anyhow::Result<()> {
 
 /// Ten-step chains.
 pub(super) async fn chains(lab: &mut Lab<'_>) -> anyhow::Result<()> {
-    let outcome = plain(lab, Load::chains(lab.args.chains, 10)?).await?;
+    let load = Load { settle: true, ..Load::chains(lab.args.chains, 10)? };
+    let outcome = plain(lab, load).await?;
     outcome.put(&mut lab.report, "chain10");
-    let bytes = outcome.after.server.memory_bytes - outcome.before.server.memory_bytes;
+    let bytes = outcome.bytes - outcome.before.server.memory_bytes;
     lab.report.put("memory.redis_bytes_per_finished_chain10", bytes / outcome.runs as f64);
     Ok(())
 }
@@ -203,7 +215,7 @@ pub(super) async fn limited(lab: &mut Lab<'_>) -> anyhow::Result<()> {
 
 /// One step, fifty behind it, one behind these.
 pub(super) async fn fan_outs(lab: &mut Lab<'_>) -> anyhow::Result<()> {
-    let load = Load { runs: lab.args.fan_outs, workflow: fan_out()?, limit: None };
+    let load = Load { runs: lab.args.fan_outs, workflow: fan_out()?, limit: None, settle: false };
     let outcome = plain(lab, load).await?;
     outcome.put(&mut lab.report, "fan_out");
     Ok(())

@@ -65,7 +65,8 @@ impl Deciding<'_> {
     /// One of its needs is settled. True if the step is skipped, which its dependants have to hear.
     fn need_met(&mut self, index: u32) -> bool {
         let step = self.run.step_mut(index);
-        step.needs_left = step.needs_left.saturating_sub(1 + u32::from(crate::mutants::mutant("need_counted_twice")));
+        step.needs_left -= 1;
+        step.needs_left -= u32::from(crate::mutants::mutant("need_counted_twice")).min(step.needs_left);
         step.needs_left == 0 && step.state == State::Created && !self.go(index)
     }
 

@@ -29,7 +29,7 @@ use crate::{
     },
     mutants::mutant,
     store::{
-        history, kept,
+        history,
         link::Link,
         record::{self, RecordError},
     },
@@ -207,7 +207,7 @@ impl<L: Link> Owner<L> {
             note: Some(run.error.to_string().into()),
         };
         let commit = &mut self.core.staged.commit;
-        commit.hashes.push((run.id, 0, vec![(record::FIELD_RECORD.into(), packed), kept::apart()]));
+        commit.hashes.push((run.id, 0, vec![(record::FIELD_RECORD.into(), packed)]));
         commit.history.push((run.id, history::pack(&[held])));
         commit.unlisted.entry(State::Processing).or_default().push(run.id);
         commit.listed.entry(State::Suspended).or_default().push((run.id.created_ms(), run.id));

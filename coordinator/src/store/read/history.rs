@@ -36,29 +36,27 @@ impl Client {
     /// [`ClientError`].
     pub async fn history(&self, run: RunId, place: Place, limit: usize) -> Result<Page, ClientError> {
         let keys = self.keys.partition(run.partition());
+        let (key, mut size) = (keys.history(&run), redis::cmd("STRLEN"));
+        size.arg(&key);
+        // RACE: with the owner. Once there is a string the hash takes no more chunks, so the string's length is asked for first.
+        let in_string = count(Some(&self.ask_partition(run.partition(), size).await?));
         let mut first = redis::cmd("HMGET");
-        first.arg(keys.run(&run)).arg(kept::FIELD_APART);
+        first.arg(keys.run(&run));
         for chunk in 0..kept::CHUNKS_MAX {
             first.arg(kept::field(chunk));
         }
         let found = self.ask_partition(run.partition(), first).await?;
-        let found = reply::array(&found).unwrap_or_default();
-        let mut bytes: Vec<u8> = found.iter().skip(1).map_while(reply::bytes).flatten().copied().collect();
-        let of_hash = bytes.len() as u64;
+        let chunks = reply::array(&found).unwrap_or_default().iter().map_while(reply::bytes);
+        let mut bytes: Vec<u8> = chunks.flatten().copied().collect();
+        let in_hash = bytes.len() as u64;
         bytes.drain(..bytes.len().min(place.offset as usize));
-        // Without chunks in the string all are in the hash, as they were a moment ago.
-        let is_apart = of_hash == 0 || found.first().and_then(reply::bytes).is_some();
-        if !is_apart {
-            return Ok(page(&bytes, place, limit, of_hash));
+        if in_string > 0 {
+            let (mut get, begin) = (redis::cmd("GETRANGE"), place.offset.saturating_sub(in_hash));
+            get.arg(&key).arg(begin).arg(begin + BYTES_PER_READ - 1);
+            let found = self.ask_partition(run.partition(), get).await?;
+            bytes.extend_from_slice(reply::bytes(&found).unwrap_or_default());
         }
-        let key = keys.history(&run);
-        let (mut get, begin) = (redis::cmd("GETRANGE"), place.offset.saturating_sub(of_hash));
-        get.arg(&key).arg(begin).arg(begin + BYTES_PER_READ - 1);
-        let found = self.ask_partition(run.partition(), get).await?;
-        bytes.extend_from_slice(reply::bytes(&found).unwrap_or_default());
-        let mut size = redis::cmd("STRLEN");
-        size.arg(&key);
-        let total = of_hash + count(Some(&self.ask_partition(run.partition(), size).await?));
+        let total = in_hash + in_string;
         Ok(page(&bytes, place, limit, total))
     }
 

@@ -31,6 +31,9 @@ const LAPSED_WAIT: Duration = Duration::from_secs(1);
 const OVERDUE_MS: i64 = 1_300;
 /// A longer time between two looks at a lease is a pause, in which its owner may not have been able to renew it.
 const LOOK_GAP: Duration = Duration::from_millis(1_500);
+/// So many pauses while it stays free are none: the looks themselves are slow, as there are many partitions, or a node is
+/// away. Without this bound a slow coordinator would never take anything.
+const GAPS_MAX: u32 = 3;
 /// How much longer a coordinator with its share leaves a lapsed lease to others. Short, as a dead owner still counts
 /// for the share.
 const LAPSED_SHARE_WAIT: Duration = Duration::from_millis(200);
@@ -69,7 +72,7 @@ pub struct Leases<D: Dial> {
     keys: Keys,
     name: String,
     /// Since when each was seen to be free, or about to be, and when that was last seen.
-    free_since: HashMap<PartitionId, (Instant, Instant)>,
+    free_since: HashMap<PartitionId, (Instant, Instant, u32)>,
     cooling: HashMap<PartitionId, Instant>,
     ever: HashMap<PartitionId, bool>,
     /// When one was last given away.
@@ -178,18 +181,18 @@ impl<D: Dial> Leases<D> {
     /// was a pause of the server or of this process, and perhaps of the owner, too: it begins anew.
     fn waited(&mut self, partition: PartitionId, gap: Duration) -> Duration {
         let now = Instant::now();
-        let (since, last) = self.free_since.entry(partition).or_insert((now, now));
+        let (since, last, gaps) = self.free_since.entry(partition).or_insert((now, now, 0));
         if now - *last > gap {
-            *since = now;
+            (*since, *gaps) = (now, *gaps + 1);
         }
         *last = now;
-        now - *since
+        if *gaps >= GAPS_MAX { Duration::MAX } else { now - *since }
     }
 
     /// Whether a lease is about to be free, or is: then it is worth while to look again soon.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.free_since.values().any(|(_, last)| last.elapsed() < LOOK_GAP)
+        self.free_since.values().any(|(_, last, _)| last.elapsed() < LOOK_GAP)
     }
 
     /// Nobody has ever reigned: there is nobody to wait for.

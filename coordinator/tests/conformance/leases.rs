@@ -116,6 +116,25 @@ fn what_nobody_claims_is_taken_by_one_that_has_its_share_and_not_offered_again_a
 }
 
 #[test]
+fn a_coordinator_whose_looks_are_slow_takes_a_lapsed_lease_all_the_same() {
+    on_twin(async |_, w| {
+        let (mut gone, mut next) = (leases(&w.dial, "gone"), leases(&w.dial, "next"));
+        let partition = PartitionId(0);
+        assert!(gone.try_take(partition, false).await.expect("up"));
+        let mut link = w.dial.dial(0, Duration::from_secs(1)).await.expect("up");
+        let head = all_keys().partition(partition).head();
+        link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+        tokio::time::advance(Duration::from_millis(3_100)).await;
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            taken.push(next.try_take(partition, true).await.expect("up"));
+            tokio::time::advance(Duration::from_secs(6)).await;
+        }
+        assert_eq!(taken, [false, false, false, true], "one pause or two may be everybody's");
+    });
+}
+
+#[test]
 fn coordinators_from_before_the_clock_was_set_back_do_not_count() {
     on_twin(async |server, w| {
         let (mut a, mut b) = (leases(&w.dial, "a"), leases(&w.dial, "b"));

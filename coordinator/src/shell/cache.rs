@@ -223,8 +223,8 @@ impl Cache {
             for id in part {
                 let (fields, string) = (replies.next().unwrap_or(Value::Nil), replies.next());
                 let has_string = string.as_ref().and_then(reply::number) == Some(1);
-                match Stored::read(*id, fields) {
-                    Ok(Some(stored)) => found.push(Stored { has_string, ..stored }),
+                match Stored::read(*id, fields, has_string) {
+                    Ok(Some(stored)) => found.push(stored),
                     Ok(None) => {}
                     Err(error) => broken.push(BrokenRun { id: *id, error, record: None }),
                 }
@@ -341,12 +341,12 @@ struct Stored {
 }
 
 impl Stored {
-    fn read(id: RunId, fields: Value) -> Result<Option<Self>, RecordError> {
+    fn read(id: RunId, fields: Value, has_string: bool) -> Result<Option<Self>, RecordError> {
         let steps = reply::pairs(fields);
         let get = |name: &str| steps.iter().find(|(f, _)| f == name.as_bytes()).map(|(_, v)| v.clone());
         let Some(bytes) = get(record::FIELD_RECORD) else { return Ok(None) };
         let record = record::unpack_run(&bytes)?;
         let trace = get(record::FIELD_TRACE);
-        Ok(Some(Self { id, bytes, record, trace, steps, has_string: false }))
+        Ok(Some(Self { id, bytes, record, trace, steps, has_string }))
     }
 }

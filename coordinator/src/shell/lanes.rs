@@ -27,6 +27,8 @@ impl Lanes {
     pub fn open() -> io::Result<Self> {
         let count = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(LANES_MAX);
         let close = CancellationToken::new();
+        // An error from here on ends the lanes that are open already.
+        let open = close.clone().drop_guard();
         let mut handles = Vec::with_capacity(count);
         for lane in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -36,7 +38,7 @@ impl Lanes {
                 .name(format!("owners-{lane}"))
                 .spawn(move || runtime.block_on(closed.cancelled()))?;
         }
-        Ok(Self { handles, _open: Some(Arc::new(close.drop_guard())) })
+        Ok(Self { handles, _open: Some(Arc::new(open)) })
     }
 
     /// The runtime for the partition with this number: neighbours are on different lanes.

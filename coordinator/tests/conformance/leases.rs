@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fleet::all_keys,
     wire::Wire,
-    world::{on_twin, runtime},
+    world::{World, on_twin, runtime},
 };
 
 const EIGHT: u16 = 8;
@@ -26,15 +26,20 @@ fn leases(dial: &MemoryDial, name: &str) -> Leases<MemoryDial> {
     Leases::new(dial.clone(), all_keys(), name.into(), Duration::ZERO)
 }
 
+/// Somebody has reigned over it.
+async fn has_been_owned(w: &World<MemoryDial>, partition: PartitionId) {
+    let mut link = w.dial.dial(0, Duration::from_secs(1)).await.expect("up");
+    let head = all_keys().partition(partition).head();
+    link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+}
+
 #[test]
 fn every_lapsed_lease_is_taken_after_the_same_short_wait() {
     on_twin(async |_, w| {
         let (mut gone, mut next) = (leases(&w.dial, "gone"), leases(&w.dial, "next"));
         for partition in (0..EIGHT).map(PartitionId) {
             assert!(gone.try_take(partition, false).await.expect("up"));
-            let head = all_keys().partition(partition).head();
-            let mut link = w.dial.dial(0, Duration::from_secs(1)).await.expect("up");
-            link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+            has_been_owned(&w, partition).await;
         }
         tokio::time::advance(Duration::from_millis(3_100)).await;
         let mut taken = Vec::new();
@@ -121,9 +126,7 @@ fn a_coordinator_whose_looks_are_slow_takes_a_lapsed_lease_all_the_same() {
         let (mut gone, mut next) = (leases(&w.dial, "gone"), leases(&w.dial, "next"));
         let partition = PartitionId(0);
         assert!(gone.try_take(partition, false).await.expect("up"));
-        let mut link = w.dial.dial(0, Duration::from_secs(1)).await.expect("up");
-        let head = all_keys().partition(partition).head();
-        link.trip(redis::pipe().cmd("HSET").arg(head).arg("seq").arg(1)).await.expect("up");
+        has_been_owned(&w, partition).await;
         tokio::time::advance(Duration::from_millis(3_100)).await;
         let mut taken = Vec::new();
         for _ in 0..4 {

@@ -1,28 +1,30 @@
 //! A small fleet over the server in memory: one owner at a time, workers that speak the protocol, a client.
 
-use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
-use bytes::Bytes;
 use redis::Value;
 use stepfleet_coordinator::{
-    machine::run::Step,
     shell::owner::{Memory, Owner, OwnerError},
     store::{
-        history, kept,
-        link::{Dial, Link, LinkError},
+        link::{Dial, LinkError},
         partition::{Partition, TurnError},
-        record, reply, workflows,
+        reply, workflows,
     },
 };
 use stepfleet_protocol::{
     codec,
     id::{CommandId, PartitionId, RunId, StreamId, WorkerId},
-    keys::{GROUP, Keys, PREFIX_DEFAULT, PartitionKeys, slot},
-    message::{Body, Command, Job, JobRef, JobResult, LogEntry, NewRun, Outcome, Results, Submit, Verb},
+    keys::{GROUP, Keys, PREFIX_DEFAULT, PartitionKeys},
+    message::{Body, Command, Job, JobRef, JobResult, NewRun, Outcome, Results, Submit, Verb},
     name::Name,
     value::Payload,
     workflow::Workflow,
 };
+
+#[path = "line.rs"]
+mod line;
+
+pub(crate) use line::{Line, Stored};
 
 /// The partition of every test here.
 pub(crate) const PARTITION: PartitionId = PartitionId(0);
@@ -44,39 +46,24 @@ pub(crate) fn keys() -> PartitionKeys {
 
 /// A client and its connection.
 pub(crate) struct Client<D: Dial> {
-    dial: D,
-    link: Option<D::Link>,
+    line: Line<D>,
     next: u64,
     now_ms: u64,
 }
 
 impl<D: Dial> Client<D> {
     pub(crate) fn new(dial: D, seed: u64) -> Self {
-        Self { dial, link: None, next: seed << 32, now_ms: 1_800_000_000_000 }
+        Self { line: Line::within(dial, Duration::from_secs(3)), next: seed << 32, now_ms: 1_800_000_000_000 }
     }
 
     /// One trip, with a new connection after a lost one.
     pub(crate) async fn trip(&mut self, pipe: &redis::Pipeline) -> Result<Vec<Value>, LinkError> {
-        if self.link.is_none() {
-            self.link = Some(self.dial.dial(slot(PARTITION), Duration::from_secs(3)).await?);
-        }
-        let result = self.link.as_mut().expect("just dialled").trip(pipe).await;
-        if result.is_err() {
-            self.link = None;
-        }
-        result
+        self.line.trip(pipe).await
     }
 
     /// Appends an entry to the log.
     pub(crate) async fn append(&mut self, body: Body) -> Result<StreamId, LinkError> {
-        let wire = codec::encode(&LogEntry::new(body));
-        let mut pipe = redis::pipe();
-        pipe.cmd("XADD").arg(keys().log()).arg("*").arg(wire.field).arg(wire.bytes);
-        let replies = self.trip(&pipe).await?;
-        if let Some(refused) = replies.first().and_then(reply::error) {
-            return Err(LinkError::Lost(refused));
-        }
-        let id: StreamId = replies.first().and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default();
+        let id = self.line.append(&keys(), body).await?;
         self.now_ms = id.ms;
         Ok(id)
     }
@@ -183,41 +170,9 @@ pub(crate) fn chain(n: usize) -> Workflow {
     serde_json::from_value(serde_json::json!({"workflow": "chain", "steps": steps})).expect("a legal workflow")
 }
 
-/// What is stored of a run: record, transitions.
-pub(crate) struct Stored {
-    pub(crate) record: stepfleet_coordinator::store::record::RunRecord,
-    pub(crate) steps: BTreeMap<u32, stepfleet_coordinator::machine::run::Step>,
-    pub(crate) history: Vec<stepfleet_coordinator::machine::decision::Transition>,
-}
-
+/// What is stored of a run.
 pub(crate) async fn stored<D: Dial>(client: &mut Client<D>, run: RunId) -> Result<Option<Stored>, LinkError> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("HGETALL").arg(keys().run(&run)).cmd("GET").arg(keys().history(&run));
-    let mut replies = client.trip(&pipe).await?.into_iter();
-    let fields = reply::pairs(replies.next().expect("two replies"));
-    let history = history::unpack(&kept::whole(&fields, replies.next().as_ref().and_then(reply::bytes)));
-    let get = |name: &str| fields.iter().find(|(f, _)| f == name.as_bytes()).map(|(_, v)| v.clone());
-    let Some(bytes): Option<Bytes> = get(record::FIELD_RECORD) else { return Ok(None) };
-    let record = record::unpack_run(&bytes).expect("a record of ours");
-    let mut steps = BTreeMap::new();
-    let (mut fields, mut chunk) = (fields, 0);
-    // A wide run has its steps in several hashes.
-    while !fields.is_empty() {
-        read_steps(&fields, &mut steps);
-        chunk += 1;
-        let mut pipe = redis::pipe();
-        pipe.cmd("HGETALL").arg(keys().chunk(&run, chunk));
-        fields = reply::pairs(client.trip(&pipe).await?.swap_remove(0));
-    }
-    Ok(Some(Stored { record, steps, history }))
-}
-
-fn read_steps(fields: &[(Bytes, Bytes)], steps: &mut BTreeMap<u32, Step>) {
-    for (field, value) in fields {
-        if let Some(index) = std::str::from_utf8(field).ok().and_then(|t| t.parse().ok()) {
-            steps.insert(index, record::unpack_step(value).expect("a step of ours"));
-        }
-    }
+    client.line.stored(&keys(), run).await
 }
 
 /// Whether an owner ended in a way that the next one mends.

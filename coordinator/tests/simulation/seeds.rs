@@ -8,10 +8,12 @@ use std::{
     },
 };
 
-use crate::fleets::{
-    self,
-    line::Line,
-    world::{Told, Violation, World},
+use crate::{
+    fleet::Line,
+    fleets::{
+        self,
+        world::{Told, Violation, World},
+    },
 };
 
 /// Seeds of a test run beside others; `SEEDS` says otherwise, as `.ci/run` does.
@@ -28,7 +30,8 @@ pub(crate) fn wanted(default: u64) -> std::ops::Range<u64> {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`: allowed is a whole number from 0")))
 }
 
 /// Runs `one` for every seed, on as many threads as there are processors; the first one that failed, and what it said.

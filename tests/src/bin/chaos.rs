@@ -37,9 +37,15 @@ async fn main() -> anyhow::Result<ExitCode> {
 
 async fn chaos() -> anyhow::Result<Vec<Report>> {
     let setting = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let minutes: f64 = setting("MINUTES").as_deref().unwrap_or("3").parse().context("MINUTES is a number")?;
+    let minutes: f64 = match setting("MINUTES") {
+        Some(text) => {
+            let read = text.parse().ok().filter(|minutes| (0.1..=600.0).contains(minutes));
+            read.with_context(|| format!("MINUTES is `{text}`: allowed is a number from 0.1 to 600"))?
+        }
+        None => 3.0,
+    };
     let seed = match setting("SEED") {
-        Some(text) => text.parse().context("SEED is a number")?,
+        Some(text) => text.parse().with_context(|| format!("SEED is `{text}`: allowed is a whole number from 0"))?,
         None => u64::from(rand::random::<u32>()),
     };
     let topologies = match setting("TOPOLOGY").as_deref() {

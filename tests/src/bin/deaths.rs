@@ -18,8 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let kills: usize = std::env::var("KILLS").ok().map_or(Ok(30), |text| text.parse()).context("KILLS is a number")?;
-    ensure!(kills > 0, "KILLS is `0`: allowed is 1 or more");
+    let kills = std::env::var("KILLS").unwrap_or("30".to_owned());
+    let read = kills.parse::<usize>().ok().filter(|kills| *kills > 0);
+    let kills = read.with_context(|| format!("KILLS is `{kills}`: allowed is a whole number from 1"))?;
     let server = Server::options().append_only(Fsync::EverySecond).start().await?;
     let mut fleet = Fleet::start(&server.url(), 4, 0).await?;
     let (api, effects) = (fleet.api().clone(), Effects::default());

@@ -6,9 +6,9 @@ use stepfleet_coordinator::machine::decision::{Transition, Why};
 use stepfleet_protocol::{id::RunId, message::Outcome, state::State, workflow::StepOnFailure};
 
 use super::{End, Verdict, must};
-use crate::fleets::{
-    line::Stored,
-    world::{Try, World},
+use crate::{
+    fleet::Stored,
+    fleets::world::{Try, World},
 };
 
 /// How long an observer may take to see that a worker is back, in milliseconds.

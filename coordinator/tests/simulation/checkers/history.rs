@@ -15,7 +15,10 @@ use stepfleet_protocol::{
 };
 
 use super::{End, Verdict, must};
-use crate::fleets::{line::Stored, plans::ATTEMPTS_MAX, world::World};
+use crate::{
+    fleet::Stored,
+    fleets::{plans::ATTEMPTS_MAX, world::World},
+};
 
 /// The moves of the design, word for word.
 const MOVES: &str = "

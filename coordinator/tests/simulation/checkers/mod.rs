@@ -23,9 +23,9 @@ use stepfleet_protocol::{
     state::State,
 };
 
-use crate::fleets::{
-    line::{Line, Stored},
-    world::World,
+use crate::{
+    fleet::{Line, Stored},
+    fleets::world::World,
 };
 
 /// All that is stored at the end.

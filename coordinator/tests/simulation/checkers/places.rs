@@ -9,7 +9,8 @@ use stepfleet_protocol::{gate::Gate, id::PartitionId, keys::GROUP};
 
 use super::{End, Verdict};
 use crate::{
-    fleets::{line::Line, plans::QUEUES, world::World},
+    fleet::Line,
+    fleets::{plans::QUEUES, world::World},
     name,
 };
 

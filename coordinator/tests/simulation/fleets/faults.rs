@@ -9,8 +9,8 @@ use stepfleet_protocol::{
     keys::tag,
 };
 
-use super::{line::Line, people::Person, process::Process, world::World};
-use crate::name;
+use super::{people::Person, process::Process, world::World};
+use crate::{fleet::Line, name};
 
 /// What a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 
 mod coordinator;
 mod faults;
-pub(crate) mod line;
 mod people;
 pub(crate) mod plans;
 mod process;
@@ -19,7 +18,7 @@ use process::{Process, TRIPS_MAX};
 use stepfleet_protocol::keys::GROUP;
 use world::{Violation, World};
 
-use crate::checkers;
+use crate::{checkers, fleet::Line};
 
 /// How long things go wrong, in milliseconds of the story.
 const ROUGH_MS: u64 = 35_000;
@@ -92,7 +91,7 @@ async fn tell(world: &Rc<World>) {
 
 /// Workers read all streams in one call, which fails if one is missing; a real one leaves that out.
 async fn make_streams(world: &Rc<World>) {
-    let mut line = line::Line::new(world.server.dial());
+    let mut line = Line::new(world.server.dial());
     let mut pipe = redis::pipe();
     for key in world.all_partitions().flat_map(|p| plans::QUEUES.map(|q| world.part(p).jobs(&crate::name(q)))) {
         pipe.cmd("XGROUP").arg("CREATE").arg(key).arg(GROUP).arg(0).arg("MKSTREAM");

@@ -14,11 +14,13 @@ use stepfleet_protocol::{
 use uuid::Uuid;
 
 use super::{
-    line::{Line, Stored},
     process::{Process, ProcessDial},
     world::Submitted,
 };
-use crate::name;
+use crate::{
+    fleet::{Line, Stored},
+    name,
+};
 
 /// Runs of a story.
 const RUNS: std::ops::Range<u64> = 6..12;

@@ -22,8 +22,8 @@ use stepfleet_protocol::{
 };
 use tokio::sync::Notify;
 
-use super::{line::Line, plans::QUEUES, process::Process, world::Try};
-use crate::name;
+use super::{plans::QUEUES, process::Process, world::Try};
+use crate::{fleet::Line, name};
 
 /// Jobs that one worker does at once.
 pub(crate) const SLOTS: usize = 4;

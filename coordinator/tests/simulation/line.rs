@@ -1,7 +1,8 @@
 //! One connection of a client or worker, opened again when lost, and what they send over it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use bytes::Bytes;
 use redis::{Pipeline, Value};
 use stepfleet_coordinator::{
     machine::{decision::Transition, run::Step},
@@ -14,15 +15,18 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     codec,
-    id::{RunId, StreamId},
-    keys::PartitionKeys,
-    limits::CHUNK_STEPS,
+    id::{PartitionId, RunId, StreamId},
+    keys::{PartitionKeys, slot},
     message::{Body, LogEntry},
 };
+
+/// Hashes of steps beside the run's own that the first read of a run asks for.
+const CHUNKS_AT_ONCE: u32 = 3;
 
 /// See the module.
 pub(crate) struct Line<D: Dial> {
     dial: D,
+    timeout: Duration,
     link: Option<D::Link>,
 }
 
@@ -30,7 +34,7 @@ pub(crate) struct Line<D: Dial> {
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) record: RunRecord,
-    pub(crate) steps: std::collections::BTreeMap<u32, Step>,
+    pub(crate) steps: BTreeMap<u32, Step>,
     /// The bytes of its history.
     pub(crate) packed: Vec<u8>,
     pub(crate) history: Vec<Transition>,
@@ -38,14 +42,19 @@ pub(crate) struct Stored {
 
 impl<D: Dial> Line<D> {
     pub(crate) fn new(dial: D) -> Self {
-        Self { dial, link: None }
+        Self::within(dial, Duration::from_secs(2))
+    }
+
+    /// One that waits so long for a reply.
+    pub(crate) fn within(dial: D, timeout: Duration) -> Self {
+        Self { dial, timeout, link: None }
     }
 
     /// One trip, with a new connection after a lost one.
     pub(crate) async fn trip(&mut self, pipe: &Pipeline) -> Result<Vec<Value>, LinkError> {
         let link = match &mut self.link {
             Some(link) => link,
-            none => none.insert(self.dial.dial(0, Duration::from_secs(2)).await?),
+            none => none.insert(self.dial.dial(slot(PartitionId(0)), self.timeout).await?),
         };
         let replies = link.trip(pipe).await;
         if replies.is_err() {
@@ -75,10 +84,13 @@ impl<D: Dial> Line<D> {
     pub(crate) async fn stored(&mut self, keys: &PartitionKeys, run: RunId) -> Result<Option<Stored>, LinkError> {
         let mut pipe = redis::pipe();
         pipe.cmd("HGETALL").arg(keys.run(&run)).cmd("GET").arg(keys.history(&run));
-        for chunk in 1..4 {
+        let mut chunk = 1;
+        for _ in 0..CHUNKS_AT_ONCE {
             pipe.cmd("HGETALL").arg(keys.chunk(&run, chunk));
+            chunk += 1;
         }
         let mut replies = self.trip(&pipe).await?;
+        let mut last = reply::pairs(replies.pop().unwrap_or(Value::Nil));
         let chunks: Vec<Value> = replies.split_off(2);
         let string = replies.pop();
         let fields = reply::pairs(replies.swap_remove(0));
@@ -86,13 +98,28 @@ impl<D: Dial> Line<D> {
         let found = fields.iter().find(|(field, _)| field == record::FIELD_RECORD.as_bytes());
         let Some((_, bytes)) = found else { return Ok(None) };
         let record = record::unpack_run(bytes).map_err(|e| LinkError::Lost(e.to_string()))?;
-        let of_chunks = chunks.into_iter().flat_map(reply::pairs);
-        let step = |(field, value): (bytes::Bytes, bytes::Bytes)| {
-            let index = std::str::from_utf8(&field).ok()?.parse().ok()?;
-            Some((index, record::unpack_step(&value).ok()?))
-        };
-        let steps = fields.clone().into_iter().chain(of_chunks).filter_map(step).collect();
-        const { assert!(CHUNK_STEPS >= 100, "three chunks are more than any workflow here has") };
+        let mut steps = BTreeMap::new();
+        read_steps(fields.into_iter().chain(chunks.into_iter().flat_map(reply::pairs)), &mut steps)?;
+        // A wide run has its steps in many hashes.
+        while !last.is_empty() {
+            read_steps(last, &mut steps)?;
+            let mut get = redis::cmd("HGETALL");
+            get.arg(keys.chunk(&run, chunk));
+            last = reply::pairs(self.one(get).await?);
+            chunk += 1;
+        }
         Ok(Some(Stored { record, steps, history: history::unpack(&packed), packed }))
     }
+}
+
+fn read_steps(
+    fields: impl IntoIterator<Item = (Bytes, Bytes)>,
+    steps: &mut BTreeMap<u32, Step>,
+) -> Result<(), LinkError> {
+    for (field, value) in fields {
+        if let Some(index) = std::str::from_utf8(&field).ok().and_then(|text| text.parse().ok()) {
+            steps.insert(index, record::unpack_step(&value).map_err(|e| LinkError::Lost(e.to_string()))?);
+        }
+    }
+    Ok(())
 }

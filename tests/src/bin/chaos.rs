@@ -3,7 +3,7 @@
 //! `MINUTES` for each topology (3), `SEED`, `TOPOLOGY` (single, sentinel, cluster or all), `FAULTS` (their words in
 //! JSON, with commas; all), `OLD` (a `stepfleet` of an older version) and `REPORT=1` (write docs/reliability.md) are
 //! read from the environment. With the word `worker` it is a worker of such a test instead. Ends with 1 if something
-//! was lost, doubled or illegal that must not be.
+//! happened that must not, as [`Report::is_bad`] says.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

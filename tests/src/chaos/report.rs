@@ -156,12 +156,14 @@ impl Report {
     }
 
     /// Whether something happened that may not: anything lost, doubled or illegal on a durable server, and what a
-    /// fail-over cannot excuse on others.
+    /// fail-over cannot excuse on others; a worker that was called dead and lived, work that did not go on.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         let sum = |count: fn(&Row) -> usize| self.rows.values().map(count).sum::<usize>();
         let promised = self.durable.get("replica").is_some_and(|(_, gone)| *gone > 0);
-        sum(|row| row.illegal) > 0 || promised || (self.is_durable && sum(|row| row.lost + row.doubled) > 0)
+        sum(|row| row.illegal + row.false_deaths + row.stuck) > 0
+            || promised
+            || (self.is_durable && sum(|row| row.lost + row.doubled) > 0)
     }
 
     fn count_faults(&mut self) {
@@ -339,6 +341,8 @@ mod tests {
         assert!(report(true, Row { doubled: 1, ..Row::default() }).is_bad());
         assert!(!report(false, Row { lost: 1, doubled: 1, ..Row::default() }).is_bad());
         assert!(report(false, Row { illegal: 1, ..Row::default() }).is_bad());
+        assert!(report(false, Row { false_deaths: 1, ..Row::default() }).is_bad());
+        assert!(report(false, Row { stuck: 1, ..Row::default() }).is_bad());
         let mut broken = report(false, Row::default());
         broken.durable.insert("replica".into(), (9, 1));
         assert!(broken.is_bad(), "a replica had it, and it is gone");

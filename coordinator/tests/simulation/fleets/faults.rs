@@ -193,8 +193,15 @@ async fn garbage(world: &Rc<World>, client: &Rc<Process>) {
     add.arg(world.part(partition).log()).arg("*").arg("m").arg(b"\xc1");
     let mut line = Line::new(client.dial());
     let added: Result<redis::Value, LinkError> = line.one(add).await;
-    if added.as_ref().ok().and_then(reply::text).is_some() {
-        world.tell(None, format!("garbage comes to the log of {partition}"));
-        world.ledger.borrow_mut().garbage += 1;
+    match added {
+        Ok(value) if reply::text(&value).is_some() => {
+            world.tell(None, format!("garbage comes to the log of {partition}"));
+            world.ledger.borrow_mut().garbage += 1;
+        }
+        Ok(_) => {}
+        Err(error) => {
+            world.tell(None, format!("garbage may have come to the log of {partition}: {error}"));
+            world.ledger.borrow_mut().perhaps_garbage += 1;
+        }
     }
 }

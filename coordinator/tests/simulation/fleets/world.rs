@@ -89,6 +89,8 @@ pub(crate) struct Ledger {
     pub(crate) commands: BTreeMap<CommandId, (RunId, Verb, Vec<Answer>)>,
     /// Entries of logs that are none.
     pub(crate) garbage: u64,
+    /// More of them, of which nobody heard whether they came.
+    pub(crate) perhaps_garbage: u64,
     /// Worker that was cut off or stopped at this moment, since when.
     pub(crate) away: BTreeMap<WorkerId, u64>,
     pub(crate) violation: Option<Violation>,

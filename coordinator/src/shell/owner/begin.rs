@@ -17,7 +17,7 @@ use super::{
         schedule::{HORIZON_MS, Schedule},
         upkeep::{Upkeep, outstanding},
     },
-    Done, Memory, Owner, OwnerError,
+    BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError,
 };
 use crate::{
     machine::{decide::Mint, event::Work, rules::Rules},
@@ -75,6 +75,7 @@ impl<L: Link> Owner<L> {
             upkeep,
             memory,
             backlog: VecDeque::new(),
+            batch_most: BATCH_ITEMS_MAX,
             read_to: head.offset,
             more_in_log: true,
             entry_bytes: 256,

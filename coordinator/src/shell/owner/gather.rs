@@ -168,12 +168,18 @@ impl<L: Link> Owner<L> {
         Ok(())
     }
 
+    /// Puts no more than so many items of the log into a batch, at least one: what one commit usually decides takes many then,
+    /// and may be broken off between any two of them. For simulations.
+    pub fn bound_batches(&mut self, most: usize) {
+        self.batch_most = most.clamp(1, BATCH_ITEMS_MAX);
+    }
+
     /// Items of one batch now: fewer after the server refused one. Where more is there than one commit should take, or the
     /// next one can be decided while this one is sent, the rest waits.
     fn batch_limit(&self) -> usize {
         match self.memory.batch_items {
-            0 => (self.backlog.len() / 2).clamp(BATCH_ITEMS_MIN, BATCH_ITEMS_MAX),
-            halved => halved,
+            0 => (self.backlog.len() / 2).clamp(BATCH_ITEMS_MIN, BATCH_ITEMS_MAX).min(self.batch_most),
+            halved => halved.min(self.batch_most),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What is needed to say why a step does not run: a few reads about one step, at one moment as nearly as that goes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 use stepfleet_protocol::{
@@ -29,8 +29,10 @@ const GATES_MAX: usize = 500;
 const NEEDS_MAX: usize = 100;
 /// Failed attempts among which those of the step are looked for.
 const ERRORS_MAX: usize = 200;
-/// Time between two looks at a queue, for its rate.
-const RATE_OVER: Duration = Duration::from_millis(500);
+/// Waits between looks at a queue, for its rate: a busy one shows it at once, half a second is for a slow one.
+const RATE_WAITS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(400)];
+/// Jobs taken between two looks that are enough to tell a rate.
+const RATE_ENOUGH: i64 = 40;
 
 /// A step and what it may wait for.
 #[derive(Debug, Clone)]
@@ -322,10 +324,17 @@ impl Client {
 
     /// How many jobs of the queue and partition workers take in a second, now.
     async fn rate(&self, run: &Found, queue: &Name) -> Result<Option<f64>, ClientError> {
-        let (_, before) = self.groups(run, queue).await?;
-        tokio::time::sleep(RATE_OVER).await;
-        let (_, after) = self.groups(run, queue).await?;
-        let taken = before.zip(after).map(|(before, after)| after.saturating_sub(before).max(0));
-        Ok(taken.map(|taken| taken as f64 / RATE_OVER.as_secs_f64()))
+        let (_, Some(before)) = self.groups(run, queue).await? else { return Ok(None) };
+        let (began, mut rate) = (Instant::now(), None);
+        for wait in RATE_WAITS {
+            tokio::time::sleep(wait).await;
+            let (_, Some(after)) = self.groups(run, queue).await? else { return Ok(None) };
+            let taken = after.saturating_sub(before).max(0);
+            rate = Some(taken as f64 / began.elapsed().as_secs_f64());
+            if taken >= RATE_ENOUGH {
+                break;
+            }
+        }
+        Ok(rate)
     }
 }

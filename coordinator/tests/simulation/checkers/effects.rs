@@ -1,6 +1,6 @@
 //! What workers did, against what the histories say of it: each effect once, in order, and nobody is declared dead who lives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use stepfleet_coordinator::machine::decision::{Transition, Why};
 use stepfleet_protocol::{id::RunId, message::Outcome, state::State, workflow::StepOnFailure};
@@ -107,14 +107,17 @@ fn is_given_up(stored: &Stored, index: u32) -> bool {
     stored.history.iter().any(|t| t.step == Some(index) && t.to == State::Failed && of_owner(t))
 }
 
-/// Who was always there is not declared dead.
+/// Whoever is there, and has not just come back, is not declared dead.
 pub(crate) fn no_false_deaths(world: &World, run: RunId, stored: &Stored) -> Verdict {
-    let ledger = world.ledger.borrow();
-    let away: BTreeSet<_> = ledger.absent.keys().chain(ledger.away.keys()).collect();
+    let times_are_right = !world.ledger.borrow().jumped && !world.was_set_back(run);
+    let began_ms = world.server_ms() - world.at();
     for t in stored.history.iter().filter(|t| t.to == State::Failed && t.from != t.to) {
         let lost = t.why == Why::WorkerLost || t.note.as_deref().is_some_and(|note| note.starts_with("worker_lost"));
-        let lives = lost && t.worker.as_ref().is_some_and(|worker| !away.contains(worker));
-        must(!lives, run, || format!("{:?} never was away, and `{t}`", t.worker))?;
+        let (true, Some(worker)) = (lost, t.worker.as_ref()) else { continue };
+        // It is decided as of when the observer said so.
+        let at = t.at_ms.saturating_sub(began_ms);
+        let span = if times_are_right { (at.saturating_sub(DOUBTED_MS), at) } else { (0, u64::MAX) };
+        must(world.was_away(worker, span), run, || format!("{worker} was not away, and `{t}`"))?;
     }
     Ok(())
 }

@@ -175,6 +175,10 @@ impl Task {
         };
         world.tell_of(self.partition, format!("{} owns it by {reign}{}", self.process.name, self.ended));
         owner.configure(false, Retention::default());
+        if world.chance(0.4) {
+            // Much of what it has read waits for its next batches.
+            owner.bound_batches(world.draw(1..5) as usize);
+        }
         owner.attach(self.way.link());
         owner.set_slots(self.slots.borrow_and_update().clone());
         owner.set_rules(world.known.borrow().rules.clone());

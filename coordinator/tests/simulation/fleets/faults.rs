@@ -88,8 +88,8 @@ pub(crate) async fn rage(world: Rc<World>, places: Vec<Rc<Place>>, until_ms: u64
             5..8 => leave(&world, &places, 500..45_000, false).await,
             8..10 => leave(&world, &places, 500..40_000, true).await,
             10..12 => outage(&world).await,
-            12 => full(&world).await,
-            13..15 => jump(&world),
+            12 | 13 => full(&world).await,
+            14 => jump(&world),
             15 | 16 => set_back(&world, &client).await,
             17 => garbage(&world, &client).await,
             _ => {
@@ -147,7 +147,18 @@ async fn outage(world: &World) {
     world.server.up();
 }
 
+/// Full for good, or at the edge of it: then it takes this and refuses that.
 async fn full(world: &World) {
+    if world.chance(0.5) {
+        world.tell(None, "the server is full now and then".into());
+        for _ in 0..world.draw(5..60) {
+            world.server.set_full(true);
+            world.pause(1..60).await;
+            world.server.set_full(false);
+            world.pause(1..30).await;
+        }
+        return;
+    }
     let for_ms = if world.chance(0.3) { world.draw(30_000..45_000) } else { world.draw(200..6_000) };
     world.tell(None, format!("the server is full for {for_ms} ms"));
     world.server.set_full(true);

@@ -11,6 +11,8 @@ use super::world::World;
 pub(crate) const QUEUES: [&str; 2] = ["default", "slow"];
 /// Tries of a step before it gives up, with every category alike.
 pub(crate) const ATTEMPTS_MAX: u32 = 3;
+/// Steps whose time-out is as long as this may take so long that an outage passes meanwhile.
+pub(crate) const LONG_MS: u64 = 90_000;
 
 /// A workflow of some shape.
 pub(crate) fn draw(world: &World) -> Rc<Workflow> {
@@ -58,9 +60,10 @@ fn random(world: &World, count: usize) -> Vec<Vec<usize>> {
 }
 
 fn step(world: &World, shape: u64) -> Value {
+    let timeout_s = if world.chance(0.06) { LONG_MS / 1_000 } else { world.draw(4..20) };
     let mut step = json!({
         "handler": "noop",
-        "timeout": format!("{}s", world.draw(4..20)),
+        "timeout": format!("{timeout_s}s"),
         "retry": { "max_attempts": ATTEMPTS_MAX, "backoff": { "base": "400ms", "cap": "4s" } },
     });
     if shape.is_multiple_of(2) && world.chance(0.6) {

@@ -22,7 +22,11 @@ use stepfleet_protocol::{
 };
 use tokio::sync::Notify;
 
-use super::{plans::QUEUES, process::Process, world::Try};
+use super::{
+    plans::{LONG_MS, QUEUES},
+    process::Process,
+    world::Try,
+};
 use crate::{fleet::Line, name};
 
 /// Jobs that one worker does at once.
@@ -72,7 +76,9 @@ impl Worker {
                 Ok(_) => line.one(beat).await,
                 Err(error) => Err(error),
             };
-            tokio::time::sleep(Duration::from_millis(if told.is_ok() { HEARTBEAT_MS } else { 500 })).await;
+            // What failed comes again with the next beat, or at once if it has lost its channel.
+            let wait_ms = if told.is_ok() { HEARTBEAT_MS } else { self.process.world.draw(500..HEARTBEAT_MS) };
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         }
     }
 
@@ -249,6 +255,7 @@ impl Worker {
         let world = &self.process.world;
         let takes_ms = match world.draw(0..100) {
             _ if world.calm.get() => world.draw(1..20),
+            0..60 if job.timeout_ms >= LONG_MS => world.draw(20_000..70_000),
             0..60 => world.draw(1..50),
             60..92 => world.draw(50..900),
             _ => world.draw(900..12_000),

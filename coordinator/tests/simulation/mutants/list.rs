@@ -16,7 +16,7 @@ pub(super) struct Mutant(pub(super) &'static str, pub(super) &'static str, pub(s
 pub(super) const ALL: &[Mutant] = &[
     Mutant("head_not_watched", "1", "A commit does not watch the head: one that comes late applies under the next reign", By::Fleets),
     Mutant("reign_without_random", "2", "A reign is a counter alone: after a failover two time lines have the same one", By::Fleets),
-    Mutant("watch_lost_on_the_way", "3", "The first commit of a reign has lost its watch, as on a shared connection", By::Fleets),
+    Mutant("connection_shared", "3", "Every fourth commit has lost its watch to a transaction of somebody else", By::Fleets),
     Mutant("offset_passes_the_undecided", "4", "The offset passes entries that were read and not decided", By::Fleets),
     Mutant("job_id_ignored", "5", "A result counts for whatever job of its step is under way", By::Fleets),
     Mutant("worker_acks", "6", "The worker acks its job itself, when it has read it", By::Fleets),

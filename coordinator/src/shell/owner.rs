@@ -177,13 +177,14 @@ impl<L: Link> Owner<L> {
         self.retention = retention;
     }
 
-    /// Whether everything that was decided is committed, so that the owner may leave.
+    /// Whether everything that was decided is committed and nothing is in mind only, so that the owner may leave.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_none() && !self.partition.has_announcements()
+        let kept = self.core.schedule.young.is_empty();
+        kept && self.pending.is_none() && !self.partition.has_announcements()
     }
 
     /// One turn: commits, reads, decides. Waits up to half a second for something to do, unless it is `leaving`; then it
-    /// commits and reads nothing.
+    /// commits, reads nothing, and stores what it had in mind only.
     ///
     /// # Errors
     /// Any of them ends this owner.
@@ -196,7 +197,7 @@ impl<L: Link> Owner<L> {
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
-            return Ok(());
+            return self.store_young().await;
         }
         self.core.cache.shrink();
         self.core.begin_batch(self.partition.reign, self.partition.head.seq + u64::from(commit.is_some()) + 1);

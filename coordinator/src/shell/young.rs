@@ -67,6 +67,11 @@ impl Young {
         out
     }
 
+    /// Whether no time-out is in mind only, but for those of the last owner.
+    pub fn is_empty(&self) -> bool {
+        self.due_of.is_empty()
+    }
+
     /// Takes up to `count` of the last owner's runs, to be looked at.
     pub fn next_unseen(&mut self, count: usize) -> Vec<RunId> {
         let count = count.min(self.unseen.len());

@@ -28,6 +28,7 @@ use crate::{
 both! {
     a_run_that_ends_young_was_never_among_the_timers,
     the_next_owner_stores_what_the_last_one_kept_in_mind,
+    an_owner_that_leaves_stores_what_it_kept_in_mind,
 }
 
 /// A chain whose run may take 150 s, or `secs`.
@@ -100,6 +101,23 @@ async fn the_next_owner_stores_what_the_last_one_kept_in_mind<D: Dial>(mut w: Wo
     worker.answer(of_open.map(|(of, _)| (of, Outcome::Completed(None))).collect()).await.expect("up");
     w.finish(&mut owner, &mut worker, open).await;
     assert_eq!(w.timers().await, 1);
+}
+
+async fn an_owner_that_leaves_stores_what_it_kept_in_mind<D: Dial>(mut w: World<D>) {
+    w.learn_time().await;
+    let mut owner = w.own().await;
+    let run = w.submit(&limited(150)).await;
+    w.turns(&mut owner, 3).await;
+    assert_eq!(w.timers().await, 0);
+    let mut turns = 0;
+    while turns == 0 || !owner.is_settled() {
+        owner.turn(true).await.expect("no faults");
+        turns += 1;
+        assert!(turns < 5, "it leaves");
+    }
+    assert_eq!(w.due().await, [w.began(run).await + 150_000]);
+    let told = w.one(&[b"HGET", keys().head().as_bytes(), b"young"]).await;
+    assert_eq!(reply::number(&told), Some(run.created_ms() as i64 + 1), "the next one looks at none");
 }
 
 #[test]

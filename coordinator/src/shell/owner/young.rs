@@ -25,6 +25,8 @@ use crate::{
 const IDS_PER_READ: usize = 2_000;
 /// Runs of one look: a thousand short reads, and as many timers in its commit at most as it has runs.
 const RUNS_PER_LOOK: usize = 300;
+/// Time-outs that an owner who leaves stores in one turn: a few milliseconds of the server.
+const LEAVING_PER_TURN: usize = 2_000;
 /// The first bytes of a history tell when it began.
 const HISTORY_BYTES: usize = 511;
 
@@ -66,6 +68,17 @@ impl<L: Link> Owner<L> {
         for (run, due_ms) in self.core.schedule.young.grown(now_ms, BATCH_ITEMS_MAX) {
             self.core.store_timer(run, Timer::Run, due_ms);
         }
+    }
+
+    /// Has the next turn store time-outs that are in mind only, whatever the age of their runs: whoever comes next has less
+    /// to look at, and may be of an older program, which does not look.
+    pub(super) async fn store_young(&mut self) -> Result<(), OwnerError> {
+        for (run, due_ms) in self.core.schedule.young.grown(u64::MAX, LEAVING_PER_TURN) {
+            self.core.store_timer(run, Timer::Run, due_ms);
+        }
+        let mut commit = self.core.seal();
+        commit.offset = self.partition.head.offset;
+        if commit.is_empty() { Ok(()) } else { self.send_next(commit, Vec::new()).await }
     }
 
     /// Looks at runs of the last owner, and stages the time-outs that are not among the timers. Everything that was decided is

@@ -193,6 +193,7 @@ impl<L: Link> Owner<L> {
         self.memory.last_alone = alone;
         self.look_at_gates();
         let Core { schedule, gates, .. } = &mut self.core;
+        let behind = self.upkeep.is_behind(schedule);
         let (chores, extra) = self.upkeep.due(schedule, gates, self.server_ms, self.partition.head.offset);
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
@@ -207,7 +208,7 @@ impl<L: Link> Owner<L> {
         };
         let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
         // What a commit announces goes with the trip behind it, which must not wait.
-        let busy = gathered.is_some() || commit.as_ref().is_some_and(Commit::announces);
+        let busy = behind || gathered.is_some() || commit.as_ref().is_some_and(Commit::announces);
         let block = if count > 0 && !busy { self.block(&chores) } else { None };
         let ask = Ask { count, after: self.read_to, block, extra };
         let Self { partition, core, .. } = self;

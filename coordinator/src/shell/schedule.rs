@@ -98,6 +98,8 @@ pub struct Queue {
     pub looked_at: bool,
     /// The stream and its group exist.
     pub exists: bool,
+    /// The last trim of the stream left some that may go.
+    pub trims: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.
     pub behind: Vec<StreamId>,
     /// The lowest pending entry, and when it was first seen at the head.

@@ -105,7 +105,7 @@ async fn a_run_whose_time_out_vanished_is_ended_in_time_by_a_new_one() {
     let api = fleet.api().clone();
     let mut redis = server.connection().await.unwrap();
     let sleep = json!({ "handler": "sleep", "with": { "duration": "1h" } });
-    let definition = json!({ "workflow": "one", "timeout": "300s", "steps": { "only": sleep } });
+    let definition = json!({ "workflow": "one", "timeout": "100s", "steps": { "only": sleep } });
     let run = api.submit(&definition, Value::Null).await.unwrap();
     wait::until(START, "a timer", async || {
         ensure!(number(&mut redis, "ZCARD", &keys().timers()).await == 1);

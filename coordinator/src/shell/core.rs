@@ -8,6 +8,7 @@ mod gate;
 mod ready;
 mod seal;
 mod staged;
+mod timers;
 
 use std::{
     collections::BTreeSet,
@@ -39,7 +40,7 @@ use crate::{
     machine::{
         decide::{Mint, decide},
         decision::{Decision, Effect},
-        event::Event,
+        event::{Event, Timer},
         rules::Rules,
         run::Run,
     },
@@ -174,6 +175,7 @@ impl Core {
             }
             // One that is in mind, or that this batch took, goes on by itself.
             What::Event(Event::AuditWork) if self.has_work(id) => {}
+            What::Event(Event::AuditTimeout) if self.schedule.young.may_keep(id) => {}
             What::Event(event) => self.happened(id, event),
         }
     }
@@ -292,18 +294,9 @@ impl Core {
                 self.save(patch_id(id, index), input);
             }
             Effect::DropValue { id } => commit.values_dropped.push(id),
-            Effect::SetTimer { due_ms, timer } => {
-                let member = record::pack_timer(id, timer);
-                self.schedule.timers.set(due_ms, member.clone());
-                commit.timers_cleared.retain(|m| *m != member);
-                commit.timers_set.extend((!mutant("timer_kept_in_mind_only")).then_some((due_ms, member)));
-            }
-            Effect::ClearTimer { timer } => {
-                let member = record::pack_timer(id, timer);
-                self.schedule.timers.clear(&member);
-                commit.timers_set.retain(|(_, m)| *m != member);
-                commit.timers_cleared.push(member);
-            }
+            Effect::SetTimer { due_ms, timer: Timer::Run } => self.arm_run(id, due_ms),
+            Effect::SetTimer { due_ms, timer } => self.store_timer(id, timer, due_ms),
+            Effect::ClearTimer { timer } => self.clear_timer(id, timer),
             Effect::KeepError(error) => commit.errors.push((id, stepfleet_protocol::codec::pack(&error))),
             Effect::Letter(letter) => self.staged.letters.push((self.at, *letter)),
             Effect::CloseLetter(letter) => self.staged.closing.push(letter),

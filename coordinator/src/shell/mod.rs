@@ -21,3 +21,4 @@ pub mod policies;
 pub mod retention;
 pub mod schedule;
 pub mod upkeep;
+mod young;

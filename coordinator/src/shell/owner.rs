@@ -4,11 +4,13 @@
 //! next batch, if there is one and all that it needs is in mind. Nothing is awaited but the connection, and a rendering. Any
 //! doubt ends the owner, and a new one begins from what is stored.
 
+mod again;
 mod begin;
 mod gather;
 mod poison;
 #[cfg(test)]
 mod tests;
+mod young;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -17,19 +19,14 @@ use std::{
 };
 
 use futures::FutureExt;
-use stepfleet_protocol::{
-    codec,
-    id::{CommandId, RunId, StreamId},
-    message::Reply,
-    name::Name,
-};
+use stepfleet_protocol::{id::StreamId, name::Name};
 
 use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
 use super::{
     core::{self, Core, Poison},
     gates, inputs,
-    intake::{Item, Malformed, Newer, Place, What},
+    intake::{Malformed, Newer, Place},
     retention::{self, Expired, Retention},
     upkeep::{self, Chore, Upkeep},
 };
@@ -40,7 +37,7 @@ use crate::{
         commit::Commit,
         link::Link,
         partition::{Ask, BLOCK_MAX, Partition, TurnError},
-        reply::{self, Fields},
+        reply::Fields,
     },
 };
 
@@ -180,13 +177,14 @@ impl<L: Link> Owner<L> {
         self.retention = retention;
     }
 
-    /// Whether everything that was decided is committed, so that the owner may leave.
+    /// Whether everything that was decided is committed and nothing is in mind only, so that the owner may leave.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_none() && !self.partition.has_announcements()
+        let kept = self.core.schedule.young.is_empty();
+        kept && self.pending.is_none() && !self.partition.has_announcements()
     }
 
     /// One turn: commits, reads, decides. Waits up to half a second for something to do, unless it is `leaving`; then it
-    /// commits and reads nothing.
+    /// commits, reads nothing, and stores what it had in mind only.
     ///
     /// # Errors
     /// Any of them ends this owner.
@@ -195,11 +193,12 @@ impl<L: Link> Owner<L> {
         self.memory.last_alone = alone;
         self.look_at_gates();
         let Core { schedule, gates, .. } = &mut self.core;
+        let behind = self.upkeep.is_behind(schedule);
         let (chores, extra) = self.upkeep.due(schedule, gates, self.server_ms, self.partition.head.offset);
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
-            return Ok(());
+            return self.store_young().await;
         }
         self.core.cache.shrink();
         self.core.begin_batch(self.partition.reign, self.partition.head.seq + u64::from(commit.is_some()) + 1);
@@ -209,7 +208,7 @@ impl<L: Link> Owner<L> {
         };
         let count = if self.backlog.is_empty() { self.read_count() } else { 0 };
         // What a commit announces goes with the trip behind it, which must not wait.
-        let busy = gathered.is_some() || commit.as_ref().is_some_and(Commit::announces);
+        let busy = behind || gathered.is_some() || commit.as_ref().is_some_and(Commit::announces);
         let block = if count > 0 && !busy { self.block(&chores) } else { None };
         let ask = Ask { count, after: self.read_to, block, extra };
         let Self { partition, core, .. } = self;
@@ -248,7 +247,9 @@ impl<L: Link> Owner<L> {
     /// this turn tells a mirror how things stand, which would not know of that batch.
     fn may_decide_ahead(&self, chores: &[Chore]) -> bool {
         let suspects = self.memory.batch_items > 0 || !self.memory.poison.is_empty() || !self.memory.held.is_empty();
-        !suspects && chores.iter().all(Chore::tells_no_mirror)
+        // A run of the last owner is looked at as it is stored.
+        let all_seen = self.core.schedule.young.all_seen();
+        !suspects && all_seen && chores.iter().all(Chore::tells_no_mirror)
     }
 
     /// Entries of the next read: what fits by what is known of their size, and not many more than came last time, so that
@@ -262,7 +263,7 @@ impl<L: Link> Owner<L> {
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
     fn block(&self, chores: &[Chore]) -> Option<Duration> {
         let schedule = &self.core.schedule;
-        if self.retention_is_due() {
+        if self.retention_is_due() || !schedule.young.all_seen() {
             return None;
         }
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_) | Chore::Unpark(_))) {
@@ -293,7 +294,7 @@ impl<L: Link> Owner<L> {
                 return self.finish(left.malformed, left.offset, alone).await;
             }
             Some(Ahead::Untouched(gathered)) => Some(gathered),
-            None => self.gather(self.partition.head.offset)?,
+            None => self.gather_anew().await?,
         };
         let Some(Gathered { mut items, mut malformed, offset }) = undecided else {
             return self.finish(Vec::new(), self.partition.head.offset, Vec::new()).await;
@@ -338,6 +339,7 @@ impl<L: Link> Owner<L> {
         commit.cluster = self.upkeep.cluster;
         let rules = self.core.rules.version;
         commit.rules = (rules != self.partition.head.rules).then_some(rules);
+        commit.young = self.core.schedule.young.tell(commit.now_ms);
         self.pending = Some(Sealed { commit: Some(commit), alone });
         Ok(())
     }
@@ -345,42 +347,6 @@ impl<L: Link> Owner<L> {
     /// Whether everything that the log held at the last look is decided.
     fn is_complete(&self) -> bool {
         self.backlog.is_empty() && !self.more_in_log
-    }
-
-    /// Looks for tombstones of runs that were sent before, perhaps, and are not known.
-    async fn look_for_tombstones(&mut self, items: &[Item]) -> Result<(), OwnerError> {
-        const PER_TRIP: usize = 500;
-        let again = items.iter().filter(|item| matches!(item.what, What::New { .. }) && item.looks_back());
-        let unknown = again.map(|item| item.run).filter(|run| !self.core.cache.runs.contains_key(run));
-        let runs: Vec<RunId> = unknown.collect();
-        for part in runs.chunks(PER_TRIP) {
-            let mut pipe = redis::pipe();
-            for run in part {
-                pipe.cmd("EXISTS").arg(self.partition.keys.tombstone(run));
-            }
-            let replies = self.partition.load(&pipe).await?;
-            let buried = part.iter().zip(&replies).filter(|(_, reply)| reply::number(reply) == Some(1));
-            self.core.staged.tombstones.extend(buried.map(|(run, _)| *run));
-        }
-        Ok(())
-    }
-
-    /// A command that was sent before and has an answer is not decided again: its answer is announced again.
-    async fn repeat_answers(&mut self, items: &mut Vec<Item>) -> Result<(), OwnerError> {
-        let again: BTreeSet<CommandId> = items.iter().filter_map(Item::sent_before).collect();
-        if again.is_empty() || mutant("command_decided_twice") {
-            return Ok(());
-        }
-        let mut pipe = redis::pipe();
-        for id in &again {
-            pipe.cmd("GET").arg(self.partition.keys.reply(id));
-        }
-        let replies = self.partition.load(&pipe).await?;
-        let stored = replies.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<Reply>(b).ok());
-        let stored: BTreeMap<CommandId, Reply> = stored.map(|reply| (reply.id, reply)).collect();
-        items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
-        self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
-        Ok(())
     }
 
     fn retention_is_due(&self) -> bool {

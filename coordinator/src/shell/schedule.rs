@@ -1,12 +1,13 @@
 //! What an owner keeps in mind of its partition: the timers that are near, the windows of its queues, the work items.
 //!
-//! All of it mirrors what is in Redis. The owner is the only writer, so a mirror is exact until a commit is in doubt, and
+//! All of it, but for the time-outs of young runs, mirrors what is in Redis. The owner is the only writer, so a mirror is exact until a commit is in doubt, and
 //! then the owner is dropped together with its mirrors.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use stepfleet_protocol::{id::StreamId, name::Name};
 
+use super::young::Young;
 use crate::machine::event::Work;
 
 /// Timers due within this time are kept in mind.
@@ -97,6 +98,8 @@ pub struct Queue {
     pub looked_at: bool,
     /// The stream and its group exist.
     pub exists: bool,
+    /// The last trim of the stream left some that may go.
+    pub trims: bool,
     /// Entries acked but not trimmed yet, while a long job at the head keeps them.
     pub behind: Vec<StreamId>,
     /// The lowest pending entry, and when it was first seen at the head.
@@ -108,6 +111,8 @@ pub struct Queue {
 pub struct Schedule {
     /// The timers that are near.
     pub timers: Timers,
+    /// Time-outs of runs that are not among the timers yet.
+    pub young: Young,
     /// The queues.
     pub queues: BTreeMap<Name, Queue>,
     /// The work items, in their order in the list.

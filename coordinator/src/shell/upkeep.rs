@@ -17,6 +17,9 @@ use crate::store::{partition::LEASE_MS, reply};
 const EVERY_MS: u64 = 1_000;
 /// A pending entry that has been the oldest for this long makes acked entries behind it go one by one.
 const LONG_HEAD_MS: u64 = 30_000;
+/// Entries that one XTRIM takes: large ones cost up to 2 us each. Without a limit of its own it would take 10,000 a second, which
+/// a loaded queue outruns.
+const TRIM_CHUNK: i64 = 2_000;
 /// Entries that one XDEL takes, in ascending order: 1.1 us each, where single ones cost 9.
 const DELETE_CHUNK: usize = 500;
 
@@ -29,6 +32,10 @@ pub enum Chore {
     Retake,
     /// Something was trimmed; nobody minds how much.
     Trim,
+    /// The log was trimmed.
+    TrimLog,
+    /// The stream of a queue was trimmed.
+    TrimJobs(Name),
     /// The outbox was trimmed.
     TrimEvents,
     /// Ready steps of a queue, to be released.
@@ -54,7 +61,8 @@ impl Chore {
     /// Whether its reply says nothing about what a batch changes that is being decided meanwhile.
     pub fn tells_no_mirror(&self) -> bool {
         match self {
-            Self::Lease | Self::Trim | Self::TrimEvents | Self::Release(_) | Self::Unpark(_) => true,
+            Self::Lease | Self::Trim | Self::TrimLog | Self::TrimJobs(_) | Self::TrimEvents => true,
+            Self::Release(_) | Self::Unpark(_) => true,
             Self::Retake
             | Self::Groups(_)
             | Self::Pending(_)
@@ -78,6 +86,8 @@ pub struct Upkeep {
     next_look_ms: u64,
     retake: bool,
     trimmed_to: StreamId,
+    /// The last trim of the log left some of it.
+    trims_log: bool,
     delivered: Option<(Name, StreamId)>,
     /// Outbox entries that were trimmed and are not counted yet.
     pub events_dropped: u64,
@@ -95,9 +105,15 @@ impl Upkeep {
             next_look_ms: now_ms,
             retake: false,
             trimmed_to: StreamId::ZERO,
+            trims_log: false,
             delivered: None,
             events_dropped: 0,
         }
+    }
+
+    /// Whether there is more to trim at once.
+    pub fn is_behind(&self, schedule: &Schedule) -> bool {
+        self.trims_log || schedule.queues.values().any(|queue| queue.trims)
     }
 
     /// Commands that are due, each with what to do with its reply.
@@ -135,6 +151,7 @@ impl Upkeep {
             take.arg(self.keys.parked(&gate)).arg(0).arg(count - 1);
             push(Chore::Unpark(gate), take);
         }
+        self.trim_on(schedule, offset, &mut push);
         if schedule.timers.wants_more(now_ms) {
             let to_ms = now_ms + HORIZON_MS;
             push(Chore::Timers { to_ms }, self.timers(to_ms));
@@ -151,17 +168,31 @@ impl Upkeep {
         (chores, cmds)
     }
 
+    /// Trims what the last trims left, one chunk of each stream.
+    fn trim_on(&mut self, schedule: &mut Schedule, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
+        if std::mem::take(&mut self.trims_log) {
+            push(Chore::TrimLog, trim_below(&self.keys.log(), offset));
+        }
+        for (name, queue) in schedule.queues.iter_mut().filter(|(_, queue)| queue.trims) {
+            queue.trims = false;
+            if let Some((floor, _)) = queue.head {
+                push(Chore::TrimJobs(name.clone()), trim_below(&self.keys.jobs(name), floor));
+            }
+        }
+    }
+
     fn look(&mut self, schedule: &mut Schedule, now_ms: u64, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
         if offset > self.trimmed_to {
             self.trimmed_to = offset;
-            let mut trim = cmd("XTRIM");
-            trim.arg(self.keys.log()).arg("MINID").arg("~").arg(offset.to_string());
-            push(Chore::Trim, trim);
+            push(Chore::TrimLog, trim_below(&self.keys.log(), offset));
         }
         let mut trim = cmd("XTRIM");
         trim.arg(self.keys.events()).arg("MAXLEN").arg("~").arg(self.events_max);
         push(Chore::TrimEvents, trim);
         for (name, queue) in &mut schedule.queues {
+            if let Some((floor, _)) = queue.head {
+                push(Chore::TrimJobs(name.clone()), trim_below(&self.keys.jobs(name), floor));
+            }
             for delete in Self::delete_behind(&self.keys, name, queue, now_ms) {
                 push(Chore::Trim, delete);
             }
@@ -186,13 +217,11 @@ impl Upkeep {
         range
     }
 
-    /// Trims a job stream below everything that somebody may still need, and behind a long job entry by entry.
+    /// Deletes what is acked behind a long job, entry by entry.
     fn delete_behind(keys: &PartitionKeys, name: &Name, queue: &mut Queue, now_ms: u64) -> Vec<Cmd> {
         let Some((floor, since)) = queue.head else { return Vec::new() };
         queue.behind.retain(|id| *id >= floor);
-        let mut trim = cmd("XTRIM");
-        trim.arg(keys.jobs(name)).arg("MINID").arg("~").arg(floor.to_string());
-        let mut out = vec![trim];
+        let mut out = Vec::new();
         if now_ms.saturating_sub(since) < LONG_HEAD_MS {
             return out;
         }
@@ -213,6 +242,8 @@ impl Upkeep {
     pub fn finish(&mut self, chore: Chore, value: &Value, schedule: &mut Schedule, now_ms: u64) {
         match chore {
             Chore::Lease => self.retake = reply::number(value) == Some(0),
+            Chore::TrimLog => self.trims_log = is_more(value),
+            Chore::TrimJobs(name) => schedule.queue(&name).trims = is_more(value),
             Chore::TrimEvents => self.events_dropped += reply::number(value).unwrap_or(0) as u64,
             Chore::Groups(name) => {
                 // RACE: jobs that this batch dispatches come on top; the owner adds them after this.
@@ -251,6 +282,18 @@ impl Upkeep {
             | Chore::Timers { .. } => {}
         }
     }
+}
+
+/// Trims a stream below an entry, whole nodes of it.
+fn trim_below(key: &str, floor: StreamId) -> Cmd {
+    let mut trim = cmd("XTRIM");
+    trim.arg(key).arg("MINID").arg("~").arg(floor.to_string()).arg("LIMIT").arg(TRIM_CHUNK);
+    trim
+}
+
+/// Whether a trim took as much as it may, about: it takes whole nodes.
+fn is_more(trimmed: &Value) -> bool {
+    reply::number(trimmed).is_some_and(|entries| entries > TRIM_CHUNK / 2)
 }
 
 /// Whether something that is done every `every_ms` is due. The clock is the server's, which may be set back: then what would

@@ -23,6 +23,7 @@ use stepfleet_protocol::{
 use super::{
     limits::Held,
     plans::{self, PlanMove},
+    young,
 };
 pub use letters::{LetterIndex, letter_id, letter_member};
 
@@ -45,6 +46,8 @@ pub struct Commit {
     pub now_ms: u64,
     /// The version of the policies that was decided with, where it is another one than that of the commit before.
     pub rules: Option<u64>,
+    /// Of runs made before, the time-outs are stored; none if the commit before says it well enough.
+    pub young: Option<u64>,
     /// Fields of run hashes: `(run, chunk, fields)`; chunk 0 is the run hash itself.
     pub hashes: Vec<(RunId, u32, HashFields)>,
     /// Chunks of history by run, of those whose own hash does not take them.
@@ -166,6 +169,9 @@ impl Commit {
             .arg(self.now_ms);
         if let Some(version) = self.rules {
             out.pipe.arg("rules").arg(version);
+        }
+        if let Some(to) = self.young {
+            out.pipe.arg(young::FIELD).arg(to);
         }
         self.write_state(&mut out);
         self.write_jobs(&mut out);

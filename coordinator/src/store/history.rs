@@ -101,6 +101,14 @@ pub fn tells_of(bytes: &[u8], wanted: impl Fn(Why) -> bool) -> bool {
     found
 }
 
+/// When a history began, in Unix milliseconds; its first bytes are enough.
+pub fn began_ms(bytes: &[u8]) -> Option<u64> {
+    let mut reader = Reader::new(bytes);
+    let known = reader.byte()? == VERSION;
+    reader.number()?;
+    known.then(|| Record::read(&mut reader))?.map(|record| record.delta as u64)
+}
+
 /// Shows each record, and whether it begins its chunk, until `look` has seen enough of the chunk.
 fn each<'a>(bytes: &'a [u8], mut look: impl FnMut(bool, Record<'a>) -> bool) {
     let mut chunks = Reader::new(bytes);
@@ -245,6 +253,13 @@ mod tests {
         bytes.extend([9, 2, 1, 1]);
         bytes.extend(pack(&sample()));
         assert_eq!(unpack(&bytes), [sample(), sample()].concat());
+    }
+
+    #[test]
+    fn the_first_bytes_tell_when_it_began() {
+        let packed = pack(&sample());
+        assert_eq!(began_ms(&packed[..20]), Some(sample()[0].at_ms));
+        assert_eq!((began_ms(&packed[..4]), began_ms(&[9; 20]), began_ms(&[])), (None, None, None));
     }
 
     #[test]

@@ -32,5 +32,6 @@ pub mod script;
 pub mod server;
 pub mod submit;
 pub mod workflows;
+pub mod young;
 
 pub use ask::AskError;

@@ -16,6 +16,7 @@ use super::{
     commit::Commit,
     link::{Dial, Link, LinkError},
     reply::{self, Fields},
+    young,
 };
 use crate::mutants::mutant;
 
@@ -76,6 +77,8 @@ pub struct Head {
     pub now_ms: u64,
     /// The version of the policies that was last decided with.
     pub rules: u64,
+    /// Of runs made before, in milliseconds, the time-outs are stored; none for all ([`super::young`]).
+    pub young: Option<u64>,
 }
 
 /// What a trip reads behind its commit.
@@ -136,7 +139,7 @@ impl<L: Link> Partition<L> {
         let keys = keys.partition(partition);
         let mut look = redis::pipe();
         look.cmd("WATCH").arg(keys.head());
-        look.cmd("HMGET").arg(keys.head()).arg("reign").arg("seq").arg("offset").arg("now").arg("rules");
+        look.cmd("HMGET").arg(keys.head()).arg(&["reign", "seq", "offset", "now", "rules", young::FIELD]);
         let replies = link.trip(&look).await?;
         if let Some(text) = replies.iter().find_map(reply::error) {
             return Err(TurnError::of_reply(text));
@@ -148,6 +151,7 @@ impl<L: Link> Partition<L> {
             offset: found.get(2).and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
             now_ms: found.get(3).and_then(reply::number).map_or(0, |n| n as u64),
             rules: found.get(4).and_then(reply::number).map_or(0, |n| n as u64),
+            young: young::stored_to(found.get(5)),
         };
         let random = if mutant("reign_without_random") { 0 } else { random };
         let reign = Reign { counter: old.counter + 1, random };
@@ -193,6 +197,7 @@ impl<L: Link> Partition<L> {
             self.head.offset = commit.offset;
             self.head.now_ms = commit.now_ms;
             self.head.rules = commit.rules.unwrap_or(self.head.rules);
+            self.head.young = commit.young.or(self.head.young);
         }
         let (head_key, extras) = (self.keys.head(), ask.extra.len());
         pipe.cmd("WATCH").arg(if mutant("head_not_watched") { self.keys.todo() } else { head_key.clone() });

@@ -17,6 +17,7 @@ use stepfleet_coordinator::{
 };
 use stepfleet_protocol::{
     id::{JobId, PartitionId, Reign, RunId, StreamId, WorkerId},
+    keys::GROUP,
     message::{Body, JobRef, JobResult, Outcome, Results, Verb},
     name::Name,
     state::State,
@@ -28,7 +29,7 @@ use crate::{
     both,
     fleet::{PARTITION, chain, keys, own},
     tap::{self, Tap},
-    world::{World, on_memory, on_real_alone},
+    world::{World, on_memory, on_real, on_real_alone},
 };
 
 both! {
@@ -288,6 +289,36 @@ fn trap_12_a_take_over_with_a_million_timers_and_100_000_work_items_holds_the_se
         }
         assert!(w.number(&["LLEN", &keys().todo()]).await < 100_000, "work goes on");
         assert_eq!(found, Vec::<String>::new());
+    })
+}
+
+#[test]
+fn a_stream_that_outgrew_its_trims_is_trimmed_at_once_and_in_chunks() -> anyhow::Result<()> {
+    const ENTRIES: i64 = 30_000;
+    const CHUNK: i64 = 2_000;
+    on_real("trims", async |mut w| {
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let run = w.submit(&chain(1)).await;
+        w.finish(&mut owner, &mut worker, run).await;
+        let stream = keys().jobs(&Name::new("default").expect("a legal name"));
+        for _ in 0..ENTRIES / 1_000 {
+            let mut pipe = redis::pipe();
+            for _ in 0..1_000 {
+                pipe.cmd("XADD").arg(&stream).arg("*").arg("m").arg("done");
+            }
+            w.client.trip(&pipe).await.expect("no faults");
+        }
+        // All of them were delivered and acked.
+        w.one(&[b"XGROUP", b"SETID", stream.as_bytes(), GROUP.as_bytes(), b"$"]).await;
+        let (mut before, mut trims) = (w.number(&["XLEN", &stream]).await, 0);
+        while before > 200 {
+            w.turns(&mut owner, 1).await;
+            let after = w.number(&["XLEN", &stream]).await;
+            assert!(before - after <= CHUNK, "{} entries went at once", before - after);
+            trims += i64::from(trims > 0 || after < before);
+            assert!(trims <= ENTRIES / CHUNK + 3, "{after} are left, and it waits");
+            before = after;
+        }
     })
 }
 

@@ -34,6 +34,7 @@ mod scripts;
 mod sweeps;
 mod twin;
 mod values;
+mod young;
 
 /// Makes of each generic test one over the memory twin and one over a real server.
 macro_rules! both {

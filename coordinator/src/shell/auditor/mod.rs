@@ -7,8 +7,8 @@
 //! there.
 //!
 //! So it is with an open dead letter, which its step names until the commit that takes the letter away; with the time-out
-//! of a run, which is armed until the run ends or begins to stop; and with work items, of which a run with a transition in
-//! progress has one at least.
+//! of a run, which is armed until the run ends or begins to stop, and stored when the run is no longer young; and with work
+//! items, of which a run with a transition in progress has one at least.
 //!
 //! The pace is steady: [`RUNS_PER_TICK`] runs a second, so a walk over few runs ends within a second and is repeated
 //! every [`WALK_EVERY`]; one over a million takes half an hour. Failed runs are kept for long and only have letters to

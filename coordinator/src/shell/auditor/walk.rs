@@ -23,7 +23,7 @@ use crate::{
     store::{
         link::Dial,
         record::{self, RunRecord},
-        reply,
+        reply, young,
     },
 };
 
@@ -131,6 +131,8 @@ impl<D: Dial> Auditor<D> {
         let mut range = redis::cmd("ZRANGEBYSCORE");
         range.arg(&key).arg(from).arg(now_ms.saturating_sub(young_ms)).arg("WITHSCORES");
         range.arg("LIMIT").arg(offset).arg(limit);
+        // What is young now is left for a later walk.
+        let young = young::stored_to(Some(&self.links.read(&keys.head(), young::ask(&keys)).await.ok()?));
         let found = self.links.one(&key, range).await.ok()?;
         let runs: Vec<(RunId, u64)> = reply::array(&found)
             .unwrap_or_default()
@@ -138,7 +140,7 @@ impl<D: Dial> Auditor<D> {
             .filter_map(|pair| Some((reply::bytes(&pair[0]).and_then(RunId::from_bytes)?, reply::score(&pair[1])?)))
             .collect();
         let ids: Vec<RunId> = runs.iter().map(|(run, _)| *run).collect();
-        let wanted = self.wanted(&ids).await;
+        let wanted = self.wanted(&ids, young).await;
         self.first_look(wanted).await;
         self.metrics.audited.inc_by(runs.len() as u64);
         let walk = self.walk.as_mut()?;
@@ -160,7 +162,7 @@ impl<D: Dial> Auditor<D> {
     }
 
     /// What has to be somewhere, of these runs of one partition.
-    async fn wanted(&mut self, runs: &[RunId]) -> Vec<Wanted> {
+    async fn wanted(&mut self, runs: &[RunId], young: Option<u64>) -> Vec<Wanted> {
         let whole = |keys: String| Ask::new(&keys, vec![redis::cmd("HGETALL").arg(&keys).clone()]);
         let asks = runs.iter().map(|run| whole(self.keys.partition(run.partition()).run(run))).collect();
         let answers = self.links.gather(asks, ASKS_PER_TRIP).await;
@@ -196,7 +198,8 @@ impl<D: Dial> Auditor<D> {
             }
             let Some(plan) = self.plan(*run, &record).await else { continue };
             // A failed run that is held keeps the time it ended, and has no time-out any more.
-            if plan.timeout_ms > 0 && !ended && record.ending.is_none() && !undone && record.finished_ms == 0 {
+            let armed = plan.timeout_ms > 0 && !ended && record.ending.is_none() && !undone && record.finished_ms == 0;
+            if armed && young::is_stored(run.created_ms(), plan.timeout_ms, young) {
                 missed(Place::Timeout);
             }
             if record.active == 0 && !has_letters {

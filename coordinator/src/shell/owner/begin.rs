@@ -1,4 +1,4 @@
-//! What an owner loads: timers, work items and queues at take-over, a queue's stream when it is new.
+//! What an owner loads: timers, young runs, work items and queues at take-over, a queue's stream when it is new.
 //!
 //! All of it is read over the owner's own connection, before anything is decided with it.
 
@@ -17,7 +17,7 @@ use super::{
         schedule::{HORIZON_MS, Schedule},
         upkeep::{Upkeep, outstanding},
     },
-    BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError,
+    BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError, young,
 };
 use crate::{
     machine::{decide::Mint, event::Work, rules::Rules},
@@ -34,13 +34,14 @@ use crate::{
 const WORK_PER_READ: usize = 5_000;
 
 impl<L: Link> Owner<L> {
-    /// Begins to own a partition: loads timers, work items and queues.
+    /// Begins to own a partition: loads timers, young runs, work items and queues.
     ///
     /// # Errors
     /// The trip's, or that a newer program has been here.
     pub async fn begin(mut partition: Partition<L>, name: &str, memory: Memory) -> Result<Self, OwnerError> {
         let turn = partition.turn(None, Ask::default()).await?;
-        let schedule = Schedule { todo: load_work(&mut partition).await?, ..Schedule::default() };
+        let (todo, young) = (load_work(&mut partition).await?, young::load(&mut partition).await?);
+        let schedule = Schedule { todo, young, ..Schedule::default() };
         let mut pipe = redis::pipe();
         pipe.cmd("SMEMBERS").arg(partition.keys.queues());
         pipe.cmd("HGETALL").arg(partition.keys.held());

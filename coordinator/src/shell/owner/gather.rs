@@ -93,6 +93,7 @@ impl Gathered {
 impl<L: Link> Owner<L> {
     /// The next batch; none if there is nothing to do. What is sent or committed so far goes up to `offset`.
     pub(super) fn gather(&mut self, offset: StreamId) -> Result<Option<Gathered>, OwnerError> {
+        self.store_grown();
         let mut batch = self.next_entries(offset)?;
         // Timers must not overtake an entry that nobody has read or decided yet.
         let decided_ms = batch.items.last().map_or(0, |item| item.at_ms);

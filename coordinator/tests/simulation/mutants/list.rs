@@ -42,6 +42,7 @@ pub(super) const ALL: &[Mutant] = &[
     Mutant("room_made_of_the_undecided", "18", "A full server makes room by trimming what is not decided", By::Fleets),
     Mutant("timer_kept_in_mind_only", "", "A timer is not written: the next owner does not know it", By::Fleets),
     Mutant("timer_removed_outside_the_commit", "", "A due timer is removed when it is read, not when it is decided", By::Fleets),
+    Mutant("young_time_out_forgotten", "", "A new owner does not look for the time-outs that the last one kept in mind only", By::Fleets),
     Mutant("one_try_too_many", "", "A step is tried once more than it may be", By::Fleets),
     Mutant("need_counted_twice", "", "A step that has ended counts twice for those that need it", By::Fleets),
     Mutant("dead_letter_not_written", "", "A step gives up, and its dead letter is not in the commit", By::Fleets),

@@ -14,7 +14,7 @@ use stepfleet_protocol::{
 use super::super::{super::client::Client, ClientError, count, reply};
 use crate::{
     machine::{event::Timer, run::Undoing},
-    store::{ask, policies, record::pack_timer},
+    store::{ask, policies, record::pack_timer, young},
 };
 
 /// The oldest open runs of a partition that are looked at.
@@ -42,7 +42,7 @@ pub struct LateTimers {
 /// Open runs that no timer would end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Untimed {
-    /// They have a time-out, and it is not among the timers.
+    /// They have a time-out that should be among the timers, and it is not.
     pub lost: Vec<RunId>,
     /// They have none, and are open for more than an hour.
     pub endless: Vec<RunId>,
@@ -75,6 +75,9 @@ impl Client {
             if looked_at >= RUNS_MAX {
                 break;
             }
+            let young = young::stored_to(Some(
+                &self.ask_partition(partition, young::ask(&self.keys.partition(partition))).await?,
+            ));
             let untimed = self.without_timer(partition, &mut looked_at).await?;
             // The run is read behind its timer: one that has ended or begun to stop meanwhile says so.
             for id in untimed {
@@ -86,7 +89,7 @@ impl Client {
                     continue;
                 }
                 if limit > 0 {
-                    out.lost.push(id);
+                    out.lost.extend(young::is_stored(id.created_ms(), limit, young).then_some(id));
                 } else if now_ms.saturating_sub(id.created_ms()) > LONG_MS {
                     out.endless.push(id);
                 }

@@ -4,9 +4,11 @@
 //! next batch, if there is one and all that it needs is in mind. Nothing is awaited but the connection, and a rendering. Any
 //! doubt ends the owner, and a new one begins from what is stored.
 
+mod again;
 mod begin;
 mod gather;
 mod poison;
+mod returning;
 #[cfg(test)]
 mod tests;
 
@@ -17,19 +19,17 @@ use std::{
 };
 
 use futures::FutureExt;
-use stepfleet_protocol::{
-    codec,
-    id::{CommandId, RunId, StreamId},
-    message::Reply,
-    name::Name,
-};
+use stepfleet_protocol::{id::StreamId, name::Name};
 
-use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
+use self::{
+    gather::{Ahead, Gathered, Look},
+    returning::Returning,
+};
 use super::{
     core::{self, Core, Poison},
     gates, inputs,
-    intake::{Item, Malformed, Newer, Place, What},
+    intake::{Malformed, Newer, Place},
     retention::{self, Expired, Retention},
     upkeep::{self, Chore, Upkeep},
 };
@@ -40,7 +40,7 @@ use crate::{
         commit::Commit,
         link::Link,
         partition::{Ask, BLOCK_MAX, Partition, TurnError},
-        reply::{self, Fields},
+        reply::Fields,
     },
 };
 
@@ -136,6 +136,7 @@ pub struct Owner<L> {
     gates: Option<gates::Link>,
     retention: Retention,
     next_retention_ms: u64,
+    returning: Returning,
     /// The server's time at the last turn.
     pub server_ms: u64,
     /// What it has done.
@@ -220,6 +221,7 @@ impl<L: Link> Owner<L> {
         if let Some(commit) = &commit {
             self.committed(commit);
         }
+        self.returning.turned(self.server_ms, turn.now_ms);
         self.server_ms = turn.now_ms;
         // What was sent has applied: it is not to blame for anything any more.
         self.memory.last_alone.clear();
@@ -345,42 +347,6 @@ impl<L: Link> Owner<L> {
     /// Whether everything that the log held at the last look is decided.
     fn is_complete(&self) -> bool {
         self.backlog.is_empty() && !self.more_in_log
-    }
-
-    /// Looks for tombstones of runs that were sent before, perhaps, and are not known.
-    async fn look_for_tombstones(&mut self, items: &[Item]) -> Result<(), OwnerError> {
-        const PER_TRIP: usize = 500;
-        let again = items.iter().filter(|item| matches!(item.what, What::New { .. }) && item.looks_back());
-        let unknown = again.map(|item| item.run).filter(|run| !self.core.cache.runs.contains_key(run));
-        let runs: Vec<RunId> = unknown.collect();
-        for part in runs.chunks(PER_TRIP) {
-            let mut pipe = redis::pipe();
-            for run in part {
-                pipe.cmd("EXISTS").arg(self.partition.keys.tombstone(run));
-            }
-            let replies = self.partition.load(&pipe).await?;
-            let buried = part.iter().zip(&replies).filter(|(_, reply)| reply::number(reply) == Some(1));
-            self.core.staged.tombstones.extend(buried.map(|(run, _)| *run));
-        }
-        Ok(())
-    }
-
-    /// A command that was sent before and has an answer is not decided again: its answer is announced again.
-    async fn repeat_answers(&mut self, items: &mut Vec<Item>) -> Result<(), OwnerError> {
-        let again: BTreeSet<CommandId> = items.iter().filter_map(Item::sent_before).collect();
-        if again.is_empty() || mutant("command_decided_twice") {
-            return Ok(());
-        }
-        let mut pipe = redis::pipe();
-        for id in &again {
-            pipe.cmd("GET").arg(self.partition.keys.reply(id));
-        }
-        let replies = self.partition.load(&pipe).await?;
-        let stored = replies.iter().filter_map(reply::bytes).filter_map(|b| codec::unpack::<Reply>(b).ok());
-        let stored: BTreeMap<CommandId, Reply> = stored.map(|reply| (reply.id, reply)).collect();
-        items.retain(|item| item.sent_before().is_none_or(|id| !stored.contains_key(&id)));
-        self.core.staged.answers.extend(stored.into_iter().map(|(id, reply)| (id, reply.answers)));
-        Ok(())
     }
 
     fn retention_is_due(&self) -> bool {

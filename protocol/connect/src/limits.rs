@@ -8,6 +8,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections of the pool to one node, at most.
 pub const POOL_CONNECTIONS_MAX: usize = 16;
+/// Connections to one node, apart from the pool, on which callers wait for its disk or its replicas, at most.
+pub const POOL_WAITS_MAX: usize = 64;
 /// How long a caller waits for a free connection of the pool.
 pub const POOL_WAIT: Duration = Duration::from_secs(2);
 /// How long one command on a pooled connection may take.

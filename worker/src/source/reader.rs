@@ -28,6 +28,9 @@ use crate::{
     sink::Recall,
 };
 
+/// Behind everything that is pending: a read of the own list from here brings nothing.
+const BEHIND_ALL: &str = "18446744073709551615-0";
+
 /// Why a session with a server ended.
 enum End {
     /// The worker drains.
@@ -269,12 +272,23 @@ impl Reader {
                 slot = Arc::clone(&self.kit.free).acquire_owned() => return Ok(slot.ok()),
                 () = self.kit.drain.cancelled() => {}
                 () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(PROOF_EVERY) => {
-                    let read = Read { streams: vec![0], count: 1 };
-                    let _held_already = self.read(plain, &read, None, "0").await?;
-                }
+                () = tokio::time::sleep(PROOF_EVERY) => self.prove(plain).await?,
             }
         }
+    }
+
+    /// Reads nothing, from each stream: not every coordinator looks at all of them.
+    async fn prove(&self, plain: &mut Plain) -> Result<(), String> {
+        let proofs = self.streams.proofs();
+        let mut pipeline = Pipeline::with_capacity(proofs.len());
+        for proof in &proofs {
+            pipeline.add_command(self.streams.command(proof, self.kit.worker.as_str(), None, BEHIND_ALL));
+        }
+        let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
+        for (reply, proof) in replies.into_iter().zip(&proofs) {
+            self.got(plain, reply::read(reply, proof, &self.streams)).await?;
+        }
+        Ok(())
     }
 
     /// Reads queue by queue, most urgent first, without waiting, until the slots are used up.
@@ -323,7 +337,11 @@ impl Reader {
     ) -> Result<Vec<Entry>, String> {
         let command = self.streams.command(read, self.kit.worker.as_str(), block.map(|block| block.as_millis()), from);
         let reply = plain.one(&command).await.map_err(|error| error.to_string())?;
-        match reply::read(reply, read, &self.streams) {
+        self.got(plain, reply::read(reply, read, &self.streams)).await
+    }
+
+    async fn got(&self, plain: &mut Plain, got: Got) -> Result<Vec<Entry>, String> {
+        match got {
             Got::Entries(entries) => {
                 self.kit.pulse.note();
                 Ok(entries)

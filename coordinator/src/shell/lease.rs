@@ -7,17 +7,14 @@
 //! anybody takes it at once. Who has a fair share leaves the rest to others, but not for ever: what nobody claims is
 //! taken all the same.
 
+mod presence;
+
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use stepfleet_protocol::{
-    beat::CoordinatorBeat,
-    codec::{self, VERSION},
-    id::PartitionId,
-    keys::Keys,
-};
+use stepfleet_protocol::{id::PartitionId, keys::Keys};
 use tokio::time::Instant;
 
 use super::links::{Answer, Ask, Links};
@@ -47,12 +44,8 @@ const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
 const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
 /// A coordinator gives a partition away for balance at most so often.
 const GIVE_EVERY: Duration = Duration::from_secs(5);
-/// How long a coordinator's account of itself is kept, in milliseconds.
-const BEAT_KEPT_MS: u64 = 60_000;
 /// How long a released lease shows that it was released.
 const RELEASED_MS: u64 = 60_000;
-/// A coordinator that was not seen for this long does not count for balance.
-const SEEN_MS: u64 = 5_000;
 /// Looks at leases that share a trip: three cheap commands each.
 const LOOKS_PER_TRIP: usize = 256;
 /// A coordinator from which others took a partition has been too slow, or hung: for so long it gets none for balance, and
@@ -339,47 +332,6 @@ impl<D: Dial> Leases<D> {
             self.links.one(&key, set).await?;
         }
         Ok(())
-    }
-
-    /// Says that this coordinator lives, unless it is passed over. Returns how many do that count for balance.
-    ///
-    /// # Errors
-    /// The link's.
-    pub async fn beat(&mut self) -> Result<u64, LinkError> {
-        let key = self.keys.coordinators();
-        let time = self.links.one(&key, redis::cmd("TIME")).await?;
-        let now_ms = reply::time_ms(&time).unwrap_or_default();
-        let mut pipe = redis::pipe();
-        if self.is_passed_over() {
-            pipe.cmd("ZREM").arg(&key).arg(&self.name);
-        } else {
-            pipe.cmd("ZADD").arg(&key).arg(now_ms).arg(&self.name);
-        }
-        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now_ms.saturating_sub(20 * SEEN_MS));
-        // Who was seen in the future was seen before the server's clock was set back; who lives says so again at once.
-        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg(now_ms + SEEN_MS).arg("+inf");
-        pipe.cmd("ZCOUNT").arg(&key).arg(now_ms.saturating_sub(SEEN_MS)).arg("+inf");
-        let beat =
-            CoordinatorBeat { v: VERSION, version: env!("CARGO_PKG_VERSION").to_owned(), policies: self.policies };
-        let mut say = redis::cmd("SET");
-        say.arg(self.keys.coordinator(&self.name)).arg(codec::pack(&beat)).arg("PX").arg(BEAT_KEPT_MS);
-        pipe.add_command(say);
-        let replies = self.links.trip(&key, &pipe).await?;
-        Ok(replies.get(3).and_then(reply::number).unwrap_or(1).max(1) as u64)
-    }
-
-    /// This coordinator leaves.
-    ///
-    /// # Errors
-    /// The link's.
-    pub async fn leave(&mut self) -> Result<(), LinkError> {
-        let key = self.keys.coordinators();
-        let mut leave = redis::cmd("ZREM");
-        leave.arg(&key).arg(&self.name);
-        self.links.one(&key, leave).await?;
-        let mut silence = redis::cmd("UNLINK");
-        silence.arg(self.keys.coordinator(&self.name));
-        self.links.one(&key, silence).await.map(drop)
     }
 
     /// Whether this coordinator should give a partition away, as it has more than its share, and others want it.

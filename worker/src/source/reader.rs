@@ -1,5 +1,7 @@
 //! One reader: one connection to one server, which never has more jobs out than the worker has slots.
 
+mod groups;
+
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -10,7 +12,7 @@ use redis::{Pipeline, Value};
 use stepfleet_connect::{NodeId, Plain};
 use stepfleet_protocol::{
     id::{JobId, PartitionId, StreamId},
-    keys::{self, GROUP},
+    keys,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -167,31 +169,6 @@ impl Reader {
             None => true,
             Some(node) => self.kit.redis.node_of(keys::slot(partition)).is_ok_and(|of| of == *node),
         }
-    }
-
-    /// Creates the streams and groups, and tells the owners of the queues. What exists stays as it is.
-    async fn make_groups(&self, plain: &mut Plain) -> Result<(), String> {
-        for streams in self.streams.all().chunks(PENDING_PAGE) {
-            let mut pipeline = Pipeline::with_capacity(streams.len() * 4);
-            for stream in streams {
-                pipeline.cmd("MULTI");
-                let queues = self.kit.keys.partition(stream.partition).queues();
-                pipeline.cmd("SADD").arg(queues).arg(stream.queue.as_str());
-                pipeline.cmd("XGROUP").arg("CREATE").arg(&stream.key).arg(GROUP).arg("0").arg("MKSTREAM");
-                pipeline.cmd("EXEC");
-            }
-            let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
-            for group in replies.chunks(4) {
-                if self.node.is_some() && group.iter().any(is_away) {
-                    // The partition pauses; the others go on.
-                    continue;
-                }
-                if let Some(why) = group.iter().find_map(refusal) {
-                    return Err(why);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Takes up jobs that were delivered to this worker and never arrived: the reply was lost with a connection.
@@ -401,18 +378,4 @@ async fn client_id(plain: &mut Plain) -> Result<i64, String> {
 
 fn is_known(entry: &Entry, known: &HashSet<JobId>) -> bool {
     !known.is_empty() && inbox::job_id(entry).is_some_and(|job| known.contains(&job))
-}
-
-fn is_away(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if reply::is_away(error))
-}
-
-/// Why a group is still missing; that it exists already is no reason.
-fn refusal(reply: &Value) -> Option<String> {
-    match reply {
-        Value::ServerError(error) if error.code() == "BUSYGROUP" => None,
-        Value::ServerError(error) => Some(error.to_string()),
-        Value::Array(replies) => replies.iter().find_map(refusal),
-        _ => None,
-    }
 }

@@ -170,20 +170,20 @@ async fn a_worker_that_lost_its_channel_beats_on_while_another_node_answers_noth
     })
     .await;
     let (own, channel) = (Keys::default().worker(&ids[0]), Keys::default().worker_control(&ids[0]));
-    let at = slot_of(own.as_bytes());
-    let home = RANGES.iter().position(|(_, last)| at <= *last).expect("a slot");
+    let (at, of_channel) = (slot_of(own.as_bytes()), slot_of(channel.as_bytes()));
+    let node_of = |slot| RANGES.iter().position(|(_, last)| slot <= *last).expect("a slot");
+    let other = (0..3).find(|node| ![node_of(at), node_of(of_channel)].contains(node)).expect("three nodes");
     let beats = async || {
         let value = cluster.ask(at, redis::cmd("HGET").arg(&own).arg("n")).await;
         redis::from_redis_value::<i64>(value).expect("a number")
     };
     let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(&channel).to_owned();
-    let listens =
-        async || matches!(cluster.ask(at, &count).await, redis::Value::Array(pair) if pair[1] == redis::Value::Int(1));
+    let listens = async || matches!(cluster.ask(of_channel, &count).await, redis::Value::Array(pair) if pair[1] == redis::Value::Int(1));
     until("it listens", listens).await;
     // From now on nobody may subscribe to anything there, and whoever did is thrown out.
-    cluster.ask(at, redis::cmd("ACL").arg("SETUSER").arg("default").arg("resetchannels")).await;
+    cluster.ask(of_channel, redis::cmd("ACL").arg("SETUSER").arg("default").arg("resetchannels")).await;
     until("it is deaf", async || !listens().await).await;
-    cluster.nodes[(home + 1) % 3].freeze();
+    cluster.nodes[other].freeze();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = beats().await;
     tokio::time::sleep(Duration::from_secs(8)).await;

@@ -8,9 +8,8 @@ pub const CONCURRENCY_DEFAULT: usize = 64;
 pub const CONCURRENCY_MAX: usize = 65_536;
 /// How long running jobs may take to finish once the worker drains.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
-/// Longest time one read waits on the server for a job. With [`READ_MARGIN`] it is how long a reader takes to find that its
-/// server hangs.
-pub const BLOCK_MAX: Duration = Duration::from_secs(1);
+/// Longest time one read waits on the server for a job.
+pub const BLOCK_MAX: Duration = Duration::from_secs(2);
 /// What a read may take beyond the time that it blocks.
 pub const READ_MARGIN: Duration = Duration::from_secs(2);
 /// How long one write of results may take before the connection counts as lost.

@@ -1,7 +1,7 @@
 //! The same on a Cluster, behind Sentinels, with TLS and as an ACL user.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::json;
@@ -298,6 +298,28 @@ async fn a_durable_submit_waits_for_the_disk_and_for_a_replica_if_there_is_one()
     // One that is connected and does not answer: the disk is what is left to promise.
     replica.pause().unwrap();
     assert_eq!(durability().await.unwrap(), "fsync");
+    // Many that wait for it hold up nobody else; beyond a bound they are told so.
+    let submits = futures::future::join_all((0..80).map(|_| fleet.api().post("/api/v1/runs", &[], &body)));
+    let plain = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        let mut body = body.clone();
+        body["durable"] = json!(false);
+        let (status, answer) = fleet.api().post("/api/v1/runs", &[], &body).await.unwrap();
+        assert_eq!(status, 201, "{answer}");
+        begun.elapsed()
+    };
+    let (submits, plain) = tokio::join!(submits, plain);
+    assert!(plain < Duration::from_millis(1_500), "a plain submit took {plain:?}");
+    let (mut taken, mut refused) = (0, 0);
+    for (status, answer) in submits.into_iter().map(Result::unwrap) {
+        match (status, answer["code"].as_str()) {
+            (201 | 202, None) => taken += 1,
+            (503, Some("durable_busy")) => refused += 1,
+            other => panic!("{other:?}: {answer}"),
+        }
+    }
+    assert_eq!((taken, refused), (64, 16));
 }
 
 #[tokio::test]

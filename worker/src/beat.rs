@@ -19,7 +19,7 @@ use stepfleet_protocol::{
     limits::{HEARTBEAT_MS, QUICK_BEAT_MS},
     name::Name,
 };
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use crate::{
     attempt::{Attempt, Cause},
@@ -29,10 +29,15 @@ use crate::{
 
 /// Beats until the worker has left.
 pub(crate) async fn run(kit: Arc<Kit>) {
+    let beaten = Notify::new();
+    tokio::join!(beats(&kit, &beaten), follow(&kit, &beaten));
+}
+
+/// Beats, and waits for no node but that of the worker's own record.
+async fn beats(kit: &Kit, beaten: &Notify) {
     let mut every = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut register = Register::default();
-    let mut drains = false;
+    let (mut count, mut drains) = (0, false);
     loop {
         let is_deaf = kit.hearing.borrow().is_deaf;
         tokio::select! {
@@ -46,44 +51,56 @@ pub(crate) async fn run(kit: Arc<Kit>) {
             tracing::warn!(age = ?kit.pulse.age(), "no beat: job streams could not be read");
             continue;
         }
-        if let Err(error) = register.beat(&kit).await {
+        count += 1;
+        if let Err(error) = beat(kit, count).await {
             tracing::warn!(%error, "a beat could not be written");
             let _as_it_was = kit.redis.refresh().await;
             continue;
         }
-        if let Err(error) = ask_for_cancels(&kit).await {
+        beaten.notify_one();
+    }
+}
+
+/// After each beat: what is on other nodes. One that is away holds up the rest of this, and no beat.
+async fn follow(kit: &Kit, beaten: &Notify) {
+    let mut since_ms = 0;
+    loop {
+        tokio::select! {
+            () = beaten.notified() => {}
+            () = kit.flush.cancelled() => return,
+        }
+        if let Err(error) = register(kit, &mut since_ms).await {
+            tracing::warn!(%error, "the worker could not be registered");
+        }
+        if let Err(error) = ask_for_cancels(kit).await {
             tracing::warn!(%error, "cancels could not be read");
         }
     }
 }
 
-/// The worker's place in the registry.
-#[derive(Default)]
-struct Register {
-    beats: u64,
-    /// When it registered, by the server's clock in milliseconds; 0 before.
-    since_ms: u64,
+/// Writes the worker's own record.
+async fn beat(kit: &Kit, count: u64) -> Result<(), String> {
+    let own = kit.keys.worker(&kit.worker);
+    let mut pipeline = Pipeline::new();
+    let losses = kit.hearing.borrow().losses;
+    let fields = pipeline.cmd("HSET").arg(&own).arg("n").arg(count).arg("beat").arg(pack(&account(kit)));
+    fields.arg(FIELD_LOSSES).arg(losses);
+    pipeline.cmd("PEXPIRE").arg(&own).arg(REGISTRY_TTL.as_millis() as u64);
+    trip(kit, &own, &pipeline).await.map(|_| ())
 }
 
-impl Register {
-    async fn beat(&mut self, kit: &Kit) -> Result<(), String> {
-        self.beats += 1;
-        let (list, own) = (kit.keys.workers(), kit.keys.worker(&kit.worker));
-        if self.since_ms == 0 {
-            let mut time = Pipeline::new();
-            time.cmd("TIME");
-            self.since_ms = time_ms(&trip(kit, &list, &time).await?).ok_or("TIME gave no time")?;
-        }
-        let mut pipeline = Pipeline::new();
-        let losses = kit.hearing.borrow().losses;
-        let fields = pipeline.cmd("HSET").arg(&own).arg("n").arg(self.beats).arg("beat").arg(pack(&account(kit)));
-        fields.arg(FIELD_LOSSES).arg(losses);
-        pipeline.cmd("PEXPIRE").arg(&own).arg(REGISTRY_TTL.as_millis() as u64);
-        trip(kit, &own, &pipeline).await?;
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("ZADD").arg(&list).arg(self.since_ms).arg(kit.worker.as_str());
-        trip(kit, &list, &pipeline).await.map(|_| ())
+/// Puts the worker into the registry, where it may have been taken for dead. `since_ms`: when it came, by the server's
+/// clock; 0 before that is known.
+async fn register(kit: &Kit, since_ms: &mut u64) -> Result<(), String> {
+    let list = kit.keys.workers();
+    if *since_ms == 0 {
+        let mut time = Pipeline::new();
+        time.cmd("TIME");
+        *since_ms = time_ms(&trip(kit, &list, &time).await?).ok_or("TIME gave no time")?;
     }
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("ZADD").arg(&list).arg(*since_ms).arg(kit.worker.as_str());
+    trip(kit, &list, &pipeline).await.map(|_| ())
 }
 
 fn account(kit: &Kit) -> Beat {

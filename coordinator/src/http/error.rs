@@ -96,6 +96,11 @@ impl From<ClientError> for ApiError {
             ClientError::Ask(AskError::Moving { .. }) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "slot_moving", detail).retry_after(1)
             }
+            ClientError::Ask(AskError::WaitsFull { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "durable_busy", detail)
+                    .hint("the disk or the replicas are slow: try again later, or submit without `durable`")
+                    .retry_after(2)
+            }
             ClientError::Ask(AskError::Refused(text)) => {
                 let code = if text.contains("OOM") { "redis_full" } else { "redis_refused" };
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_after(5)

@@ -165,14 +165,16 @@ impl<D: Dial> Fleet<D> {
             }
         }
         let (mut failure, mut moving) = (self.count().await.err(), 0);
-        for partition in (0..self.partitions).map(PartitionId) {
-            let alone = self.left_alone.get(&partition).is_some_and(|at| at.elapsed() < LEFT_ALONE);
-            if alone || self.running.contains_key(&partition) {
-                continue;
-            }
-            // A coordinator with its share leaves the rest to others, unless nobody comes: they may be gone, or unable.
-            let has_share = self.running.len() as u64 >= lease::share(self.partitions, self.coordinators);
-            match self.leases.try_take(partition, has_share).await {
+        let here = self.running.iter().filter(|(_, stop)| !stop.is_cancelled()).map(|(partition, _)| *partition);
+        let here: Vec<PartitionId> = here.collect();
+        self.leases.check(&here).await;
+        let alone = |p: &PartitionId| self.left_alone.get(p).is_some_and(|at| at.elapsed() < LEFT_ALONE);
+        let others = (0..self.partitions).map(PartitionId).filter(|p| !alone(p) && !self.running.contains_key(p));
+        let others: Vec<PartitionId> = others.collect();
+        // A coordinator with its share leaves the rest to others, unless nobody comes: they may be gone, or unable.
+        let room = lease::share(self.partitions, self.coordinators).saturating_sub(self.running.len() as u64);
+        for (partition, taken) in self.leases.take(&others, room).await {
+            match taken {
                 Ok(true) => self.start(partition),
                 Ok(false) => {}
                 Err(error) => {

@@ -7,17 +7,17 @@
 //! anybody takes it at once. Who has a fair share leaves the rest to others, but not for ever: what nobody claims is
 //! taken all the same.
 
-use std::{collections::HashMap, time::Duration};
+mod presence;
 
-use stepfleet_protocol::{
-    beat::CoordinatorBeat,
-    codec::{self, VERSION},
-    id::PartitionId,
-    keys::Keys,
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
 };
+
+use stepfleet_protocol::{id::PartitionId, keys::Keys};
 use tokio::time::Instant;
 
-use super::links::Links;
+use super::links::{Answer, Ask, Links};
 use crate::store::{
     link::{Dial, LinkError},
     partition::LEASE_MS,
@@ -44,12 +44,13 @@ const UNCLAIMED_WAIT: Duration = Duration::from_secs(5);
 const UNCLAIMED_KEPT: Duration = Duration::from_secs(60);
 /// A coordinator gives a partition away for balance at most so often.
 const GIVE_EVERY: Duration = Duration::from_secs(5);
-/// How long a coordinator's account of itself is kept, in milliseconds.
-const BEAT_KEPT_MS: u64 = 60_000;
 /// How long a released lease shows that it was released.
 const RELEASED_MS: u64 = 60_000;
-/// A coordinator that was not seen for this long does not count for balance.
-const SEEN_MS: u64 = 5_000;
+/// Looks at leases that share a trip: three cheap commands each.
+const LOOKS_PER_TRIP: usize = 256;
+/// A coordinator from which others took a partition has been too slow, or hung: for so long it gets none for balance, and
+/// does not count for it.
+const PASSED_OVER: Duration = Duration::from_secs(60);
 /// After a partition was given away its last owner does not take it back for this long.
 const COOL_DOWN: Duration = Duration::from_secs(4);
 
@@ -66,6 +67,36 @@ pub enum Holder {
     Other(String),
 }
 
+/// What one look at a free lease found.
+struct Look {
+    holder: Holder,
+    /// What is left of it, in milliseconds.
+    left_ms: i64,
+    /// Nobody has ever reigned: there is nobody to wait for.
+    never_owned: bool,
+}
+
+/// What is to be done about a lease after a look.
+enum Next {
+    /// It is this coordinator's already.
+    Mine,
+    /// It is taken.
+    Take(Claim),
+    /// It is left alone for now.
+    Wait,
+}
+
+/// A lease that is to be taken.
+struct Claim {
+    partition: PartitionId,
+    /// `NX` for one that is gone, `XX` for one that was released.
+    how: &'static str,
+    /// It lapsed.
+    lapsed: bool,
+    /// The coordinator has its share already.
+    beyond: bool,
+}
+
 /// The leases as one coordinator sees them.
 pub struct Leases<D: Dial> {
     links: Links<D>,
@@ -74,11 +105,14 @@ pub struct Leases<D: Dial> {
     /// Since when each was seen to be free, or about to be, and when that was last seen.
     free_since: HashMap<PartitionId, (Instant, Instant, u32)>,
     cooling: HashMap<PartitionId, Instant>,
-    ever: HashMap<PartitionId, bool>,
+    /// Those that were looked at.
+    ever: HashSet<PartitionId>,
     /// When one was last given away.
     gave: Option<Instant>,
     /// When one beyond the share was last taken, as nobody claimed it.
     unclaimed: Option<Instant>,
+    /// When it was last seen that others had taken what is owned here.
+    lapsed: Option<Instant>,
     jitter: Duration,
     /// The version of the fleet's policies that this coordinator tells with its beat.
     pub policies: u64,
@@ -87,9 +121,21 @@ pub struct Leases<D: Dial> {
 impl<D: Dial> Leases<D> {
     /// For the coordinator `name`; `jitter` is its random part of the wait.
     pub fn new(dial: D, keys: Keys, name: String, jitter: Duration) -> Self {
-        let (free_since, cooling, ever) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let links = Links::new(dial);
-        Self { links, keys, name, free_since, cooling, ever, gave: None, unclaimed: None, jitter, policies: 0 }
+        let (free_since, cooling, ever) = (HashMap::new(), HashMap::new(), HashSet::new());
+        let links = Links::impatient(dial);
+        Self {
+            links,
+            keys,
+            name,
+            free_since,
+            cooling,
+            ever,
+            gave: None,
+            unclaimed: None,
+            lapsed: None,
+            jitter,
+            policies: 0,
+        }
     }
 
     /// How many partitions there are; `default` is written if nobody has said so yet.
@@ -118,16 +164,6 @@ impl<D: Dial> Leases<D> {
         Ok(self.holder_of(&value))
     }
 
-    /// Who holds the lease, and what is left of it in milliseconds.
-    async fn seen(&mut self, partition: PartitionId) -> Result<(Holder, i64), LinkError> {
-        let key = self.keys.partition(partition).lease();
-        let mut look = redis::pipe();
-        look.cmd("GET").arg(&key).cmd("PTTL").arg(&key);
-        let replies = self.links.trip(&key, &look).await?;
-        let left_ms = replies.get(1).and_then(reply::number).unwrap_or(0);
-        Ok((self.holder_of(replies.first().unwrap_or(&redis::Value::Nil)), left_ms))
-    }
-
     fn holder_of(&self, value: &redis::Value) -> Holder {
         match reply::text(value) {
             None => Holder::Nobody,
@@ -137,44 +173,106 @@ impl<D: Dial> Leases<D> {
         }
     }
 
-    /// Takes the lease if it is time to; one that `has_share` leaves it to others for a while. True when it is this
-    /// coordinator's now.
-    ///
-    /// # Errors
-    /// The link's.
-    pub async fn try_take(&mut self, partition: PartitionId, has_share: bool) -> Result<bool, LinkError> {
-        if self.cooling.get(&partition).is_some_and(|since| since.elapsed() < COOL_DOWN) {
-            return Ok(false);
+    /// Looks at the leases of `wanted` at once, and takes those that it is time to take; when there are `room` more, this
+    /// coordinator has its share, and leaves the rest to others for a while. Says for each whether it is its own now, or
+    /// why that is not known; those that it gave away a moment ago are left out.
+    pub async fn take(&mut self, wanted: &[PartitionId], mut room: u64) -> Vec<(PartitionId, Result<bool, LinkError>)> {
+        room = if self.is_passed_over() { 0 } else { room };
+        let cools = |partition: &PartitionId| self.cooling.get(partition).is_some_and(|at| at.elapsed() < COOL_DOWN);
+        let wanted: Vec<PartitionId> = wanted.iter().filter(|partition| !cools(partition)).copied().collect();
+        let asks = wanted.iter().map(|partition| self.look(*partition)).collect();
+        let answers = self.links.gather(asks, LOOKS_PER_TRIP).await;
+        let (mut found, mut claims) = (Vec::with_capacity(wanted.len()), Vec::new());
+        for (partition, answer) in wanted.into_iter().zip(answers) {
+            let next =
+                answer.and_then(Answer::accepted).map(|answer| self.next(partition, &self.seen(&answer), room == 0));
+            found.push((partition, next.as_ref().map(|next| matches!(next, Next::Mine)).map_err(Clone::clone)));
+            room = room.saturating_sub(u64::from(matches!(next, Ok(Next::Mine | Next::Take(_)))));
+            if let Ok(Next::Take(claim)) = next {
+                claims.push((found.len() - 1, claim));
+            }
         }
-        let (holder, left_ms) = self.seen(partition).await?;
-        let first_look = !std::mem::replace(self.ever.entry(partition).or_default(), true);
-        let (how, wait, lapsed) = match holder {
-            Holder::Me => return Ok(true),
+        let asks = claims.iter().map(|(_, claim)| self.claim(claim)).collect();
+        let answers = self.links.gather(asks, LOOKS_PER_TRIP).await;
+        for ((at, claim), answer) in claims.into_iter().zip(answers) {
+            found[at].1 = answer.map(|answer| self.claimed(&claim, &answer));
+        }
+        found
+    }
+
+    /// Looks whether others have taken one of these, whose owners here do not know yet: they hang. Then balance passes this
+    /// coordinator over for a minute, as it would lose again what it got.
+    pub async fn check(&mut self, owned: &[PartitionId]) {
+        let asks = owned.iter().map(|partition| self.look(*partition)).collect();
+        for (partition, answer) in owned.iter().zip(self.links.gather(asks, LOOKS_PER_TRIP).await) {
+            if let Ok(Holder::Other(by)) = answer.and_then(Answer::accepted).map(|answer| self.seen(&answer).holder) {
+                tracing::warn!(%partition, by, "another coordinator took a partition of this one, which was too slow");
+                self.lapsed = Some(Instant::now());
+            }
+        }
+    }
+
+    fn is_passed_over(&self) -> bool {
+        self.lapsed.is_some_and(|at| at.elapsed() < PASSED_OVER)
+    }
+
+    fn look(&self, partition: PartitionId) -> Ask {
+        let keys = self.keys.partition(partition);
+        let (mut get, mut left, mut owned) = (redis::cmd("GET"), redis::cmd("PTTL"), redis::cmd("EXISTS"));
+        get.arg(keys.lease());
+        left.arg(keys.lease());
+        owned.arg(keys.head());
+        Ask::new(&keys.lease(), vec![get, left, owned])
+    }
+
+    fn seen(&self, answer: &Answer) -> Look {
+        let number = |at: usize| answer.replies.get(at).and_then(reply::number);
+        Look {
+            holder: self.holder_of(answer.replies.first().unwrap_or(&redis::Value::Nil)),
+            left_ms: number(1).unwrap_or(0),
+            never_owned: number(2) == Some(0),
+        }
+    }
+
+    fn next(&mut self, partition: PartitionId, look: &Look, has_share: bool) -> Next {
+        let first_look = self.ever.insert(partition);
+        let (how, wait, lapsed) = match look.holder {
+            Holder::Me => return Next::Mine,
             Holder::Other(_) => {
-                if left_ms > OVERDUE_MS {
+                if look.left_ms > OVERDUE_MS {
                     self.free_since.remove(&partition);
                 } else {
                     // The server answers and its owner does not renew it: the wait begins here.
                     self.waited(partition, LOOK_GAP);
                 }
-                return Ok(false);
+                return Next::Wait;
             }
             Holder::Released => ("XX", Duration::ZERO, false),
-            Holder::Nobody if first_look && self.never_owned(partition).await? => ("NX", Duration::ZERO, false),
+            Holder::Nobody if first_look && look.never_owned => ("NX", Duration::ZERO, false),
             Holder::Nobody => ("NX", LAPSED_WAIT + self.jitter, true),
         };
         let (gap, share_wait) = if lapsed { (LOOK_GAP, LAPSED_SHARE_WAIT) } else { (Duration::MAX, UNCLAIMED_WAIT) };
         let wait = if has_share { wait + share_wait } else { wait };
         if self.waited(partition, gap) < wait {
-            return Ok(false);
+            return Next::Wait;
         }
-        let taken = self.set(partition, how).await?;
-        if taken && has_share {
+        Next::Take(Claim { partition, how, lapsed, beyond: has_share })
+    }
+
+    fn claim(&self, claim: &Claim) -> Ask {
+        let key = self.keys.partition(claim.partition).lease();
+        Ask::new(&key, vec![self.set(&key, claim.how)])
+    }
+
+    fn claimed(&mut self, claim: &Claim, answer: &Answer) -> bool {
+        self.free_since.remove(&claim.partition);
+        let taken = answer.replies.first().is_some_and(is_ok);
+        if taken && claim.beyond {
             // A dead owner counts for the share a little longer; nothing is given to it meanwhile.
-            let keep = if lapsed { &mut self.gave } else { &mut self.unclaimed };
+            let keep = if claim.lapsed { &mut self.gave } else { &mut self.unclaimed };
             *keep = Some(Instant::now());
         }
-        Ok(taken)
+        taken
     }
 
     /// For how long a partition was seen to be free, or to be about to be. A longer time than `gap` between two looks
@@ -195,21 +293,10 @@ impl<D: Dial> Leases<D> {
         self.free_since.values().any(|(_, last, _)| last.elapsed() < LOOK_GAP)
     }
 
-    /// Nobody has ever reigned: there is nobody to wait for.
-    async fn never_owned(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
-        let key = self.keys.partition(partition).head();
-        let mut exists = redis::cmd("EXISTS");
-        exists.arg(&key);
-        Ok(reply::number(&self.links.one(&key, exists).await?) == Some(0))
-    }
-
-    async fn set(&mut self, partition: PartitionId, how: &str) -> Result<bool, LinkError> {
-        let key = self.keys.partition(partition).lease();
+    fn set(&self, key: &str, how: &str) -> redis::Cmd {
         let mut set = redis::cmd("SET");
-        set.arg(&key).arg(&self.name).arg(how).arg("PX").arg(LEASE_MS);
-        let taken = self.links.one(&key, set).await?;
-        self.free_since.remove(&partition);
-        Ok(matches!(taken, redis::Value::Okay | redis::Value::SimpleString(_)))
+        set.arg(key).arg(&self.name).arg(how).arg("PX").arg(LEASE_MS);
+        set
     }
 
     /// Takes a lease that this coordinator held until a moment ago: at once if it lapsed. False when it is another's.
@@ -219,7 +306,11 @@ impl<D: Dial> Leases<D> {
     pub async fn retake(&mut self, partition: PartitionId) -> Result<bool, LinkError> {
         match self.holder(partition).await? {
             Holder::Me => Ok(true),
-            Holder::Nobody => self.set(partition, "NX").await,
+            Holder::Nobody => {
+                let key = self.keys.partition(partition).lease();
+                let set = self.set(&key, "NX");
+                Ok(is_ok(&self.links.one(&key, set).await?))
+            }
             Holder::Released | Holder::Other(_) => Ok(false),
         }
     }
@@ -243,43 +334,6 @@ impl<D: Dial> Leases<D> {
         Ok(())
     }
 
-    /// Says that this coordinator lives. Returns how many do.
-    ///
-    /// # Errors
-    /// The link's.
-    pub async fn beat(&mut self) -> Result<u64, LinkError> {
-        let key = self.keys.coordinators();
-        let time = self.links.one(&key, redis::cmd("TIME")).await?;
-        let now_ms = reply::time_ms(&time).unwrap_or_default();
-        let mut pipe = redis::pipe();
-        pipe.cmd("ZADD").arg(&key).arg(now_ms).arg(&self.name);
-        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now_ms.saturating_sub(20 * SEEN_MS));
-        // Who was seen in the future was seen before the server's clock was set back; who lives says so again at once.
-        pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg(now_ms + SEEN_MS).arg("+inf");
-        pipe.cmd("ZCOUNT").arg(&key).arg(now_ms.saturating_sub(SEEN_MS)).arg("+inf");
-        let beat =
-            CoordinatorBeat { v: VERSION, version: env!("CARGO_PKG_VERSION").to_owned(), policies: self.policies };
-        let mut say = redis::cmd("SET");
-        say.arg(self.keys.coordinator(&self.name)).arg(codec::pack(&beat)).arg("PX").arg(BEAT_KEPT_MS);
-        pipe.add_command(say);
-        let replies = self.links.trip(&key, &pipe).await?;
-        Ok(replies.get(3).and_then(reply::number).unwrap_or(1).max(1) as u64)
-    }
-
-    /// This coordinator leaves.
-    ///
-    /// # Errors
-    /// The link's.
-    pub async fn leave(&mut self) -> Result<(), LinkError> {
-        let key = self.keys.coordinators();
-        let mut leave = redis::cmd("ZREM");
-        leave.arg(&key).arg(&self.name);
-        self.links.one(&key, leave).await?;
-        let mut silence = redis::cmd("UNLINK");
-        silence.arg(self.keys.coordinator(&self.name));
-        self.links.one(&key, silence).await.map(drop)
-    }
-
     /// Whether this coordinator should give a partition away, as it has more than its share, and others want it.
     pub fn has_too_many(&mut self, owned: usize, partitions: u16, coordinators: u64) -> bool {
         let lately = |at: Option<Instant>, span| at.is_some_and(|at| at.elapsed() < span);
@@ -295,4 +349,8 @@ impl<D: Dial> Leases<D> {
 /// Partitions of one coordinator when all have about as many.
 pub fn share(partitions: u16, coordinators: u64) -> u64 {
     u64::from(partitions).div_ceil(coordinators.max(1))
+}
+
+fn is_ok(value: &redis::Value) -> bool {
+    matches!(value, redis::Value::Okay | redis::Value::SimpleString(_))
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::{StreamExt, stream::FuturesUnordered};
 use redis::{Cmd, Pipeline, Value};
 use stepfleet_protocol::keys::slot_of;
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// kept waiting by each question to it.
 const SLOW_FAILURE: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(3);
+/// Where nobody is waited for in vain: a node has so much longer than the first one that answered.
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// Commands about keys of one slot.
 #[derive(Debug)]
@@ -49,6 +51,19 @@ pub struct Answer {
     pub steady: Instant,
 }
 
+impl Answer {
+    /// The answer, if nothing in it was refused.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn accepted(self) -> Result<Self, LinkError> {
+        match self.replies.iter().find_map(reply::error) {
+            Some(text) => Err(LinkError::Lost(text)),
+            None => Ok(self),
+        }
+    }
+}
+
 /// A link, and since when it has been as an [`Answer`] tells.
 struct Open<L> {
     link: L,
@@ -61,12 +76,20 @@ pub struct Links<D: Dial> {
     by_node: HashMap<u64, Open<D::Link>>,
     /// Nodes that are left alone until then.
     rests: HashMap<u64, Instant>,
+    /// How much longer than the first one a node may take.
+    patience: Option<Duration>,
 }
 
 impl<D: Dial> Links<D> {
     /// None are open yet.
     pub fn new(dial: D) -> Self {
-        Self { dial, by_node: HashMap::new(), rests: HashMap::new() }
+        Self { dial, by_node: HashMap::new(), rests: HashMap::new(), patience: None }
+    }
+
+    /// None are open yet. A node whose answer comes 400 ms later than that of another one counts as away, so that it does
+    /// not hold up what is done with the others; it may have done what it was asked all the same.
+    pub fn impatient(dial: D) -> Self {
+        Self { patience: Some(PATIENCE), ..Self::new(dial) }
     }
 
     /// A number for the node that serves `slot` now.
@@ -85,28 +108,44 @@ impl<D: Dial> Links<D> {
         for (at, ask) in asks.into_iter().enumerate() {
             by_node.entry(self.dial.node(ask.slot)).or_default().push((at, ask));
         }
-        let mut flights = Vec::with_capacity(by_node.len());
+        let mut flights = FuturesUnordered::new();
+        let mut under_way: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (node, asks) in by_node {
             let rests = self.rests.get(&node).is_some_and(|until| Instant::now() < *until);
             let lost = rests.then(|| LinkError::Lost("the node failed a moment ago".into()));
             let flight =
                 Flight { dial: self.dial.clone(), link: self.by_node.remove(&node), lost, answers: Vec::new() };
+            under_way.insert(node, asks.iter().map(|(at, _)| *at).collect());
             flights.push(async move { (node, rests, flight.fly(asks, per_trip).await) });
         }
-        let mut is_stale = false;
-        for (node, rested, (flight, took)) in join_all(flights).await {
-            is_stale |= !rested && flight.answers.iter().any(|(_, answer)| answer.is_err());
+        let (mut is_stale, mut slow, mut give_up) = (false, Vec::new(), None);
+        while let Some((node, rested, (flight, took))) = next_until(&mut flights, give_up).await {
+            under_way.remove(&node);
+            let failed = flight.answers.iter().any(|(_, answer)| answer.is_err());
+            is_stale |= !rested && failed;
             if !rested && flight.lost.is_some() && took >= SLOW_FAILURE {
-                self.rests.insert(node, Instant::now() + REST);
+                slow.push(node);
+            }
+            if !failed && give_up.is_none() {
+                give_up = self.patience.map(|patience| Instant::now() + patience);
             }
             self.by_node.extend(flight.link.map(|link| (node, link)));
             for (at, answer) in flight.answers {
                 answers[at] = Some(answer);
             }
         }
+        // Who is still under way is waited for no longer, and its link goes.
+        drop(flights);
+        for (node, asks) in under_way {
+            is_stale = true;
+            slow.push(node);
+            asks.into_iter().for_each(|at| answers[at] = Some(Err(LinkError::TimedOut)));
+        }
         if is_stale {
             self.dial.refresh().await;
         }
+        // From now on, as the look at the topology may have asked such a node, too.
+        self.rests.extend(slow.into_iter().map(|node| (node, Instant::now() + REST)));
         answers.into_iter().map(|answer| answer.expect("every ask was of one node")).collect()
     }
 
@@ -140,6 +179,14 @@ impl<D: Dial> Links<D> {
             Some(text) => Err(LinkError::Lost(text)),
             None => Ok(found),
         }
+    }
+}
+
+/// The next flight that ends; none if all have, or the time is over.
+async fn next_until<F: Future>(flights: &mut FuturesUnordered<F>, give_up: Option<Instant>) -> Option<F::Output> {
+    match give_up {
+        Some(at) => tokio::time::timeout_at(at, flights.next()).await.ok().flatten(),
+        None => flights.next().await,
     }
 }
 

@@ -8,6 +8,7 @@ mod again;
 mod begin;
 mod gather;
 mod poison;
+mod returning;
 #[cfg(test)]
 mod tests;
 mod young;
@@ -21,8 +22,11 @@ use std::{
 use futures::FutureExt;
 use stepfleet_protocol::{id::StreamId, name::Name};
 
-use self::gather::{Ahead, Gathered, Look};
 pub use self::poison::Memory;
+use self::{
+    gather::{Ahead, Gathered, Look},
+    returning::Returning,
+};
 use super::{
     core::{self, Core, Poison},
     gates, inputs,
@@ -133,6 +137,7 @@ pub struct Owner<L> {
     gates: Option<gates::Link>,
     retention: Retention,
     next_retention_ms: u64,
+    returning: Returning,
     /// The server's time at the last turn.
     pub server_ms: u64,
     /// What it has done.
@@ -219,6 +224,7 @@ impl<L: Link> Owner<L> {
         if let Some(commit) = &commit {
             self.committed(commit);
         }
+        self.returning.turned(self.server_ms, turn.now_ms);
         self.server_ms = turn.now_ms;
         // What was sent has applied: it is not to blame for anything any more.
         self.memory.last_alone.clear();

@@ -23,6 +23,16 @@ pub enum AskError {
     /// It refused, and nothing was written: full, read-only, no permission.
     #[error("redis refused: {0}")]
     Refused(String),
+    /// So many durable submits wait for the disk or the replicas of this node that there is no connection for another one;
+    /// nothing was written.
+    #[error(
+        "{} durable submits wait for the disk or a replica of `{node}` already",
+        stepfleet_connect::limits::POOL_WAITS_MAX
+    )]
+    WaitsFull {
+        /// The node.
+        node: String,
+    },
     /// A reply of an impossible shape.
     #[error("unexpected reply of redis to {0}")]
     Unexpected(&'static str),

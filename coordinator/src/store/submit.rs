@@ -3,13 +3,14 @@
 //! A run's id is made here and routes it. The plan and a large input are written in the same MULTI as the log entry that names
 //! them. Submits may be repeated: the owner knows a run by its id.
 
+mod durable;
 mod seen;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use redis::{Value, aio::ConnectionLike};
+use redis::Value;
 use stepfleet_protocol::{
     codec,
     id::{CommandId, PartitionId, RunId, StreamId},
@@ -27,8 +28,8 @@ use super::{
     workflows::Stored,
 };
 
-pub use self::seen::PLAN_AGE_MAX;
 pub(super) use self::seen::{Clock, PlansWritten};
+pub use self::{durable::Durability, seen::PLAN_AGE_MAX};
 
 /// How long an idempotency key is kept: a day and an hour, in milliseconds.
 pub const IDEMPOTENCY_MS: u64 = 25 * 3_600_000;
@@ -38,8 +39,6 @@ pub const RUNS_PER_ENTRY: usize = 128;
 const BYTES_PER_ENTRY: usize = 256 << 10;
 /// Log entries of one bulk submit on their way at once.
 const IN_FLIGHT: usize = 12;
-/// How long a durable submit waits for the disk or a replica, in milliseconds; below the time-out of a pooled connection.
-const DURABLE_MS: u64 = 4_000;
 
 /// A run to be submitted.
 #[derive(Debug, Clone)]
@@ -52,17 +51,6 @@ pub struct Wanted {
     pub traceparent: Option<String>,
     /// The client's key and a fingerprint of its request: the same pair gives the same run.
     pub idempotency: Option<(String, String)>,
-}
-
-/// What a durable submit got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// The log entry is on the disk of its server, and on no replica within four seconds, if there is one.
-    Fsync,
-    /// A replica has the log entry, so that it survives a fail-over.
-    Replica,
-    /// Neither within four seconds: the server has no append-only file and no replica, or they are slow.
-    None,
 }
 
 /// A run that was taken.
@@ -285,36 +273,6 @@ impl Client {
             self.shared.plans.wrote(partition, hash);
         }
         Ok((entry, durability))
-    }
-
-    /// As a plain submit, then waits on the same connection, because WAIT is about a connection's own writes.
-    async fn append_durably(
-        &self,
-        partition: PartitionId,
-        pipe: &redis::Pipeline,
-    ) -> Result<(StreamId, Durability), AskError> {
-        let lost = |e: redis::RedisError| AskError::Unavailable(e.to_string());
-        let slot = slot(partition);
-        let mut connection = self.redis.pooled(slot).await.map_err(|e| AskError::Unavailable(e.to_string()))?;
-        let entry = executed(connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(lost)?)?;
-        let mut wait = redis::pipe();
-        // Unknown before 7.2, and an error without an append-only file.
-        wait.cmd("WAITAOF").arg(1).arg(0).arg(DURABLE_MS);
-        wait.cmd("ROLE");
-        let replies = connection.req_packed_commands(&wait, 0, wait.len()).await.map_err(lost)?;
-        let synced = replies.first().and_then(reply::array).and_then(|a| a.first()).and_then(reply::number);
-        let on_disk = if synced.is_some_and(|n| n > 0) { Durability::Fsync } else { Durability::None };
-        let role = replies.get(1).and_then(reply::array).unwrap_or_default();
-        let replicas = role.get(2).and_then(reply::array).map_or(0, <[Value]>::len);
-        if replicas == 0 {
-            return Ok((entry, on_disk));
-        }
-        // What is on the disk of a primary is lost all the same when a replica that lacks it takes its place.
-        let mut wait = redis::pipe();
-        wait.cmd("WAIT").arg(1).arg(DURABLE_MS);
-        let replies = connection.req_packed_commands(&wait, 0, 1).await.map_err(lost)?;
-        let reached = replies.first().and_then(reply::number).unwrap_or(0);
-        Ok((entry, if reached > 0 { Durability::Replica } else { on_disk }))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stepfleet_coordinator::{
-    shell::{fleet, lease::Leases, metrics::Metrics, retention::Retention},
+    shell::{fleet, lease::Leases, links::Links, metrics::Metrics, retention::Retention},
     store::{
         link::{Dial, Link},
         memory::{Clock, MemoryDial, MemoryServer},
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fleet::all_keys,
     wire::Wire,
-    world::{World, on_twin, runtime},
+    world::{TryTake, World, on_twin, runtime},
 };
 
 const EIGHT: u16 = 8;
@@ -218,4 +218,92 @@ fn a_coordinator_takes_partitions_of_healthy_nodes_while_another_node_is_away() 
             next.abort();
         });
     }
+}
+
+fn nodes(count: usize) -> (Vec<MemoryServer>, Wire<MemoryDial>) {
+    let nodes: Vec<MemoryServer> = (0..count).map(|_| MemoryServer::new(Clock::default())).collect();
+    let wire = Wire::over(nodes.iter().map(MemoryServer::dial).collect());
+    (nodes, wire)
+}
+
+#[test]
+fn a_thousand_leases_are_looked_at_in_a_few_trips_and_taken_in_a_few_more() {
+    runtime(true).block_on(async {
+        let (_nodes, wire) = nodes(2);
+        let all: Vec<PartitionId> = (0..1_000).map(PartitionId).collect();
+        let mut first = Leases::new(wire.clone(), all_keys(), "first".into(), Duration::ZERO);
+        let taken = first.take(&all, 600).await;
+        let mine = taken.iter().filter(|(_, taken)| matches!(taken, Ok(true))).count();
+        assert_eq!((taken.len(), mine), (1_000, 600), "its share of what nobody ever had");
+        assert!(wire.trips() <= 8, "{} trips", wire.trips());
+        let mut second = Leases::new(wire, all_keys(), "second".into(), Duration::ZERO);
+        let taken = second.take(&all, 1_000).await;
+        let second: Vec<bool> = taken.into_iter().map(|(_, taken)| taken.expect("up")).collect();
+        let others: Vec<bool> = (0..1_000).map(|n| n >= 600).collect();
+        assert_eq!(second, others, "the first 600 are another's");
+    });
+}
+
+#[test]
+fn a_node_that_answers_nothing_holds_the_looks_at_the_others_up_for_less_than_half_a_second() {
+    for frozen in [0, 1] {
+        runtime(true).block_on(async {
+            let (_nodes, wire) = nodes(2);
+            let all: Vec<PartitionId> = (0..EIGHT).map(PartitionId).collect();
+            let mut leases = Leases::new(wire.clone(), all_keys(), "next".into(), Duration::ZERO);
+            leases.take(&[], 0).await;
+            wire.freeze(frozen);
+            let begun = Instant::now();
+            let taken = leases.take(&all, 8).await;
+            assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+            for (partition, taken) in taken {
+                let lease = all_keys().partition(partition).lease();
+                let on_frozen = usize::from(slot_of(lease.as_bytes())) * 2 / 16_384 == frozen;
+                assert_eq!(taken.is_ok_and(|taken| taken), !on_frozen, "{partition}");
+            }
+            let begun = Instant::now();
+            leases.take(&all, 8).await;
+            assert!(begun.elapsed() < Duration::from_millis(1), "it is left alone for a while");
+        });
+    }
+}
+
+#[test]
+fn a_node_rests_also_when_the_look_at_the_topology_took_longer_than_the_rest() {
+    runtime(true).block_on(async {
+        let (_nodes, mut wire) = nodes(1);
+        wire.refresh = Duration::from_secs(4);
+        wire.freeze(0);
+        let mut links = Links::new(wire);
+        let mut ask = async || links.one("key", redis::cmd("PING")).await.map(drop).expect_err("it is frozen");
+        ask().await;
+        let begun = Instant::now();
+        ask().await;
+        assert!(begun.elapsed() < Duration::from_millis(1), "{:?}: it was asked again at once", begun.elapsed());
+    });
+}
+
+#[test]
+fn a_coordinator_that_others_took_a_partition_from_is_passed_over_by_the_balance_for_a_minute() {
+    on_twin(async |_, w| {
+        let (mut hung, mut other) = (leases(&w.dial, "hung"), leases(&w.dial, "other"));
+        let (lost, given) = (PartitionId(0), PartitionId(1));
+        assert!(hung.try_take(lost, false).await.expect("up"));
+        has_been_owned(&w, lost).await;
+        assert_eq!((hung.beat().await.expect("up"), other.beat().await.expect("up")), (1, 2));
+        hung.check(&[lost]).await;
+        assert_eq!(hung.beat().await.expect("up"), 2, "it has what it had");
+        // Its owner hangs, and it beats on.
+        assert_eq!(looks(&mut other, false, 6_000).await, Some(3_200));
+        hung.check(&[lost]).await;
+        assert_eq!((hung.beat().await.expect("up"), other.beat().await.expect("up")), (1, 1), "it does not count");
+        assert!(other.try_take(given, false).await.expect("up"));
+        other.release(given).await.expect("up");
+        assert!(!hung.try_take(given, false).await.expect("up"), "others come first");
+        tokio::time::advance(Duration::from_millis(5_100)).await;
+        assert!(hung.try_take(given, false).await.expect("up"), "nobody did");
+        tokio::time::advance(Duration::from_secs(56)).await;
+        hung.beat().await.expect("up");
+        assert_eq!(other.beat().await.expect("up"), 2);
+    });
 }

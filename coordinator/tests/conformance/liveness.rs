@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::{PARTITION, Worker, all_keys, chain, keys},
-    world::{World, on_memory, on_twin},
+    world::{TryTake, World, on_memory, on_twin},
 };
 
 const LOOK: Duration = Duration::from_millis(500);

@@ -214,13 +214,13 @@ fn lesson_05_a_worker_that_beats_on_does_not_keep_a_job_past_its_limit() {
         // It never tells how the attempt ended, and names the job in each of its beats.
         let mut n = 0;
         let again = loop {
-            n = beats(&mut w, &worker, &[&of], n, 10).await;
+            n = beats(&mut w, &worker, &[&of], n, 1).await;
             owner.turn(false).await.expect("no faults");
             let jobs = other.take(1).await.unwrap_or_default();
             if let Some((of, job)) = jobs.into_iter().next() {
                 break (of, job);
             }
-            assert!(n < 100, "the job is kept for {n} beats");
+            assert!(n < 1_000, "the job is kept for {n} beats");
         };
         assert_eq!(again.1.attempt, 2, "the attempt that ran past its limit counts");
         other.answer(vec![(again.0, Outcome::Completed(None))]).await.expect("up");

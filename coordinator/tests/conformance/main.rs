@@ -25,6 +25,7 @@ mod limit_script;
 mod limits;
 mod liveness;
 mod losses;
+mod outages;
 mod plans;
 mod poison;
 mod policies;

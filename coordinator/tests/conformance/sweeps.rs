@@ -25,6 +25,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{fleet::all_keys, wire::Wire, world::runtime};
 
@@ -360,5 +361,39 @@ fn when_half_of_the_channels_are_empty_at_once_nobody_is_gone() {
         let _others: Vec<_> = ears.into_iter().take(2).collect();
         sky.sweep_for(20, &workers[..2]).await;
         assert_eq!(sky.lost(BOTH[0]).await, BTreeSet::new());
+    });
+}
+
+#[test]
+fn channels_tell_of_deaths_also_where_a_sweep_takes_longer_than_a_second() {
+    on_sky(1, Duration::from_millis(250), async |mut sky| {
+        let workers: Vec<WorkerId> = (1..=5).map(worker).collect();
+        for worker in &workers {
+            sky.beat(worker).await;
+            sky.give(worker, BOTH[0]).await;
+        }
+        let mut ears: Vec<_> = workers.iter().map(|worker| sky.listen(worker)).collect();
+        let begun = Instant::now();
+        sky.observer.sweep().await;
+        assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+        let stop = CancellationToken::new();
+        let other = Sky::new(1, Duration::ZERO).observer;
+        let observing = tokio::spawn(std::mem::replace(&mut sky.observer, other).run(stop.clone()));
+        for secs in 0..60 {
+            if secs == 45 {
+                assert_eq!(sky.metrics.channels_watched.get(), 5);
+                drop(ears.remove(0));
+            }
+            if secs % 10 == 0 {
+                for worker in &workers[usize::from(secs >= 45)..] {
+                    sky.beat(worker).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(sky.lost(BOTH[0]).await, set([&workers[0]]));
+        assert_eq!(sky.metrics.deaths.with_label_values(&["channel"]).get(), 1);
+        stop.cancel();
+        observing.await.expect("it ends");
     });
 }

@@ -18,13 +18,23 @@ pub(crate) struct Wire<D> {
     nodes: Vec<D>,
     /// What every trip takes on top.
     pub(crate) latency: Duration,
+    /// What a look at the topology takes.
+    pub(crate) refresh: Duration,
     dials: Arc<AtomicU64>,
     trips: Arc<AtomicU64>,
+    /// The node that answers nothing, counted from 1.
+    frozen: Arc<AtomicU64>,
 }
 
 impl<D: Dial> Wire<D> {
     pub(crate) fn over(nodes: Vec<D>) -> Self {
-        Self { nodes, latency: Duration::ZERO, dials: Arc::default(), trips: Arc::default() }
+        let (dials, trips, frozen) = (Arc::default(), Arc::default(), Arc::default());
+        Self { nodes, latency: Duration::ZERO, refresh: Duration::ZERO, dials, trips, frozen }
+    }
+
+    /// This node answers nothing any more, like a process that is stopped: connections to it are made all the same.
+    pub(crate) fn freeze(&self, node: usize) {
+        self.frozen.store(node as u64 + 1, Ordering::SeqCst);
     }
 
     /// Links opened so far.
@@ -47,8 +57,10 @@ impl<D: Dial> Dial for Wire<D> {
 
     async fn dial(&self, slot: u16, response_timeout: Duration) -> Result<Self::Link, LinkError> {
         self.dials.fetch_add(1, Ordering::SeqCst);
-        let link = self.nodes[self.at(slot)].dial(slot, response_timeout).await?;
-        Ok(WireLink { link, latency: self.latency, trips: Arc::clone(&self.trips) })
+        let node = self.at(slot);
+        let link = self.nodes[node].dial(slot, response_timeout).await?;
+        let (trips, frozen) = (Arc::clone(&self.trips), Arc::clone(&self.frozen));
+        Ok(WireLink { link, latency: self.latency, trips, frozen, number: node as u64 + 1, response_timeout })
     }
 
     fn node(&self, slot: u16) -> u64 {
@@ -59,7 +71,9 @@ impl<D: Dial> Dial for Wire<D> {
         self.nodes.len() > 1
     }
 
-    async fn refresh(&self) {}
+    async fn refresh(&self) {
+        tokio::time::sleep(self.refresh).await;
+    }
 }
 
 /// A link of a [`Wire`].
@@ -67,6 +81,9 @@ pub(crate) struct WireLink<L> {
     link: L,
     latency: Duration,
     trips: Arc<AtomicU64>,
+    frozen: Arc<AtomicU64>,
+    number: u64,
+    response_timeout: Duration,
 }
 
 impl<L: Link> Link for WireLink<L> {
@@ -74,6 +91,10 @@ impl<L: Link> Link for WireLink<L> {
         self.trips.fetch_add(1, Ordering::SeqCst);
         if !self.latency.is_zero() {
             tokio::time::sleep(self.latency).await;
+        }
+        if self.frozen.load(Ordering::SeqCst) == self.number {
+            tokio::time::sleep(self.response_timeout).await;
+            return Err(LinkError::TimedOut);
         }
         self.link.trip(pipe).await
     }

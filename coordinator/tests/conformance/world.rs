@@ -3,15 +3,18 @@
 use redis::Value;
 use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
-    shell::owner::{Memory, Owner},
+    shell::{
+        lease::Leases,
+        owner::{Memory, Owner},
+    },
     store::{
-        link::Dial,
+        link::{Dial, LinkError},
         memory::{Clock, MemoryDial, MemoryServer},
         reply,
     },
 };
 use stepfleet_protocol::{
-    id::RunId,
+    id::{PartitionId, RunId},
     keys::PREFIX_DEFAULT,
     message::{Job, JobRef, Outcome, Reply},
     state::State,
@@ -28,6 +31,19 @@ pub(crate) struct World<D: Dial> {
     pub(crate) dial: D,
     pub(crate) client: Client<D>,
     reigns: u64,
+}
+
+/// One look at one lease.
+pub(crate) trait TryTake {
+    /// Takes the lease if it is time to; one that `has_share` leaves it to others for a while. True when it is its own now;
+    /// false also where it looks at none.
+    async fn try_take(&mut self, partition: PartitionId, has_share: bool) -> Result<bool, LinkError>;
+}
+
+impl<D: Dial> TryTake for Leases<D> {
+    async fn try_take(&mut self, partition: PartitionId, has_share: bool) -> Result<bool, LinkError> {
+        self.take(&[partition], u64::from(!has_share)).await.pop().map_or(Ok(false), |(_, taken)| taken)
+    }
 }
 
 /// A runtime of one thread; under simulated time if it is `paused`.

@@ -9,7 +9,9 @@ use deadpool_redis::{Manager, Pool, PoolConfig, PoolError, Runtime, Timeouts};
 use redis::ProtocolVersion;
 
 use crate::error::Error;
-use crate::limits::{CONNECT_TIMEOUT, POOL_CONNECTIONS_MAX, POOL_RESPONSE_TIMEOUT, POOL_WAIT, REFRESH_INTERVAL_MIN};
+use crate::limits::{
+    CONNECT_TIMEOUT, POOL_CONNECTIONS_MAX, POOL_RESPONSE_TIMEOUT, POOL_WAIT, POOL_WAITS_MAX, REFRESH_INTERVAL_MIN,
+};
 use crate::link::{Dialer, Party, patience};
 use crate::plain::Plain;
 use crate::settings::{Settings, Topology};
@@ -28,8 +30,26 @@ struct Shared {
     dialer: Dialer,
     map: RwLock<Arc<Map>>,
     refreshed: Mutex<Instant>,
-    /// One pool for each node of the map that was asked for; the pools of nodes that left it are dropped.
-    pools: Mutex<HashMap<NodeId, Pool>>,
+    /// The pools of each node of the map that was asked for; those of nodes that left it are dropped.
+    pools: Mutex<HashMap<(NodeId, Use), Pool>>,
+}
+
+/// What a pooled connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Use {
+    /// Commands that are answered at once.
+    Short,
+    /// Commands that wait for a disk or for replicas, as long as those hang.
+    Wait,
+}
+
+impl Use {
+    fn connections_max(self) -> usize {
+        match self {
+            Self::Short => POOL_CONNECTIONS_MAX,
+            Self::Wait => POOL_WAITS_MAX,
+        }
+    }
 }
 
 impl fmt::Debug for Redis {
@@ -98,7 +118,7 @@ impl Redis {
         let map = Arc::new(resolve(&self.shared.dialer, &self.nodes()).await?);
         let nodes = map.nodes();
         *self.shared.map.write().unwrap_or_else(PoisonError::into_inner) = map;
-        self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
+        self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner).retain(|(node, _), _| nodes.contains(node));
         Ok(())
     }
 
@@ -128,8 +148,21 @@ impl Redis {
     /// # Errors
     /// [`Error::Busy`] if none came free in time, else as [`Redis::plain`].
     pub async fn pooled(&self, slot: u16) -> Result<deadpool_redis::Connection, Error> {
+        self.lend(slot, Use::Short).await
+    }
+
+    /// As [`Redis::pooled`], of connections apart, at most [`POOL_WAITS_MAX`] to a node, for writes that wait for the disk or
+    /// for replicas (`WAITAOF`, `WAIT`): while those hang the pool serves everybody else.
+    ///
+    /// # Errors
+    /// As [`Redis::pooled`].
+    pub async fn pooled_for_wait(&self, slot: u16) -> Result<deadpool_redis::Connection, Error> {
+        self.lend(slot, Use::Wait).await
+    }
+
+    async fn lend(&self, slot: u16, to: Use) -> Result<deadpool_redis::Connection, Error> {
         let node = self.node_of(slot)?;
-        let pool = self.pool(&node)?;
+        let pool = self.pool(&node, to)?;
         pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => Error::of(&node.to_string(), &error),
             PoolError::Timeout(deadpool_redis::TimeoutType::Wait) => Error::Busy { node: node.to_string() },
@@ -145,9 +178,10 @@ impl Redis {
         Arc::clone(&self.shared.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn pool(&self, node: &NodeId) -> Result<Pool, Error> {
+    fn pool(&self, node: &NodeId, of: Use) -> Result<Pool, Error> {
         let mut pools = self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(node) {
+        let place = (node.clone(), of);
+        if let Some(pool) = pools.get(&place) {
             return Ok(pool.clone());
         }
         let client = self.shared.dialer.client(node.host(), node.port(), Party::Data, ProtocolVersion::RESP2)?;
@@ -155,14 +189,14 @@ impl Redis {
             .map_err(|error| Error::of(&node.to_string(), &error))?;
         let timeouts =
             Timeouts { wait: Some(POOL_WAIT), create: Some(CONNECT_TIMEOUT), recycle: Some(POOL_RESPONSE_TIMEOUT) };
-        let mut config = PoolConfig::new(POOL_CONNECTIONS_MAX);
+        let mut config = PoolConfig::new(of.connections_max());
         config.timeouts = timeouts;
         let pool = Pool::builder(manager)
             .config(config)
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with time-outs and a runtime can be built");
-        pools.insert(node.clone(), pool.clone());
+        pools.insert(place, pool.clone());
         Ok(pool)
     }
 }

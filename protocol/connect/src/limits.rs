@@ -6,8 +6,13 @@ use std::time::Duration;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a question about the topology or the server's facts may wait for its answer.
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// So long each server is given to tell the topology while others can be asked; only when none did are they given
+/// [`ASK_TIMEOUT`]. A process that hangs takes connections, and would hold up each look by that.
+pub const SEED_PATIENCE: Duration = Duration::from_millis(500);
 /// Connections of the pool to one node, at most.
 pub const POOL_CONNECTIONS_MAX: usize = 16;
+/// Connections to one node, apart from the pool, on which callers wait for its disk or its replicas, at most.
+pub const POOL_WAITS_MAX: usize = 64;
 /// How long a caller waits for a free connection of the pool.
 pub const POOL_WAIT: Duration = Duration::from_secs(2);
 /// How long one command on a pooled connection may take.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redis::{ProtocolVersion, Value};
 
 use crate::error::Error;
-use crate::limits::ASK_TIMEOUT;
+use crate::limits::{ASK_TIMEOUT, SEED_PATIENCE};
 use crate::link::{Dialer, Party, ask, hello, patience};
 use crate::settings::{Topology, address};
 use crate::slot::SLOTS;
@@ -78,27 +78,51 @@ impl Map {
     }
 }
 
-/// Asks the servers of the settings, then those already `known`, until one of them tells.
+/// Asks the servers of the settings, then those already `known`, until one of them tells; those that took too long are asked
+/// again, with more time, when no other one told.
 pub(crate) async fn resolve(dialer: &Dialer, known: &[NodeId]) -> Result<Map, Error> {
-    let seeds = dialer.settings().seeds.iter().map(|(host, port)| NodeId::new(host, *port));
+    let settings = dialer.settings();
+    let seeds = settings.seeds.iter().map(|(host, port)| NodeId::new(host, *port));
     let mut askable: Vec<NodeId> = seeds.collect();
-    if dialer.settings().topology == Topology::Cluster {
-        askable.extend(known.iter().filter(|node| !dialer.settings().seeds.contains(&node.0)).cloned());
+    if settings.topology == Topology::Cluster {
+        askable.extend(known.iter().filter(|node| !settings.seeds.contains(&node.0)).cloned());
     }
-    let mut last = None;
-    for node in &askable {
-        let answer = match dialer.settings().topology {
-            Topology::Single => single(dialer, node).await,
-            Topology::Sentinel => primary_by(dialer, node).await,
-            Topology::Cluster => slots_by(dialer, node).await,
+    let (mut last, mut slow) = (None, Vec::new());
+    // A Sentinel may name a primary that hangs, and a moment later another one.
+    let may_pass = askable.len() > 1 || settings.topology == Topology::Sentinel;
+    for node in askable {
+        let answer = if may_pass {
+            match tokio::time::timeout(SEED_PATIENCE, tell(dialer, &node)).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    slow.push(node);
+                    continue;
+                }
+            }
+        } else {
+            tell(dialer, &node).await
         };
         match answer {
-            Ok(map) => return Ok(map),
-            Err(error @ Error::Setting { .. }) => return Err(error),
-            Err(error) => last = Some(error),
+            Err(error) if !matches!(error, Error::Setting { .. }) => last = Some(error),
+            told => return told,
+        }
+    }
+    for node in &slow {
+        match tell(dialer, node).await {
+            Err(error) if !matches!(error, Error::Setting { .. }) => last = Some(error),
+            told => return told,
         }
     }
     Err(last.expect("settings have at least one seed"))
+}
+
+/// What one server says.
+async fn tell(dialer: &Dialer, node: &NodeId) -> Result<Map, Error> {
+    match dialer.settings().topology {
+        Topology::Single => single(dialer, node).await,
+        Topology::Sentinel => primary_by(dialer, node).await,
+        Topology::Cluster => slots_by(dialer, node).await,
+    }
 }
 
 async fn single(dialer: &Dialer, node: &NodeId) -> Result<Map, Error> {

@@ -92,6 +92,31 @@ async fn a_moved_slot_is_found_by_a_refresh() {
 }
 
 #[tokio::test]
+async fn a_node_that_hangs_holds_up_no_look_at_the_topology() {
+    let cluster = Cluster::start().await;
+    let redis = cluster.redis().await;
+    cluster.nodes[0].freeze();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begun = std::time::Instant::now();
+    redis.refresh().await.expect("others tell");
+    assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn while_all_connections_for_waits_are_lent_the_pool_lends_others() {
+    use stepfleet_connect::limits::POOL_WAITS_MAX;
+    let server = Server::start(&[]).await;
+    let redis = server.redis().await;
+    let mut waits = Vec::new();
+    for _ in 0..POOL_WAITS_MAX {
+        waits.push(redis.pooled_for_wait(0).await.expect("there is one"));
+    }
+    let full = redis.pooled_for_wait(0).await.err().expect("there is none");
+    assert!(matches!(full, Error::Busy { .. }), "{full}");
+    redis.pooled(0).await.expect("these are others");
+}
+
+#[tokio::test]
 async fn facts_are_read_and_judged() {
     let server =
         Server::start(&["--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await;

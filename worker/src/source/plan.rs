@@ -76,6 +76,13 @@ impl Streams {
         Read { streams, count }
     }
 
+    /// Reads of every stream that bring nothing: whoever looks at any of them sees that the worker reads.
+    pub(super) fn proofs(&self) -> Vec<Read> {
+        let all: Vec<usize> = (0..self.all.len()).collect();
+        let most = if self.apart { 1 } else { all.len().max(1) };
+        all.chunks(most).map(|streams| Read { streams: streams.to_vec(), count: 1 }).collect()
+    }
+
     /// Whether the waiting read can be the first: it takes nothing from a more urgent queue, and no more than is free.
     pub(super) fn may_wait_first(&self, free: usize) -> bool {
         self.queues() == 1 && free >= self.all.len()
@@ -141,5 +148,13 @@ mod tests {
         assert!(!streams(2, 1).may_wait_first(64));
         assert_eq!(streams(1, 1).blocked(64).count, 64);
         assert_eq!(streams(3, 8).blocked(4), Read { streams: (0..24).collect(), count: 1 });
+    }
+
+    #[test]
+    fn a_proof_names_every_stream_on_cluster_one_by_one() {
+        assert_eq!(streams(3, 8).proofs(), [Read { streams: (0..24).collect(), count: 1 }]);
+        let apart = Streams { apart: true, ..streams(1, 3) };
+        assert_eq!(apart.proofs(), [0, 1, 2].map(|at| Read { streams: vec![at], count: 1 }));
+        assert_eq!(streams(1, 0).proofs(), []);
     }
 }

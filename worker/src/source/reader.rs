@@ -1,5 +1,7 @@
 //! One reader: one connection to one server, which never has more jobs out than the worker has slots.
 
+mod groups;
+
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -10,7 +12,7 @@ use redis::{Pipeline, Value};
 use stepfleet_connect::{NodeId, Plain};
 use stepfleet_protocol::{
     id::{JobId, PartitionId, StreamId},
-    keys::{self, GROUP},
+    keys,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,9 @@ use crate::{
     limits::{BLOCK_MAX, DOORBELL_WAIT, PARTITIONS_EVERY, PENDING_PAGE, PROOF_EVERY, READ_MARGIN},
     sink::Recall,
 };
+
+/// Behind everything that is pending: a read of the own list from here brings nothing.
+const BEHIND_ALL: &str = "18446744073709551615-0";
 
 /// Why a session with a server ended.
 enum End {
@@ -166,31 +171,6 @@ impl Reader {
         }
     }
 
-    /// Creates the streams and groups, and tells the owners of the queues. What exists stays as it is.
-    async fn make_groups(&self, plain: &mut Plain) -> Result<(), String> {
-        for streams in self.streams.all().chunks(PENDING_PAGE) {
-            let mut pipeline = Pipeline::with_capacity(streams.len() * 4);
-            for stream in streams {
-                pipeline.cmd("MULTI");
-                let queues = self.kit.keys.partition(stream.partition).queues();
-                pipeline.cmd("SADD").arg(queues).arg(stream.queue.as_str());
-                pipeline.cmd("XGROUP").arg("CREATE").arg(&stream.key).arg(GROUP).arg("0").arg("MKSTREAM");
-                pipeline.cmd("EXEC");
-            }
-            let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
-            for group in replies.chunks(4) {
-                if self.node.is_some() && group.iter().any(is_away) {
-                    // The partition pauses; the others go on.
-                    continue;
-                }
-                if let Some(why) = group.iter().find_map(refusal) {
-                    return Err(why);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Takes up jobs that were delivered to this worker and never arrived: the reply was lost with a connection.
     async fn own_pending(&mut self, plain: &mut Plain) -> Result<(), String> {
         for at in 0..self.streams.all().len() {
@@ -269,12 +249,23 @@ impl Reader {
                 slot = Arc::clone(&self.kit.free).acquire_owned() => return Ok(slot.ok()),
                 () = self.kit.drain.cancelled() => {}
                 () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(PROOF_EVERY) => {
-                    let read = Read { streams: vec![0], count: 1 };
-                    let _held_already = self.read(plain, &read, None, "0").await?;
-                }
+                () = tokio::time::sleep(PROOF_EVERY) => self.prove(plain).await?,
             }
         }
+    }
+
+    /// Reads nothing, from each stream: not every coordinator looks at all of them.
+    async fn prove(&self, plain: &mut Plain) -> Result<(), String> {
+        let proofs = self.streams.proofs();
+        let mut pipeline = Pipeline::with_capacity(proofs.len());
+        for proof in &proofs {
+            pipeline.add_command(self.streams.command(proof, self.kit.worker.as_str(), None, BEHIND_ALL));
+        }
+        let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
+        for (reply, proof) in replies.into_iter().zip(&proofs) {
+            self.got(plain, reply::read(reply, proof, &self.streams)).await?;
+        }
+        Ok(())
     }
 
     /// Reads queue by queue, most urgent first, without waiting, until the slots are used up.
@@ -323,7 +314,11 @@ impl Reader {
     ) -> Result<Vec<Entry>, String> {
         let command = self.streams.command(read, self.kit.worker.as_str(), block.map(|block| block.as_millis()), from);
         let reply = plain.one(&command).await.map_err(|error| error.to_string())?;
-        match reply::read(reply, read, &self.streams) {
+        self.got(plain, reply::read(reply, read, &self.streams)).await
+    }
+
+    async fn got(&self, plain: &mut Plain, got: Got) -> Result<Vec<Entry>, String> {
+        match got {
             Got::Entries(entries) => {
                 self.kit.pulse.note();
                 Ok(entries)
@@ -383,18 +378,4 @@ async fn client_id(plain: &mut Plain) -> Result<i64, String> {
 
 fn is_known(entry: &Entry, known: &HashSet<JobId>) -> bool {
     !known.is_empty() && inbox::job_id(entry).is_some_and(|job| known.contains(&job))
-}
-
-fn is_away(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if reply::is_away(error))
-}
-
-/// Why a group is still missing; that it exists already is no reason.
-fn refusal(reply: &Value) -> Option<String> {
-    match reply {
-        Value::ServerError(error) if error.code() == "BUSYGROUP" => None,
-        Value::ServerError(error) => Some(error.to_string()),
-        Value::Array(replies) => replies.iter().find_map(refusal),
-        _ => None,
-    }
 }

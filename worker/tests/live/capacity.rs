@@ -68,6 +68,39 @@ async fn a_worker_never_takes_more_than_it_has_slots_from_many_streams() {
     worker.left().await;
 }
 
+/// On how many of these streams the worker was seen to read within the last four seconds.
+async fn read_lately(owner: &mut Owner, partitions: u16, queues: &[&str]) -> usize {
+    let mut count = 0;
+    for stream in (0..partitions).flat_map(|p| queues.iter().map(move |queue| keys(p).jobs(&name(queue)))) {
+        let mut info = redis::cmd("XINFO");
+        let info = info.arg("CONSUMERS").arg(stream).arg("workers").query_async(&mut owner.connection).await;
+        let consumers: Vec<std::collections::HashMap<String, redis::Value>> = info.expect("the group is there");
+        let idle =
+            consumers.iter().filter_map(|consumer| redis::from_redis_value::<u64>(consumer["idle"].clone()).ok());
+        count += usize::from(idle.min().is_some_and(|ms| ms < 4_000));
+    }
+    count
+}
+
+/// Not every coordinator looks at the first stream, and each misses who reads none of those it looks at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_worker_is_seen_to_read_on_each_of_its_streams() {
+    let server = Server::start().await;
+    let mut owner = Owner::new(&server, 4).await;
+    owner.dispatch(3, "b", &job("sleep", json!({"duration": "1h"}))).await;
+    let builder = stepfleet_worker::Worker::builder().redis(&server.url()).name("w").queues(["a", "b"]);
+    let _worker = owner::start(builder.concurrency(1).stock_handlers().drain_timeout(std::time::Duration::ZERO));
+    until("the slot is used", async || {
+        let mut pending = redis::cmd("XPENDING");
+        let pending = pending.arg(keys(3).jobs(&name("b"))).arg("workers").query_async(&mut owner.connection).await;
+        matches!(pending, Ok(redis::Value::Array(parts)) if parts.first() == Some(&redis::Value::Int(1)))
+    })
+    .await;
+    // What it read before it was full counts no more.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    until("it reads on all of them", async || read_lately(&mut owner, 4, &["a", "b"]).await == 8).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_come_at_once_to_an_idle_worker_are_run_or_handed_back() {
     let server = Server::start().await;

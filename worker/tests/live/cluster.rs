@@ -1,5 +1,7 @@
 //! A worker on a Cluster of three nodes.
 
+use std::time::Duration;
+
 use serde_json::json;
 use stepfleet_protocol::{
     beat::Control,
@@ -141,4 +143,54 @@ async fn a_worker_serves_partitions_of_all_nodes() {
     })
     .await;
     worker.left().await;
+}
+
+/// Coordinators hold a worker that nobody hears on its channel for gone when it does not beat every second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lost_its_channel_beats_on_while_another_node_answers_nothing() {
+    let cluster = Cluster::start().await;
+    let meta = Keys::default().meta();
+    cluster.ask(slot_of(meta.as_bytes()), redis::cmd("HSET").arg(&meta).arg("partitions").arg(6)).await;
+    let url = format!("redis-cluster://127.0.0.1:{}", cluster.nodes[0].port());
+    let builder = stepfleet_worker::Worker::builder().redis(&url).name("w").queues(["q"]).stock_handlers();
+    let _worker = start(builder.concurrency(8).drain_timeout(Duration::ZERO));
+    // It has a job of every node, and asks there after each beat whether it is to stop.
+    for partition in 0..6 {
+        let wire = codec::encode(&job("sleep", json!({"duration": "1h"})));
+        let stream = keys(partition).jobs(&name("q"));
+        let add = redis::cmd("XADD").arg(stream).arg("*").arg(wire.field).arg(&wire.bytes).to_owned();
+        cluster.ask(slot(PartitionId(partition)), &add).await;
+    }
+    let list = Keys::default().workers();
+    let mut ids: Vec<String> = Vec::new();
+    until("the worker is there", async || {
+        let range = redis::cmd("ZRANGE").arg(&list).arg(0).arg(-1).to_owned();
+        ids = redis::from_redis_value(cluster.ask(slot_of(list.as_bytes()), &range).await).expect("names");
+        !ids.is_empty()
+    })
+    .await;
+    let (own, channel) = (Keys::default().worker(&ids[0]), Keys::default().worker_control(&ids[0]));
+    let (at, of_channel) = (slot_of(own.as_bytes()), slot_of(channel.as_bytes()));
+    let node_of = |slot| RANGES.iter().position(|(_, last)| slot <= *last).expect("a slot");
+    let other = (0..3).find(|node| ![node_of(at), node_of(of_channel)].contains(node)).expect("three nodes");
+    let beats = async || {
+        let value = cluster.ask(at, redis::cmd("HGET").arg(&own).arg("n")).await;
+        redis::from_redis_value::<i64>(value).expect("a number")
+    };
+    let count = redis::cmd("PUBSUB").arg("SHARDNUMSUB").arg(&channel).to_owned();
+    let listens = async || matches!(cluster.ask(of_channel, &count).await, redis::Value::Array(pair) if pair[1] == redis::Value::Int(1));
+    until("it listens", listens).await;
+    // From now on nobody may subscribe to anything there, and whoever did is thrown out.
+    cluster.ask(of_channel, redis::cmd("ACL").arg("SETUSER").arg("default").arg("resetchannels")).await;
+    until("it is deaf", async || !listens().await).await;
+    // The others do not notice, and go on.
+    for (slot, _) in RANGES {
+        cluster.ask(slot, redis::cmd("CONFIG").arg("SET").arg("cluster-node-timeout").arg(60_000)).await;
+    }
+    cluster.nodes[other].freeze();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = beats().await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let beats = beats().await - before;
+    assert!(beats >= 5, "{beats} beats in eight seconds");
 }

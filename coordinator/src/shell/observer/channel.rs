@@ -35,20 +35,24 @@ pub(super) struct Channel {
     absent: Option<Instant>,
     /// When the last answer came.
     looked: Option<Instant>,
+    /// It came late, or long after the one before: while all do, no absence is ever long enough.
+    is_doubtful: bool,
 }
 
 impl Channel {
     /// A look found so many subscribers.
     pub(super) fn heard(&mut self, look: Look, subscribers: i64) {
         let paused = self.looked.is_some_and(|at| look.sent.saturating_duration_since(at) > PAUSE_MAX);
-        let is_doubtful = paused || look.got - look.sent > TRIP_MAX;
+        self.is_doubtful = paused || look.got - look.sent > TRIP_MAX;
         self.looked = Some(look.got);
         if self.seen != Some(look.steady) {
             (self.seen, self.absent) = (None, None);
         }
         if subscribers > 0 {
             (self.seen, self.absent) = (Some(look.steady), None);
-        } else if self.seen.is_some_and(|since| look.sent - since >= CALM) && (is_doubtful || self.absent.is_none()) {
+        } else if self.seen.is_some_and(|since| look.sent - since >= CALM)
+            && (self.is_doubtful || self.absent.is_none())
+        {
             self.absent = Some(look.got);
         }
     }
@@ -58,9 +62,11 @@ impl Channel {
         *self = Self::default();
     }
 
-    /// Whether it is known, over a calm connection, that somebody is there.
+    /// Whether it is known, over a calm connection and by looks that are quick and close, that somebody is there.
     pub(super) fn is_watched(&self, now: Instant) -> bool {
-        self.absent.is_none() && self.seen.is_some_and(|since| now.saturating_duration_since(since) >= CALM)
+        !self.is_doubtful
+            && self.absent.is_none()
+            && self.seen.is_some_and(|since| now.saturating_duration_since(since) >= CALM)
     }
 
     /// Since when nobody has been there.
@@ -115,5 +121,20 @@ mod tests {
     fn looks_that_are_slow_or_far_apart_start_an_absence_again() {
         assert_eq!(absent(&[(40, 1, 0, 1), (42, 0, 0, 0), (44, 600, 0, 0), (46, 0, 0, 0)]), Some(1));
         assert_eq!(absent(&[(40, 1, 0, 1), (42, 0, 0, 0), (46, 0, 0, 0), (48, 0, 0, 0)]), Some(2));
+    }
+
+    #[test]
+    fn a_channel_is_not_watched_while_looks_are_slow_or_far_apart() {
+        let base = Instant::now();
+        let at = |secs| base + Duration::from_secs(secs);
+        let mut channel = Channel::default();
+        let mut is_watched = |secs, trip_ms| {
+            let got = at(secs) + Duration::from_millis(trip_ms);
+            channel.heard(Look { steady: base, sent: at(secs), got }, 1);
+            channel.is_watched(got)
+        };
+        assert_eq!([is_watched(40, 1), is_watched(42, 1)], [true, true]);
+        assert_eq!([is_watched(44, 600), is_watched(46, 1)], [false, true], "slow");
+        assert_eq!([is_watched(50, 1), is_watched(54, 1), is_watched(56, 1)], [false, false, true], "far apart");
     }
 }

@@ -9,10 +9,10 @@ use stepfleet_protocol::{
     name::Name,
 };
 
-use super::{CONSUMERS_PER_TRIP, ENTRIES_PER_SWEEP, Observer, UNHEARD_MS, accepted, note};
+use super::{CONSUMERS_PER_TRIP, ENTRIES_PER_SWEEP, Observer, UNHEARD_MS, note};
 use crate::{
     mutants::mutant,
-    shell::links::Ask,
+    shell::links::{Answer, Ask},
     store::{link::Dial, reply, script},
 };
 
@@ -99,7 +99,7 @@ impl<D: Dial> Observer<D> {
         let asks = idle.iter().map(ask).collect();
         let answers = self.links.gather(asks, CONSUMERS_PER_TRIP).await;
         for (consumer, answer) in idle.iter().zip(answers) {
-            note(consumer.stream.partition, answer.and_then(accepted));
+            note(consumer.stream.partition, answer.and_then(Answer::accepted));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use stepfleet_protocol::keys::slot_of;
 
-use super::{Observer, accepted, channel::Look};
+use super::{Observer, channel::Look};
 use crate::{
     shell::links::{Answer, Ask},
     store::{link::Dial, reply},
@@ -36,7 +36,7 @@ impl<D: Dial> Observer<D> {
         let answers = self.links.gather(parts.iter().map(ask).collect(), ASKS_PER_TRIP).await;
         let mut empty = Vec::new();
         for (part, answer) in parts.into_iter().zip(answers) {
-            let counted = answer.and_then(accepted);
+            let counted = answer.and_then(Answer::accepted);
             if let Err(error) = &counted {
                 tracing::debug!(%error, "the channels of workers could not be looked at");
             }
@@ -59,7 +59,7 @@ impl<D: Dial> Observer<D> {
         let ask = |(place, _): &(&Place, Look)| Ask::new(&place.1, vec![redis::cmd("EXISTS").arg(&place.1).clone()]);
         let answers = self.links.gather(empty.iter().map(ask).collect(), CHANNELS_PER_ASK).await;
         for ((place, look), answer) in empty.into_iter().zip(answers) {
-            match answer.and_then(accepted) {
+            match answer.and_then(Answer::accepted) {
                 Ok(answer) if answer.steady == look.steady => self.workers.heard(&place.0, look, 0),
                 _ => self.workers.unheard_channel(&place.0),
             }

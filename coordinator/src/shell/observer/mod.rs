@@ -50,8 +50,11 @@ use crate::{
 pub const WAYS: [&str; 2] = [BEATS, CHANNEL];
 const BEATS: &str = "beats";
 const CHANNEL: &str = "channel";
-/// Time between two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two later.
+/// Time between the beginnings of two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two
+/// later. Sweeps that take longer follow each other at once, but for [`SWEEP_PAUSE_MIN`].
 pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// Time between two sweeps, at least.
+const SWEEP_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// An entry pending at a live worker for this long has outlived two beats sent after its delivery.
 const UNHEARD_MS: u64 = 2 * HEARTBEAT_MS + 5_000;
 /// Pending entries of one worker and stream that one sweep reports.
@@ -94,10 +97,12 @@ impl<D: Dial> Observer<D> {
     /// Sweeps until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
+            let begun = Instant::now();
             self.sweep().await;
+            let pause = SWEEP_EVERY.saturating_sub(begun.elapsed()).max(SWEEP_PAUSE_MIN);
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -166,7 +171,7 @@ impl<D: Dial> Observer<D> {
         let answers = self.links.gather(asks, RECORDS_PER_TRIP).await;
         let now = Instant::now();
         for (id, answer) in ids.iter().zip(answers) {
-            match answer.and_then(|a| if mutant("full_counts_as_silence") { Ok(a) } else { accepted(a) }) {
+            match answer.and_then(|a| if mutant("full_counts_as_silence") { Ok(a) } else { a.accepted() }) {
                 Ok(answer) => {
                     let fields = answer.replies.get(1).and_then(reply::array).unwrap_or_default();
                     let count = fields.first().and_then(reply::number);
@@ -262,19 +267,11 @@ impl<D: Dial> Observer<D> {
             let remove = Ask::new(&list, vec![redis::cmd("ZREM").arg(&list).arg(id).clone()]);
             let delete = Ask::new(&own, vec![redis::cmd("DEL").arg(&own).clone()]);
             for answer in self.links.gather(vec![remove, delete], 1).await {
-                if let Err(error) = answer.and_then(accepted) {
+                if let Err(error) = answer.and_then(Answer::accepted) {
                     tracing::debug!(worker = id, %error, "it stays there for now");
                 }
             }
         }
-    }
-}
-
-/// An answer without a refusal.
-fn accepted(answer: Answer) -> Result<Answer, LinkError> {
-    match answer.replies.iter().find_map(reply::error) {
-        Some(text) => Err(LinkError::Lost(text)),
-        None => Ok(answer),
     }
 }
 

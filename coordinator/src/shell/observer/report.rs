@@ -9,9 +9,9 @@ use stepfleet_protocol::{
     name::Name,
 };
 
-use super::{Consumer, Observer, accepted, note};
+use super::{Consumer, Observer, note};
 use crate::{
-    shell::links::Ask,
+    shell::links::{Answer, Ask},
     store::{link::Dial, reply},
 };
 
@@ -54,7 +54,7 @@ impl<D: Dial> Observer<D> {
         let answers = self.links.gather(asks, 1).await;
         let mut observations = Vec::new();
         for (part, answer) in parts.iter().zip(answers) {
-            match answer.and_then(accepted) {
+            match answer.and_then(Answer::accepted) {
                 Ok(answer) => observations.extend(self.observed(part, answer.replies)),
                 Err(error) => {
                     let partition = part.of.stream.partition;
@@ -107,7 +107,7 @@ impl<D: Dial> Observer<D> {
         let asks = observations.into_iter().map(ask).collect();
         let answers = self.links.gather(asks, ENTRIES_AT_ONCE).await;
         for (partition, answer) in partitions.into_iter().zip(answers) {
-            note(partition, answer.and_then(accepted));
+            note(partition, answer.and_then(Answer::accepted));
         }
     }
 }

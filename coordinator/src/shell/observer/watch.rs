@@ -200,14 +200,16 @@ impl Workers {
         }
     }
 
-    /// Who is dead. When more than a third of a fleet would die at once, something else is the matter: they get one more
-    /// period.
+    /// Who is dead. When more than a third of the living fleet would die at once, something else is the matter: they get one
+    /// more period. Who was dead before, by its beats or by its channel, stays so, and is no part of that.
     pub(super) fn verdict(&self) -> Verdict {
-        let silent = |for_at_least| self.by_id.iter().filter(move |(_, w)| w.silent() >= for_at_least);
-        let (dead, surely) = (silent(DEAD_AFTER).count(), silent(2 * DEAD_AFTER).count());
-        let hold = self.len() >= FLEET_MIN && (dead - surely) * 3 > self.len();
-        let (after, held_back) = if hold { (2 * DEAD_AFTER, dead - surely) } else { (DEAD_AFTER, 0) };
-        Verdict { dead: silent(after).map(|(id, _)| id.clone()).collect(), held_back }
+        let silent: Vec<(&String, &Watched)> = self.by_id.iter().filter(|(_, w)| w.silent() >= DEAD_AFTER).collect();
+        let surely = |w: &Watched| w.is_buried || w.silent() >= 2 * DEAD_AFTER;
+        let new = silent.iter().filter(|(_, w)| !surely(w)).count();
+        let living = self.by_id.values().filter(|w| !w.is_buried).count();
+        let hold = self.len() >= FLEET_MIN && new * 3 > living;
+        let dead = silent.into_iter().filter(|(_, w)| !hold || surely(w)).map(|(id, _)| id.clone());
+        Verdict { dead: dead.collect(), held_back: if hold { new } else { 0 } }
     }
 
     /// Who is gone: nobody is on the channel that the worker was on, and it does not beat, for 4 s. Nobody is while other workers

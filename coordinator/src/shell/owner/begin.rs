@@ -17,7 +17,7 @@ use super::{
         schedule::{HORIZON_MS, Schedule},
         upkeep::{Upkeep, outstanding},
     },
-    BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError, young,
+    BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError, Returning, young,
 };
 use crate::{
     machine::{decide::Mint, event::Work, rules::Rules},
@@ -87,6 +87,7 @@ impl<L: Link> Owner<L> {
             gates: None,
             retention: Retention::default(),
             next_retention_ms: 0,
+            returning: Returning::at(turn.now_ms),
             server_ms: turn.now_ms,
             done: Done::default(),
             avoided: Vec::new(),

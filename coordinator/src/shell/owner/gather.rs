@@ -209,13 +209,18 @@ impl<L: Link> Owner<L> {
         Ok(Gathered { items, malformed, offset })
     }
 
-    /// Up to `count` timers that are due. One that cannot be read is of a newer program's making.
+    /// Up to `count` timers that are due. One that cannot be read is of a newer program's making; one that has to wait for
+    /// reports is set anew.
     fn due_timers(&mut self, limit_ms: u64, count: usize) -> Result<Vec<Item>, OwnerError> {
         let mut items = Vec::new();
-        while items.len() < count
-            && let Some((due_ms, member)) = self.core.schedule.timers.pop(limit_ms)
-        {
+        for _ in 0..count {
+            let Some((due_ms, member)) = self.core.schedule.timers.pop(limit_ms) else { break };
             let (run, timer) = record::unpack_timer(&member).ok_or(OwnerError::Newer(record::VERSION + 1))?;
+            if let Some(later_ms) = self.returning.holds(due_ms, timer) {
+                self.core.schedule.timers.set(later_ms, member.clone());
+                self.core.staged.commit.timers_set.push((later_ms, member));
+                continue;
+            }
             items.push(Item { origin: Origin::Timer, at_ms: due_ms, run, what: What::Event(Event::Timer(timer)) });
             self.core.staged.commit.timers_cleared.push(member);
         }

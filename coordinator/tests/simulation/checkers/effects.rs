@@ -67,7 +67,13 @@ pub(crate) fn no_doubles(end: &End<'_>) -> Verdict {
         tries.entry((t.run, t.index)).or_default().push(t);
     }
     for ((run, index), tries) in tries.into_iter().filter(|((run, _), _)| !end.world.was_set_back(*run)) {
-        if end.runs.get(&run).is_some_and(|stored| is_given_up(stored, index)) {
+        // A clock that jumps ahead gives attempts up whose workers are still at them; a step that was begun while nobody could
+        // say so is not begun in time.
+        let stored = end.runs.get(&run).filter(|stored| {
+            let jumped = ledger.jumped && given_up(stored).any(|t| t.step == Some(index));
+            jumped || stored.history.iter().any(|t| t.step == Some(index) && t.why == Why::Expired)
+        });
+        if stored.is_some() {
             continue;
         }
         for (place, first) in tries.iter().enumerate() {
@@ -100,11 +106,28 @@ pub(crate) fn no_doubles(end: &End<'_>) -> Verdict {
     Ok(())
 }
 
-/// Whether the owner's own time-out has ended a try, whose worker may then still be at it: the clock jumped, or nobody could
-/// report for longer than the owner waits.
-fn is_given_up(stored: &Stored, index: u32) -> bool {
-    let of_owner = |t: &Transition| t.worker.is_none() && t.note.as_deref().is_some_and(|n| n.starts_with("timeout/"));
-    stored.history.iter().any(|t| t.step == Some(index) && t.to == State::Failed && of_owner(t))
+/// Attempts that the owner itself gave up for their time-out.
+fn given_up(stored: &Stored) -> impl Iterator<Item = &Transition> {
+    let of_owner =
+        |t: &Transition| t.worker.is_none() && t.note.as_deref().is_some_and(|n| n.starts_with("timeout/timeout"));
+    stored.history.iter().filter(move |t| t.to == State::Failed && of_owner(t))
+}
+
+/// The owner gives up only attempts whose worker was away: one that lives ends in time, and reports as soon as the server is
+/// back, however long that was away.
+pub(crate) fn no_false_time_outs(world: &World, run: RunId, stored: &Stored) -> Verdict {
+    if world.ledger.borrow().jumped || world.was_set_back(run) {
+        return Ok(());
+    }
+    for t in given_up(stored) {
+        let ledger = world.ledger.borrow();
+        let tries = ledger.tries.iter().filter(|a| a.run == run && t.step == Some(a.index));
+        let mut spans =
+            tries.map(|a| (&a.worker, (a.begun.saturating_sub(DOUBTED_MS), a.reported.unwrap_or(u64::MAX))));
+        let excused = spans.any(|(worker, span)| world.was_away(worker, span));
+        must(excused, run, || format!("`{t}`, and its worker never was away"))?;
+    }
+    Ok(())
 }
 
 /// Whoever is there, and has not just come back, is not declared dead.

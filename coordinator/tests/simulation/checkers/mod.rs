@@ -61,6 +61,7 @@ pub(crate) async fn check(world: &Rc<World>) {
         ("order", effects::in_order(&end)),
         ("doubles", effects::no_doubles(&end)),
         ("deaths", each(&end, effects::no_false_deaths)),
+        ("time-outs", each(&end, effects::no_false_time_outs)),
         ("answers", end.answers().await),
         ("times", each(&end, effects::in_time)),
         ("leaks", places::no_leaks(&mut end).await),

@@ -85,12 +85,11 @@ impl<D: Dial> Fleet<D> {
         let world = self.process.world.clone();
         drop(self.leases.partitions(world.partitions).await);
         let coordinators = self.leases.beat().await.unwrap_or(1);
-        for partition in world.all_partitions() {
-            if self.running.contains_key(&partition) {
-                continue;
-            }
-            let has_share = self.running.len() as u64 >= lease::share(world.partitions, coordinators);
-            if self.leases.try_take(partition, has_share).await.unwrap_or(false) {
+        let others = world.all_partitions().filter(|partition| !self.running.contains_key(partition));
+        let others: Vec<PartitionId> = others.collect();
+        let room = lease::share(world.partitions, coordinators).saturating_sub(self.running.len() as u64);
+        for (partition, taken) in self.leases.take(&others, room).await {
+            if taken.unwrap_or(false) {
                 self.start(partition);
             }
         }

@@ -10,15 +10,15 @@
 
 mod desk;
 mod ear;
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod outlet;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::outlet::Events;
+use self::outlet::{Outlet, outlet};
 use crate::client::Redis;
 use crate::error::Error;
-use crate::limits::{ASK_TIMEOUT, SUBSCRIBER_ASKS_MAX, SUBSCRIBER_EVENTS_MAX};
+use crate::limits::{ASK_TIMEOUT, SUBSCRIBER_ASKS_MAX};
 
 /// What a subscriber hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum Event {
         /// The channel.
         channel: Vec<u8>,
     },
-    /// Events were dropped because the reader was slow: treat every channel as if it had rung.
+    /// Messages were dropped because the reader was slow: treat every channel as if it had rung.
     Overflow,
 }
 
@@ -50,31 +50,9 @@ pub struct Subscriber {
     asks: mpsc::Sender<Ask>,
 }
 
-/// The events of one [`Subscriber`], in the order of arrival; at most [`SUBSCRIBER_EVENTS_MAX`] wait.
-#[derive(Debug)]
-pub struct Events {
-    queue: mpsc::Receiver<Event>,
-    overflow: Arc<AtomicBool>,
-}
-
 enum Ask {
     Subscribe { slot: u16, channel: Vec<u8>, done: oneshot::Sender<()> },
     Unsubscribe { channel: Vec<u8> },
-}
-
-/// Where events are put, without ever waiting.
-#[derive(Clone)]
-struct Outlet {
-    queue: mpsc::Sender<Event>,
-    overflow: Arc<AtomicBool>,
-}
-
-impl Outlet {
-    fn put(&self, event: Event) {
-        if self.queue.try_send(event).is_err() {
-            self.overflow.store(true, Ordering::Release);
-        }
-    }
 }
 
 impl Redis {
@@ -82,11 +60,9 @@ impl Redis {
     #[must_use]
     pub fn subscribe(&self) -> (Subscriber, Events) {
         let (asks, asked) = mpsc::channel(SUBSCRIBER_ASKS_MAX);
-        let (put, queue) = mpsc::channel(SUBSCRIBER_EVENTS_MAX);
-        let overflow = Arc::new(AtomicBool::new(false));
-        let outlet = Outlet { queue: put, overflow: Arc::clone(&overflow) };
+        let (outlet, events) = outlet();
         tokio::spawn(desk::Desk::new(self.clone(), outlet).run(asked));
-        (Subscriber { asks }, Events { queue, overflow })
+        (Subscriber { asks }, events)
     }
 }
 
@@ -115,16 +91,5 @@ impl Subscriber {
     pub async fn sunsubscribe(&self, channel: &[u8]) {
         // If the desk is gone, so is the subscription.
         let _gone = self.asks.send(Ask::Unsubscribe { channel: channel.to_vec() }).await;
-    }
-}
-
-impl Events {
-    /// The next event; `None` when every [`Subscriber`] is gone. Safe to drop half-way.
-    pub async fn recv(&mut self) -> Option<Event> {
-        // A set flag means that the queue was full, so a reader that waits below is always woken for it.
-        if self.overflow.swap(false, Ordering::AcqRel) {
-            return Some(Event::Overflow);
-        }
-        self.queue.recv().await
     }
 }

@@ -54,6 +54,13 @@ impl Server {
         }
     }
 
+    /// Stops the process: connections to it are made, and nothing is answered.
+    pub(crate) fn freeze(&self) {
+        let child = self.child.as_ref().expect("it runs");
+        let stopped = Command::new("kill").arg("-STOP").arg(child.id().to_string()).status();
+        assert!(stopped.is_ok_and(|status| status.success()), "our own child can be stopped");
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

@@ -63,6 +63,23 @@ fn who_was_dead_before_stays_dead_while_others_are_held_back() {
     assert_eq!(workers.verdict(), Verdict { dead: ["a".into()].into(), held_back: 3 });
 }
 
+#[test]
+fn who_is_dead_already_does_not_hold_the_next_deaths_back() {
+    let base = Instant::now();
+    let ids: Vec<String> = (0..9).map(|n| format!("w{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    // Three were gone by their channels; their beats are as old as that of a fourth, which only is silent.
+    let mut workers = silent(base, &ids, 2);
+    let gone: BTreeSet<String> = ids[..3].iter().map(ToString::to_string).collect();
+    assert_eq!(workers.bury(&gone).len(), 3);
+    for secs in (4..=32).step_by(2) {
+        ids[..4].iter().for_each(|id| workers.seen(id, (at(base, secs), at(base, secs)), beats(1)));
+        ids[4..].iter().for_each(|id| workers.seen(id, (at(base, secs), at(base, secs)), beats(secs as i64)));
+    }
+    let dead = ids[..4].iter().map(ToString::to_string).collect();
+    assert_eq!(workers.verdict(), Verdict { dead, held_back: 0 }, "one of six that lived");
+}
+
 /// A fleet that is watched from second 0 on; at second 100 and later the channels of `absent` are empty. A look every two
 /// seconds until the second `until`; who is gone at each. `beat` and `losses` say what the record of a worker tells then.
 fn watched(

@@ -126,6 +126,15 @@ impl Servers {
         }
     }
 
+    /// Those that watch the others.
+    #[must_use]
+    pub fn sentinels(&self) -> &[Server] {
+        match self {
+            Self::Single(_) | Self::Cluster(_) => &[],
+            Self::Sentinel(pair) => pair.sentinels(),
+        }
+    }
+
     /// One of them, by its place in [`Servers::all`].
     pub fn at(&mut self, place: usize) -> &mut Server {
         match self {
@@ -205,12 +214,13 @@ impl Servers {
             if self.at(place).is_running()? {
                 continue;
             }
-            let started = self.at(place).restart().await;
-            if started.is_err() && self.fails_over() {
-                self.until_failed_over(place).await?;
-                self.begin_empty(place).await?;
-            } else {
-                started?;
+            match self.at(place).restart().await {
+                Err(error) if self.fails_over() => {
+                    eprintln!("server {place} begins empty, as it does not start with its files: {error:#}");
+                    self.until_failed_over(place).await?;
+                    self.begin_empty(place).await?;
+                }
+                started => started?,
             }
         }
         Ok(())
@@ -218,7 +228,6 @@ impl Servers {
 
     /// Starts a server whose place was taken without its data.
     async fn begin_empty(&mut self, place: usize) -> anyhow::Result<()> {
-        eprintln!("server {place} begins empty: it cannot read its append-only file any more");
         let folder = self.at(place).folder().to_owned();
         fs::remove_dir_all(folder.join("appendonlydir"))?;
         if let Self::Sentinel(pair) = self {

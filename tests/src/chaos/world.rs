@@ -175,8 +175,11 @@ impl World {
         for slot in self.slots() {
             slot.keep_log();
         }
-        for (place, server) in self.servers.all().iter().enumerate() {
-            let path: PathBuf = folder.join("logs").join(format!("server{place}.log"));
+        let servers = self.servers.all().iter().enumerate().map(|(place, server)| (format!("server{place}"), server));
+        let sentinels =
+            self.servers.sentinels().iter().enumerate().map(|(place, server)| (format!("sentinel{place}"), server));
+        for (name, server) in servers.chain(sentinels) {
+            let path: PathBuf = folder.join("logs").join(format!("{name}.log"));
             if let Err(error) = fs::write(&path, server.log()) {
                 eprintln!("`{}` could not be kept: {error}", path.display());
             }

@@ -97,6 +97,8 @@ pub struct Report {
     pub recovered: usize,
     /// Runs with effects that do not exist in the end: what a fail-over took back.
     pub ghosts: usize,
+    /// How many of these the quarantine names.
+    pub named: usize,
     /// How many runs have failed, by the rule that says why.
     pub failed: BTreeMap<String, usize>,
     /// Programs that ended by themselves.
@@ -153,6 +155,7 @@ impl Report {
             durable: BTreeMap::new(),
             recovered: queue.recovered.len(),
             ghosts: settled.ghosts.len(),
+            named: settled.named,
             failed: BTreeMap::new(),
             ended,
             odd,
@@ -163,6 +166,10 @@ impl Report {
         report.count_faults();
         report.count_submits(settled, queue);
         report.count_runs(settled, &lives);
+        for why in &settled.quarantined {
+            report.row(Kind::Calm).illegal += 1;
+            report.find(format!("in quarantine, and nobody put it there: {why}"));
+        }
         for run in &settled.unlisted {
             report.row(Kind::Calm).illegal += 1;
             report.find(format!("run {run} is there, and no listing has it"));
@@ -208,7 +215,9 @@ impl Report {
         for (cause, count) in other.failed {
             *self.failed.entry(cause).or_default() += count;
         }
-        (self.recovered, self.ghosts) = (self.recovered + other.recovered, self.ghosts + other.ghosts);
+        self.recovered += other.recovered;
+        self.ghosts += other.ghosts;
+        self.named += other.named;
         self.ended.extend(other.ended);
         self.odd.extend(other.odd);
         self.faults.extend(other.faults);
@@ -336,6 +345,7 @@ mod tests {
             durable: BTreeMap::new(),
             recovered: 0,
             ghosts: 0,
+            named: 0,
             failed: BTreeMap::new(),
             ended: Vec::new(),
             odd: Vec::new(),

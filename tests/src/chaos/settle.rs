@@ -23,6 +23,8 @@ const END: Duration = Duration::from_secs(120);
 const DRAIN: usize = 1_000;
 /// Runs that are looked at at once.
 const AT_ONCE: usize = 6;
+/// What the quarantine says of a run that is not there and that a worker did a job of.
+const STRANGER: &str = "is not there, and a worker did a job of it";
 /// States in which a run goes on by itself.
 const ACTIVE: [&str; 5] = ["created", "queued", "processing", "waiting", "retrying"];
 
@@ -72,6 +74,10 @@ pub struct Settled {
     pub submissions: BTreeMap<String, Submission>,
     /// Runs with effects that do not exist (any more).
     pub ghosts: Vec<String>,
+    /// How many of these the quarantine names, because a worker reported a job of theirs.
+    pub named: usize,
+    /// What else is in quarantine, which nobody put anything into.
+    pub quarantined: Vec<String>,
     /// Acknowledged runs that are there by their id and in no listing.
     pub unlisted: Vec<String>,
 }
@@ -124,7 +130,11 @@ pub async fn settle(world: &World, counter: &Counter) -> anyhow::Result<Settled>
         counter.history.note(DRAIN, Kind::Ok, F::Dequeue, &run.key);
     }
     let there: std::collections::HashSet<&str> = runs.iter().map(|run| run.run.as_str()).collect();
-    let ghosts = by_run.keys().filter(|run| !there.contains(**run)).map(|run| (*run).to_owned()).collect();
+    let ghosts: Vec<String> = by_run.keys().filter(|run| !there.contains(**run)).map(|run| (*run).to_owned()).collect();
+    let quarantine = api.items("/api/v1/quarantine").await?;
+    let why = quarantine.iter().map(|entry| entry["why"].as_str().unwrap_or_default().to_owned());
+    let (gone, quarantined): (Vec<String>, Vec<String>) = why.partition(|why| why.contains(STRANGER));
+    let named = ghosts.iter().filter(|run| gone.iter().any(|why| why.contains(run.as_str()))).count();
     let mut unlisted = Vec::new();
     for run in keys.keys().filter(|run| !there.contains(run.as_str())) {
         match api.find(&format!("/api/v1/runs/{run}")).await? {
@@ -132,7 +142,7 @@ pub async fn settle(world: &World, counter: &Counter) -> anyhow::Result<Settled>
             Some(_) => unlisted.push(run.clone()),
         }
     }
-    Ok(Settled { runs, submissions, ghosts, unlisted })
+    Ok(Settled { runs, submissions, ghosts, named, quarantined, unlisted })
 }
 
 async fn look(api: &Api, run: &str, key: Option<String>, effects: &[&Effect]) -> anyhow::Result<Ended> {

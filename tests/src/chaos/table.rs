@@ -44,8 +44,8 @@ impl Report {
         }
         line(format!(
             "{} submits whose answer was lost for good had begun a run all the same. {} runs had effects and do not exist in \
-             the end.",
-            self.recovered, self.ghosts
+             the end; the quarantine names {} of them.",
+            self.recovered, self.ghosts, self.named
         ));
         let failed: Vec<String> = self.failed.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
         if !failed.is_empty() {

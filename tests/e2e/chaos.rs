@@ -31,6 +31,7 @@ async fn a_minute_of_chaos_on_a_durable_server_loses_nothing_and_commits_nothing
         clients: 4,
         per_second: 2.0,
         old: None,
+        min_replicas: 0,
         folder: binary::root().join("target/chaos/e2e"),
     };
     let report = run(&plan, &|line| println!("{line}")).await.unwrap();

@@ -1,5 +1,6 @@
 //! One real server as a child.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,7 +50,8 @@ impl Server {
         ServerOptions::new()
     }
 
-    pub(crate) async fn launch(options: ServerOptions) -> anyhow::Result<Self> {
+    pub(crate) async fn launch(mut options: ServerOptions) -> anyhow::Result<Self> {
+        options.take_place();
         let mut folder = tempfile::Builder::new();
         folder.prefix("stepfleet-server-");
         let folder = match &options.within {
@@ -266,8 +268,9 @@ impl Server {
 
     fn command(&self) -> anyhow::Result<Command> {
         let program = if self.options.tls { binary::server_tls()? } else { binary::server()? };
-        let mut command = Command::new(program);
-        command.arg(self.config_file()).current_dir(self.folder.path());
+        let mut words = self.options.enter.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = Command::new(words.next().context("there is a program")?);
+        command.args(words).arg(self.config_file()).current_dir(self.folder.path());
         if matches!(self.options.role, Role::Sentinel { .. }) {
             command.arg("--sentinel");
         }

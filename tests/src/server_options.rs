@@ -1,7 +1,9 @@
 //! What a test server is started with, and the configuration file that says so.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::server::Server;
@@ -31,6 +33,18 @@ pub(crate) enum Role {
     Sentinel { name: String, primary: (String, u16), quorum: usize, down_after: Duration },
 }
 
+/// A host for one server.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address.
+    pub ip: String,
+    /// The words before a program that make it run there.
+    pub enter: Vec<String>,
+}
+
+/// Hosts that are free; all clones are the same.
+pub(crate) type Places = Arc<Mutex<VecDeque<Place>>>;
+
 /// What a [`Server`] is started with. The default keeps nothing on disk, needs no password and listens without TLS.
 #[derive(Debug, Clone, Default)]
 pub struct ServerOptions {
@@ -42,6 +56,8 @@ pub struct ServerOptions {
     pub(crate) default_user_off: bool,
     pub(crate) role: Role,
     pub(crate) ip: Option<String>,
+    pub(crate) places: Places,
+    pub(crate) enter: Vec<String>,
     pub(crate) within: Option<PathBuf>,
 }
 
@@ -100,6 +116,21 @@ impl ServerOptions {
     pub fn ip(mut self, address: &str) -> Self {
         self.ip = Some(address.into());
         self
+    }
+
+    /// Each server that is started with these options, or a clone of them, takes the next of these hosts; those for which
+    /// none is left run where the test runs.
+    #[must_use]
+    pub fn places(mut self, places: impl IntoIterator<Item = Place>) -> Self {
+        self.places = Arc::new(Mutex::new(places.into_iter().collect()));
+        self
+    }
+
+    /// Takes the next host, if there is one.
+    pub(crate) fn take_place(&mut self) {
+        if let Some(place) = self.places.lock().expect("nobody panics with it").pop_front() {
+            (self.ip, self.enter) = (Some(place.ip), place.enter);
+        }
     }
 
     /// Makes its folder within this one, instead of where temporary folders are.

@@ -97,6 +97,8 @@ pub struct Core {
     pub rules: Rules,
     /// The batch has no room for more jobs: what becomes ready waits in the ready set.
     pub full: bool,
+    /// Runs that are not there and that somebody worked for, as this reign has told.
+    pub strangers: BTreeSet<RunId>,
 }
 
 impl Core {

@@ -22,7 +22,7 @@ use tokio::time::advance;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{PARTITION, Worker, all_keys, chain, keys},
+    fleet::{PARTITION, Worker, all_keys, chain, keys, workflow},
     world::{World, on_memory, on_real_alone, on_twin},
 };
 
@@ -57,6 +57,38 @@ fn trap_2_after_a_rollback_the_result_of_a_lost_job_with_the_same_numbers_is_ign
         worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
         w.turns(&mut owner, 3).await;
         assert_eq!(w.state(run).await, Some(State::Completed));
+    });
+}
+
+#[test]
+fn a_run_that_a_rollback_took_whole_is_named_in_the_quarantine_when_its_worker_reports() {
+    on_twin(async |server, mut w| {
+        let snapshot = server.snapshot();
+        let run = w.submit(&workflow(&[("a", &[]), ("b", &[])])).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(1));
+        let mut jobs = w.jobs(&mut owner, &mut worker).await;
+        while jobs.len() < 2 {
+            jobs.extend(w.jobs(&mut owner, &mut worker).await);
+        }
+        server.restore(&snapshot);
+        reconnect(&mut w).await;
+        let (mut owner, mut worker) = (w.own().await, w.worker(2));
+        for (of, _) in jobs {
+            worker.answer(vec![(of, Outcome::Completed(None))]).await.expect("up");
+            w.turns(&mut owner, 3).await;
+        }
+        assert_eq!(w.state(run).await, None, "nobody can bring it back");
+        let kept = w.one(&[b"XRANGE", keys().quarantine().as_bytes(), b"-", b"+"]).await;
+        let kept = reply::entries(kept);
+        assert_eq!(kept.len(), 1, "it is told once: {kept:?}");
+        let told = |(name, value): &(bytes::Bytes, bytes::Bytes)| {
+            name == "why" && String::from_utf8_lossy(value).contains(&run.to_string())
+        };
+        assert!(kept[0].1.iter().any(told), "it is named: {kept:?}");
+        assert_eq!(owner.done.quarantined, 1);
+        let again = w.submit(&chain(1)).await;
+        w.finish(&mut owner, &mut worker, again).await;
+        assert_eq!(w.number(&["XLEN", &keys().quarantine()]).await, 1, "a run that is there is no stranger");
     });
 }
 

@@ -1,7 +1,8 @@
 //! `make chaos`: everything that can happen, to real servers and programs, and what came of it.
 //!
-//! `MINUTES` for each topology (3), `SEED`, `TOPOLOGY` (single, sentinel, cluster or all), `FAULTS` (their words in
-//! JSON, with commas; all), `OLD` (a `stepfleet` of an older version) and `REPORT=1` (write docs/reliability.md) are
+//! `MINUTES` for each test (3), `SEED` (several with commas are a test each, added up by topology), `TOPOLOGY` (single,
+//! sentinel, cluster or all), `FAULTS` (their words in JSON, with commas; all), `OLD` (a `stepfleet` of an older version),
+//! `MIN_REPLICAS` (`min-replicas-to-write` of servers that have a replica) and `REPORT=1` (write docs/reliability.md) are
 //! read from the environment. With the word `worker` it is a worker of such a test instead. Ends with 1 if something
 //! happened that must not, as [`Report::is_bad`] says.
 
@@ -44,9 +45,12 @@ async fn chaos() -> anyhow::Result<Vec<Report>> {
         }
         None => 3.0,
     };
-    let seed = match setting("SEED") {
-        Some(text) => text.parse().with_context(|| format!("SEED is `{text}`: allowed is a whole number from 0"))?,
-        None => u64::from(rand::random::<u32>()),
+    let seeds: Vec<u64> = match setting("SEED") {
+        Some(text) => {
+            let read: Option<_> = text.split(',').map(|word| word.parse().ok()).collect();
+            read.with_context(|| format!("SEED is `{text}`: allowed are whole numbers from 0, with commas"))?
+        }
+        None => vec![u64::from(rand::random::<u32>())],
     };
     let topologies = match setting("TOPOLOGY").as_deref() {
         None | Some("all") => Topology::ALL.to_vec(),
@@ -56,32 +60,39 @@ async fn chaos() -> anyhow::Result<Vec<Report>> {
         None => Kind::FAULTS.to_vec(),
         Some(text) => text.split(',').map(kind).collect::<anyhow::Result<_>>()?,
     };
-    let mut reports = Vec::new();
+    let min_replicas = match setting("MIN_REPLICAS") {
+        Some(text) => text.parse().with_context(|| format!("MIN_REPLICAS is `{text}`: allowed is a whole number"))?,
+        None => 0,
+    };
+    let mut reports: Vec<Report> = Vec::new();
     for topology in topologies {
-        let folder = binary::root().join("target/chaos").join(format!("{}-{seed}", topology.as_str()));
-        println!(
-            "{} for {minutes} minutes, SEED={seed}; everything is kept in {}",
-            topology.as_str(),
-            folder.display()
-        );
-        let plan = Plan {
-            topology,
-            seed,
-            duration: Duration::from_secs_f64(minutes * 60.0),
-            faults: faults.clone(),
-            privileged: true,
-            coordinators: 2,
-            workers: 4,
-            clients: 8,
-            per_second: 2.0,
-            old: setting("OLD").map(PathBuf::from),
-            folder,
-        };
-        let report = run(&plan, &|line| println!("{line}")).await?;
-        println!("\n{}", report.markdown());
-        reports.push(report);
-        let path = binary::root().join("target/chaos/report.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&reports)?)?;
+        for (place, seed) in seeds.iter().enumerate() {
+            let folder = binary::root().join("target/chaos").join(format!("{}-{seed}", topology.as_str()));
+            let kept = folder.display();
+            println!("{} for {minutes} minutes, SEED={seed}; everything is kept in {kept}", topology.as_str());
+            let plan = Plan {
+                topology,
+                seed: *seed,
+                duration: Duration::from_secs_f64(minutes * 60.0),
+                faults: faults.clone(),
+                privileged: true,
+                coordinators: 2,
+                workers: 4,
+                clients: 8,
+                per_second: 2.0,
+                old: setting("OLD").map(PathBuf::from),
+                min_replicas,
+                folder,
+            };
+            let report = run(&plan, &|line| println!("{line}")).await?;
+            println!("\n{}", report.markdown());
+            match reports.last_mut().filter(|_| place > 0) {
+                Some(sum) => sum.add(report),
+                None => reports.push(report),
+            }
+            let path = binary::root().join("target/chaos/report.json");
+            std::fs::write(&path, serde_json::to_string_pretty(&reports)?)?;
+        }
     }
     if setting("REPORT").is_some() {
         document::write(&binary::root().join("docs/reliability.md"), &reports)?;

@@ -1,18 +1,20 @@
 //! Clients: each submits one run after the other under a key of its own, and again under the same key when the answer
-//! is lost. Some runs are cancelled, some are retried or replayed when they have failed.
+//! is lost. Some runs are cancelled, some are retried or replayed when they have failed; what they are told of it is noted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{bail, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::chaos::effects::now_ns;
 use crate::chaos::history::{F, History, Kind};
+use crate::chaos::promises::Wished;
 use crate::chaos::work::{self, Wish};
 
 /// How long a client waits for an answer before it asks somebody else.
@@ -51,8 +53,22 @@ pub struct Submission {
     pub fault: usize,
     /// What became of it.
     pub outcome: Outcome,
-    /// Somebody asked to cancel the run.
-    pub cancelled: bool,
+    /// What is wished of the run.
+    pub wish: Wish,
+}
+
+impl Submission {
+    /// Whether somebody asked, or tried to ask, to cancel the run.
+    #[must_use]
+    pub fn is_cancel_asked(&self) -> bool {
+        matches!((&self.outcome, self.wish), (Outcome::Taken { .. }, Wish::Cancel { .. }))
+    }
+
+    /// Whether its input tells a step to fail for good, once.
+    #[must_use]
+    pub fn is_told_to_fail(&self) -> bool {
+        matches!(self.wish, Wish::Retry | Wish::Replay | Wish::RetryFrom)
+    }
 }
 
 /// What all clients share.
@@ -64,10 +80,19 @@ pub struct Counter {
     pub history: Arc<History>,
     /// Every submit.
     pub submissions: Mutex<Vec<Submission>>,
+    /// Every wish that was answered.
+    pub wished: Mutex<Vec<Wished>>,
     /// The fault of the hour.
     pub fault: AtomicUsize,
     /// Answers that should never come.
     pub odd: Mutex<Vec<String>>,
+}
+
+impl Counter {
+    /// Notes an answer that should never come.
+    fn note_odd(&self, what: &str, status: u16, answer: &str) {
+        self.odd.lock().expect("nobody panics with it").push(format!("{what}: {status} {answer}"));
+    }
 }
 
 /// The clients at work.
@@ -153,12 +178,11 @@ impl Client {
         };
         history.note(self.number, kind, F::Enqueue, key);
         let run = if let Outcome::Taken { run, .. } = &outcome { Some(run.clone()) } else { None };
-        let cancelled = run.is_some() && matches!(wish, Wish::Cancel { .. });
-        let submission = Submission { key: key.to_owned(), fault, outcome, cancelled };
+        let submission = Submission { key: key.to_owned(), fault, outcome, wish };
         self.counter.submissions.lock().expect("nobody panics with it").push(submission);
         if let Some(run) = run.filter(|_| wish != Wish::None) {
-            let (http, bases) = (self.http.clone(), self.counter.bases.clone());
-            self.follow_ups.spawn(async move { fulfil(&http, &bases, &run, wish).await });
+            let (http, counter) = (self.http.clone(), self.counter.clone());
+            self.follow_ups.spawn(async move { fulfil(&http, &counter, &run, wish).await });
         }
     }
 
@@ -194,28 +218,28 @@ impl Client {
                 None => self.odd(status, &answer),
             },
             (202, _) => Answer::Unknown,
-            (503, Some("server_full")) | (429, _) => Answer::NotSent,
-            (500.., _) => Answer::Unknown,
+            (503, Some("server_full" | "slot_moving")) | (429, _) => Answer::NotSent,
+            (503, _) => Answer::Unknown,
             _ => self.odd(status, &answer),
         }
     }
 
     fn odd(&self, status: u16, answer: &Value) -> Answer {
-        self.counter.odd.lock().expect("nobody panics with it").push(format!("{status} {answer}"));
+        self.counter.note_odd("submit", status, &answer.to_string());
         Answer::Unknown
     }
 }
 
-/// Does with a run what is wished of it. What does not work is not done: the run is judged by its history.
-async fn fulfil(http: &reqwest::Client, bases: &[String], run: &str, wish: Wish) {
-    let what = match wish {
+/// Does with a run what is wished of it, and notes what was answered.
+async fn fulfil(http: &reqwest::Client, counter: &Counter, run: &str, wish: Wish) {
+    let (path, body) = match wish {
         Wish::None => return,
         Wish::Cancel { after_ms } => {
             tokio::time::sleep(Duration::from_millis(after_ms)).await;
             (format!("runs/{run}/cancel"), json!({ "reason": "the test says so" }))
         }
         Wish::Retry | Wish::Replay | Wish::RetryFrom => {
-            let Ok(view) = failed(http, bases, run).await else { return };
+            let Ok(view) = failed(http, counter, run).await else { return };
             let letter =
                 view["step_list"].as_array().and_then(|steps| steps.iter().find_map(|s| s["dead_letter"].as_str()));
             match (wish, letter) {
@@ -225,31 +249,46 @@ async fn fulfil(http: &reqwest::Client, bases: &[String], run: &str, wish: Wish)
             }
         }
     };
-    let (path, body) = what;
-    // The same command under one key, until somebody answers.
-    for base in bases.iter().cycle().take(20) {
+    let (begun, sent_ms) = (Instant::now(), now_ns() / 1_000_000);
+    // The same command under one key, until somebody tells what became of it.
+    for base in counter.bases.iter().cycle() {
         let key = format!("wish-{run}");
         let request = http.post(format!("{base}/api/v1/{path}")).header("Idempotency-Key", key).json(&body);
-        match request.send().await {
-            Ok(answer) if answer.status().as_u16() < 500 => return,
-            _ => tokio::time::sleep(REST).await,
+        if let Ok(answer) = request.send().await {
+            match answer.status().as_u16() {
+                status @ (200 | 404 | 409) => {
+                    let wished = Wished { run: run.to_owned(), wish, sent_ms, status };
+                    return counter.wished.lock().expect("nobody panics with it").push(wished);
+                }
+                202 | 429 | 503 => {}
+                status => return counter.note_odd(&path, status, &answer.text().await.unwrap_or_default()),
+            }
         }
+        if begun.elapsed() > GIVE_UP {
+            return;
+        }
+        tokio::time::sleep(REST).await;
     }
 }
 
 /// Waits until a run has failed.
-async fn failed(http: &reqwest::Client, bases: &[String], run: &str) -> anyhow::Result<Value> {
+async fn failed(http: &reqwest::Client, counter: &Counter, run: &str) -> anyhow::Result<Value> {
     let end = Instant::now() + FOLLOW;
-    for base in bases.iter().cycle() {
-        let view = async {
-            let answer = http.get(format!("{base}/api/v1/runs/{run}")).send().await?;
-            Ok::<Value, anyhow::Error>(answer.error_for_status()?.json().await?)
-        };
-        match view.await {
-            Ok(view) if view["state"] == "failed" => return Ok(view),
-            _ if Instant::now() > end => break,
-            _ => tokio::time::sleep(REST).await,
+    for base in counter.bases.iter().cycle() {
+        if let Ok(answer) = http.get(format!("{base}/api/v1/runs/{run}")).send().await {
+            match answer.status().as_u16() {
+                200 => match answer.json::<Value>().await {
+                    Ok(view) if view["state"] == "failed" => return Ok(view),
+                    _ => {}
+                },
+                404 | 429 | 503 => {}
+                status => {
+                    counter.note_odd(&format!("GET runs/{run}"), status, &answer.text().await.unwrap_or_default())
+                }
+            }
         }
+        ensure!(Instant::now() < end, "it did not fail");
+        tokio::time::sleep(REST).await;
     }
-    None.context("it did not fail")
+    bail!("there is no coordinator")
 }

@@ -32,6 +32,10 @@ pub enum Kind {
     RedisRestarted,
     /// A program is cut off from everything.
     Partition,
+    /// A replica is cut off from its primary.
+    ReplicaCut,
+    /// A primary is cut off from whoever would tell it that another took its place; programs still reach it.
+    SplitBrain,
     /// The way to the server is slow.
     Latency,
     /// Packets on the way to the server are lost.
@@ -50,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every fault.
-    pub const FAULTS: [Self; 17] = [
+    pub const FAULTS: [Self; 19] = [
         Self::WorkerKilled,
         Self::WorkerFrozen,
         Self::WorkerLeaves,
@@ -61,6 +65,8 @@ impl Kind {
         Self::RedisFrozen,
         Self::RedisRestarted,
         Self::Partition,
+        Self::ReplicaCut,
+        Self::SplitBrain,
         Self::Latency,
         Self::Loss,
         Self::Resets,
@@ -85,6 +91,8 @@ impl Kind {
             Self::RedisFrozen => "redis_frozen",
             Self::RedisRestarted => "redis_restarted",
             Self::Partition => "partition",
+            Self::ReplicaCut => "replica_cut",
+            Self::SplitBrain => "split_brain",
             Self::Latency => "latency",
             Self::Loss => "loss",
             Self::Resets => "resets",
@@ -110,6 +118,8 @@ impl Kind {
             Self::RedisFrozen => "Redis primary SIGSTOP, SIGCONT",
             Self::RedisRestarted => "Redis primary SIGTERM, restart",
             Self::Partition => "partition of a program's host",
+            Self::ReplicaCut => "replica cut from its primary",
+            Self::SplitBrain => "split brain: primary cut from the others",
             Self::Latency => "latency to Redis",
             Self::Loss => "loss to Redis",
             Self::Resets => "resets to Redis",
@@ -130,6 +140,7 @@ impl Kind {
             Self::RedisKilled
             | Self::RedisFrozen
             | Self::RedisRestarted
+            | Self::SplitBrain
             | Self::DiskFull
             | Self::MemoryFull
             | Self::ClientsKilled => Some(Duration::from_secs(5)),
@@ -137,6 +148,7 @@ impl Kind {
             | Self::WorkerFrozen
             | Self::CoordinatorFrozen
             | Self::Partition
+            | Self::ReplicaCut
             | Self::Latency
             | Self::Loss
             | Self::Resets
@@ -214,12 +226,12 @@ mod tests {
     fn a_deck_deals_every_kind_once_before_any_twice_and_the_same_with_the_same_seed() {
         let deal = |seed| {
             let (mut deck, mut random) = (Deck::new(&Kind::FAULTS), StdRng::seed_from_u64(seed));
-            (0..34).map(|_| deck.deal(&mut random)).collect::<Vec<_>>()
+            (0..2 * Kind::FAULTS.len()).map(|_| deck.deal(&mut random)).collect::<Vec<_>>()
         };
         let (first, again, other) = (deal(1), deal(1), deal(2));
         assert_eq!(first, again);
         assert_ne!(first, other);
-        for half in [&first[..17], &first[17..]] {
+        for half in [&first[..Kind::FAULTS.len()], &first[Kind::FAULTS.len()..]] {
             let mut sorted = half.to_vec();
             sorted.sort();
             assert_eq!(sorted, Kind::FAULTS);

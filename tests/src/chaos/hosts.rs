@@ -1,8 +1,8 @@
 //! Hosts: network namespaces on one bridge, so that a partition is one of the kernel's.
 //!
 //! Each program has a namespace with one end of a veth pair; the other end is a port of the bridge, whose address is
-//! where servers listen. A host is cut off by taking its port off the bridge: packets vanish, and nobody is told. It
-//! needs root and `ip`.
+//! where servers listen. A host is cut off by taking its port off the bridge: packets vanish, and nobody is told. Two
+//! hosts are parted by a route of each that leads nowhere. It needs root and `ip`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -66,6 +66,32 @@ impl Hosts {
     /// The kernel refuses.
     pub fn join(&self, host: usize) -> anyhow::Result<()> {
         self.run(&["link", "set", &self.port(host), "master", &self.bridge()])
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Drops what a host sends to one address; the rest of the world is there as before.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn block(&self, host: usize, address: &str) -> anyhow::Result<()> {
+        self.route(host, "add", address)
+    }
+
+    /// Ends a [`Hosts::block`].
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unblock(&self, host: usize, address: &str) -> anyhow::Result<()> {
+        self.route(host, "del", address)
+    }
+
+    fn route(&self, host: usize, verb: &str, address: &str) -> anyhow::Result<()> {
+        self.run(&["-n", &self.namespace(host), "route", verb, "blackhole", &format!("{address}/32")])
     }
 
     fn build(&self) -> anyhow::Result<()> {

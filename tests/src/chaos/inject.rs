@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rand::RngExt;
 use rand::seq::IndexedRandom as _;
-use redis::aio::MultiplexedConnection;
 
 use crate::chaos::effects::now_ns;
 use crate::chaos::faults::{Fault, Kind};
@@ -22,17 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const DEATH: Duration = Duration::from_secs(100);
 /// How often it is asked whether a job that does not come back is still wanted.
 const ASK: Duration = Duration::from_secs(5);
-/// Connections that a storm kills.
-const STORM: usize = 1_000;
-/// How long a storm may take.
-const STORM_TIME: Duration = Duration::from_secs(10);
 /// Effects in which a busy worker is looked for.
 const RECENT: usize = 500;
 /// Time that an old and a new version are side by side.
 const SIDE_BY_SIDE: Duration = Duration::from_secs(1);
 
 /// How a fault went.
-struct Went {
+pub(super) struct Went {
     what: String,
     /// When it began.
     began_ns: u64,
@@ -60,6 +55,8 @@ impl World {
             Kind::RedisFrozen => self.freeze_server().await,
             Kind::RedisRestarted => self.restart_server().await,
             Kind::Partition => self.cut().await,
+            Kind::ReplicaCut => self.cut_replica().await,
+            Kind::SplitBrain => self.split_brain().await,
             Kind::Latency => {
                 let latency_ms = self.random.random_range(20..80);
                 self.weather(Weather { latency_ms, ..Weather::default() }).await
@@ -81,7 +78,7 @@ impl World {
         Ok(Fault { kind, what, began_ns, lasted_ms, recovery_ms, stuck })
     }
 
-    fn seconds(&mut self, range: std::ops::Range<f64>) -> Duration {
+    pub(super) fn seconds(&mut self, range: std::ops::Range<f64>) -> Duration {
         Duration::from_secs_f64(self.random.random_range(range))
     }
 
@@ -208,7 +205,7 @@ impl World {
     }
 
     /// Some primary.
-    async fn primary(&mut self) -> anyhow::Result<usize> {
+    pub(super) async fn primary(&mut self) -> anyhow::Result<usize> {
         let places = self.servers.primaries().await?;
         places.choose(&mut self.random).copied().context("there is a primary")
     }
@@ -300,59 +297,6 @@ impl World {
         self.everywhere("40 times all connections of a program".into(), began_ns, now_ns()).await
     }
 
-    async fn fill_disk(&mut self) -> anyhow::Result<Went> {
-        let hold = self.seconds(3.0..6.0);
-        let disk = self.disk.as_ref().context("there is no small disk")?;
-        let began_ns = now_ns();
-        disk.fill()?;
-        tokio::time::sleep(hold).await;
-        disk.free()?;
-        let mut ended = 0;
-        for place in 0..self.servers.all().len() {
-            ended += usize::from(!self.servers.at(place).is_running()?);
-        }
-        self.servers.heal().await?;
-        self.everywhere(format!("{ended} servers ended by it"), began_ns, now_ns()).await
-    }
-
-    async fn fill_memory(&mut self) -> anyhow::Result<Went> {
-        let (hold, began_ns) = (self.seconds(3.0..6.0), now_ns());
-        let places = self.servers.primaries().await?;
-        for place in &places {
-            let server = &self.servers.all()[*place];
-            let info = crate::chaos::servers::info(server, "memory").await?;
-            let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).context("used memory")?;
-            limit_memory(&mut server.connection().await?, used.trim().parse::<u64>()? / 20 * 19).await?;
-        }
-        tokio::time::sleep(hold).await;
-        for place in &places {
-            limit_memory(&mut self.servers.all()[*place].connection().await?, 0).await?;
-        }
-        self.everywhere(format!("{} servers", places.len()), began_ns, now_ns()).await
-    }
-
-    async fn storm(&mut self) -> anyhow::Result<Went> {
-        let began_ns = now_ns();
-        let mut connections = Vec::new();
-        for place in self.servers.primaries().await? {
-            connections.push(self.servers.all()[place].connection().await?);
-        }
-        let end = tokio::time::Instant::now() + STORM_TIME;
-        let mut killed = 0;
-        while killed < STORM && tokio::time::Instant::now() < end {
-            for connection in &mut connections {
-                for kind in ["normal", "pubsub"] {
-                    let mut kill = redis::cmd("CLIENT");
-                    kill.arg("KILL").arg("TYPE").arg(kind).arg("SKIPME").arg("yes");
-                    killed += kill.query_async::<usize>(connection).await?;
-                }
-            }
-            // They have to come back before they can be killed again.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        self.everywhere(format!("{killed} connections"), began_ns, now_ns()).await
-    }
-
     async fn roll(&mut self) -> anyhow::Result<Went> {
         let began_ns = now_ns();
         let versions = if self.has_old { &[true, false][..] } else { &[false][..] };
@@ -370,7 +314,7 @@ impl World {
     }
 
     /// Waits until every partition has committed since everything is whole again.
-    async fn everywhere(&self, what: String, began_ns: u64, cleared_ns: u64) -> anyhow::Result<Went> {
+    pub(super) async fn everywhere(&self, what: String, began_ns: u64, cleared_ns: u64) -> anyhow::Result<Went> {
         let recovery = until_commits(&self.effects, &all_partitions(), cleared_ns, PATIENCE).await;
         Ok(Went { what, began_ns, cleared_ns, recovery })
     }
@@ -392,9 +336,4 @@ async fn wanted(apis: &[Api], tries: Vec<Try>) -> Vec<Try> {
         }
     }
     wanted
-}
-
-async fn limit_memory(connection: &mut MultiplexedConnection, bytes: u64) -> anyhow::Result<()> {
-    let mut set = redis::cmd("CONFIG");
-    Ok(set.arg("SET").arg("maxmemory").arg(bytes).query_async(connection).await?)
 }

@@ -4,7 +4,7 @@
 //! [`run`] starts a fleet ([`world`]), lets clients submit ([`clients`]) while one fault after the other is done to it
 //! ([`faults`], [`inject`]), heals everything, and judges what is left ([`settle`]) by three records that know nothing
 //! of each other: what clients were told ([`history`], judged by [`queue`]), what the product says has happened (judged
-//! by [`moves`]), and what handlers did ([`effects`]).
+//! by [`moves`] and [`promises`]), and what handlers did ([`effects`]).
 
 pub mod clients;
 pub mod disk;
@@ -17,11 +17,15 @@ pub mod inject;
 pub mod link;
 pub mod moves;
 pub mod programs;
+pub mod promises;
 pub mod queue;
 pub mod recovery;
 pub mod report;
 pub mod servers;
 pub mod settle;
+mod split;
+mod strain;
+pub mod table;
 pub mod work;
 pub mod world;
 
@@ -67,6 +71,8 @@ pub struct Plan {
     pub per_second: f64,
     /// A `stepfleet` of an older version.
     pub old: Option<PathBuf>,
+    /// `min-replicas-to-write` of every server with data; 0: they write alone.
+    pub min_replicas: u32,
     /// Where everything is written.
     pub folder: PathBuf,
 }
@@ -95,6 +101,7 @@ async fn drive(plan: &Plan, world: &mut World, begun: Instant, say: &dyn Fn(&str
         bases: world.coordinators.iter().map(programs::Slot::base).collect(),
         history: Arc::new(History::begin(&plan.folder)?),
         submissions: Mutex::default(),
+        wished: Mutex::default(),
         fault: AtomicUsize::new(0),
         odd: Mutex::default(),
     });
@@ -102,7 +109,7 @@ async fn drive(plan: &Plan, world: &mut World, begun: Instant, say: &dyn Fn(&str
     let is_possible = |kind: &&Kind| !world.skipped.iter().any(|(skipped, _)| skipped == *kind);
     let kinds: Vec<Kind> = plan.faults.iter().filter(is_possible).copied().collect();
     world.skipped.retain(|(kind, _)| plan.faults.contains(kind));
-    let (mut deck, mut faults, mut findings) = (Deck::new(&kinds), Vec::new(), Vec::new());
+    let (mut deck, mut faults, mut ended) = (Deck::new(&kinds), Vec::new(), Vec::new());
     let shaken = Instant::now();
     recovery::until_commits(&world.effects, &world::all_partitions(), now_ns(), START)
         .await
@@ -118,18 +125,19 @@ async fn drive(plan: &Plan, world: &mut World, begun: Instant, say: &dyn Fn(&str
             fault.recovery_ms
         ));
         faults.push(fault);
-        findings.extend(revive(world)?);
+        ended.extend(revive(world, say)?);
         let quiet = world.random.random_range(1.0..2.5);
         tokio::time::sleep(Duration::from_secs_f64(quiet)).await;
     }
     world.servers.heal().await?;
     clients.end().await;
+    ended.extend(revive(world, say)?);
     world.until_ready(START).await?;
     say(&format!("{:>4} s  everything is whole; looking at what is left", begun.elapsed().as_secs()));
     let settled = settle::settle(world, &counter).await?;
     let queue = queue::judge(&counter.history.ops())?;
-    findings.extend(unended(&api, &settled).await);
-    findings.extend(counter.odd.lock().expect("nobody panics with it").iter().map(|odd| format!("odd answer: {odd}")));
+    let findings = unended(&api, &settled).await;
+    let odd = counter.odd.lock().expect("nobody panics with it").clone();
     let lives = world.workers.iter().flat_map(|slot| slot.lives().to_vec()).collect();
     let report = Report::of(Evidence {
         topology: plan.topology,
@@ -140,23 +148,27 @@ async fn drive(plan: &Plan, world: &mut World, begun: Instant, say: &dyn Fn(&str
         queue: &queue,
         lives,
         skipped: world.skipped.clone(),
+        ended,
+        odd,
         findings,
     });
     keep(plan, &report, &settled)?;
     Ok(report)
 }
 
-/// Starts again what has ended by itself, which nothing may.
-fn revive(world: &mut World) -> anyhow::Result<Vec<String>> {
-    let mut findings = Vec::new();
+/// Starts again what has ended by itself, which nothing may; what that was.
+fn revive(world: &mut World, say: &dyn Fn(&str)) -> anyhow::Result<Vec<String>> {
+    let mut ended = Vec::new();
     for slot in world.slots() {
         if !slot.is_running()? {
-            findings.push(format!("{} has ended by itself", slot.name()));
+            let what = format!("{} has ended by itself", slot.name());
+            say(&what);
+            ended.push(what);
             slot.ended(now_ns());
             slot.start(false)?;
         }
     }
-    Ok(findings)
+    Ok(ended)
 }
 
 /// Why runs that should have ended have not.
@@ -173,7 +185,11 @@ fn keep(plan: &Plan, report: &Report, settled: &Settled) -> anyhow::Result<()> {
     fs::write(plan.folder.join("report.json"), serde_json::to_string_pretty(report)?)?;
     let is_right = |run: &settle::Ended| {
         let account = &run.account;
-        account.illegal.is_empty() && account.doubled.is_empty() && account.unaccounted.is_empty() && run.is_over()
+        account.illegal.is_empty()
+            && account.doubled.is_empty()
+            && account.unaccounted.is_empty()
+            && run.broken.is_empty()
+            && run.is_over()
     };
     let folder = plan.folder.join("runs");
     fs::create_dir_all(&folder)?;

@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::cluster::ClusterOptions;
+use crate::server_options::Place;
 use crate::{Cluster, Fsync, Sentinel, Server, ServerOptions, sentinel, wait};
 
 /// Silence after which a Cluster node counts as failing.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After how long it is looked again whether one has ended.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
+/// A replica that said nothing for so long does not count for `min-replicas-to-write`.
+const MAX_LAG_SECONDS: &str = "3";
 /// How long servers may take to agree again.
 const AGREE: Duration = Duration::from_secs(90);
 
@@ -65,13 +68,24 @@ pub enum Servers {
 }
 
 impl Servers {
-    /// Starts them, at `ip` beside the loopback and with their folders within `disk`, if these are given.
+    /// Starts them, at `ip` beside the loopback and with their folders within `disk`, if these are given, those with data
+    /// on `places` as long as there are any. A primary with fewer than `min_replicas` that follow refuses writes.
     ///
     /// # Errors
     /// They do not come up.
-    pub async fn start(topology: Topology, ip: Option<&str>, disk: Option<&Path>) -> anyhow::Result<Self> {
+    pub async fn start(
+        topology: Topology,
+        ip: Option<&str>,
+        places: Vec<Place>,
+        disk: Option<&Path>,
+        min_replicas: u32,
+    ) -> anyhow::Result<Self> {
         let fsync = if topology == Topology::Single { Fsync::Always } else { Fsync::EverySecond };
-        let mut server = ServerOptions::new().append_only(fsync);
+        let mut server = ServerOptions::new().append_only(fsync).places(places);
+        if min_replicas > 0 && topology != Topology::Single {
+            let writes = min_replicas.to_string();
+            server = server.setting("min-replicas-to-write", &writes).setting("min-replicas-max-lag", MAX_LAG_SECONDS);
+        }
         if let Some(ip) = ip {
             server = server.ip(ip);
         }
@@ -112,6 +126,15 @@ impl Servers {
         }
     }
 
+    /// Those that watch the others.
+    #[must_use]
+    pub fn sentinels(&self) -> &[Server] {
+        match self {
+            Self::Single(_) | Self::Cluster(_) => &[],
+            Self::Sentinel(pair) => pair.sentinels(),
+        }
+    }
+
     /// One of them, by its place in [`Servers::all`].
     pub fn at(&mut self, place: usize) -> &mut Server {
         match self {
@@ -137,6 +160,20 @@ impl Servers {
         }
         ensure!(!places.is_empty(), "no server is a primary");
         Ok(places)
+    }
+
+    /// The place of the replica of a primary.
+    ///
+    /// # Errors
+    /// It has none.
+    pub async fn replica_of(&self, primary: usize) -> anyhow::Result<usize> {
+        let line = format!("master_port:{}", self.all()[primary].port());
+        for (place, server) in self.all().iter().enumerate() {
+            if info(server, "replication").await.is_ok_and(|info| info.lines().any(|found| found == line)) {
+                return Ok(place);
+            }
+        }
+        bail!("server {primary} has no replica")
     }
 
     /// Whether a primary that is gone is replaced by its replica.
@@ -177,12 +214,13 @@ impl Servers {
             if self.at(place).is_running()? {
                 continue;
             }
-            let started = self.at(place).restart().await;
-            if started.is_err() && self.fails_over() {
-                self.until_failed_over(place).await?;
-                self.begin_empty(place).await?;
-            } else {
-                started?;
+            match self.at(place).restart().await {
+                Err(error) if self.fails_over() => {
+                    eprintln!("server {place} begins empty, as it does not start with its files: {error:#}");
+                    self.until_failed_over(place).await?;
+                    self.begin_empty(place).await?;
+                }
+                started => started?,
             }
         }
         Ok(())
@@ -190,7 +228,6 @@ impl Servers {
 
     /// Starts a server whose place was taken without its data.
     async fn begin_empty(&mut self, place: usize) -> anyhow::Result<()> {
-        eprintln!("server {place} begins empty: it cannot read its append-only file any more");
         let folder = self.at(place).folder().to_owned();
         fs::remove_dir_all(folder.join("appendonlydir"))?;
         if let Self::Sentinel(pair) = self {

@@ -11,6 +11,7 @@ use crate::chaos::clients::{Counter, Outcome, Submission};
 use crate::chaos::effects::Effect;
 use crate::chaos::history::{F, Kind};
 use crate::chaos::moves::{self, Account};
+use crate::chaos::promises::{self, Cause, Wished};
 use crate::chaos::work;
 use crate::chaos::world::World;
 use crate::lab::Api;
@@ -22,6 +23,8 @@ const END: Duration = Duration::from_secs(120);
 const DRAIN: usize = 1_000;
 /// Runs that are looked at at once.
 const AT_ONCE: usize = 6;
+/// What the quarantine says of a run that is not there and that a worker did a job of.
+const STRANGER: &str = "is not there, and a worker did a job of it";
 /// States in which a run goes on by itself.
 const ACTIVE: [&str; 5] = ["created", "queued", "processing", "waiting", "retrying"];
 
@@ -36,6 +39,10 @@ pub struct Ended {
     pub account: Account,
     /// Workers that were called dead while they had one of its jobs, and when, in milliseconds of 1970.
     pub deaths: Vec<(String, u64)>,
+    /// What was acknowledged beside the submit, and is lost.
+    pub broken: Vec<String>,
+    /// By which rules it has failed, once for each time.
+    pub failed_by: Vec<Cause>,
     /// Its history.
     pub history: Vec<Value>,
 }
@@ -45,6 +52,16 @@ impl Ended {
     #[must_use]
     pub fn is_over(&self) -> bool {
         !ACTIVE.contains(&self.account.state.as_str())
+    }
+
+    /// Holds it to what was promised to whoever submitted it.
+    fn hold_to(&mut self, wished: &[Wished], submission: Option<&Submission>) {
+        let answers = wished.iter().filter(|wished| wished.run == self.run);
+        self.broken = answers.filter_map(|wished| promises::broken(wished, &self.history)).collect();
+        match promises::causes(&self.history, submission.is_some_and(Submission::is_told_to_fail)) {
+            Ok(causes) => self.failed_by = causes,
+            Err(sentence) => self.account.illegal.push(sentence),
+        }
     }
 }
 
@@ -57,6 +74,12 @@ pub struct Settled {
     pub submissions: BTreeMap<String, Submission>,
     /// Runs with effects that do not exist (any more).
     pub ghosts: Vec<String>,
+    /// How many of these the quarantine names, because a worker reported a job of theirs.
+    pub named: usize,
+    /// What else is in quarantine, which nobody put anything into.
+    pub quarantined: Vec<String>,
+    /// Acknowledged runs that are there by their id and in no listing.
+    pub unlisted: Vec<String>,
 }
 
 /// Waits until nothing goes on any more, looks at every run, and dequeues what has ended.
@@ -87,6 +110,9 @@ pub async fn settle(world: &World, counter: &Counter) -> anyhow::Result<Settled>
     for effect in &effects {
         by_run.entry(&effect.run).or_default().push(effect);
     }
+    let submissions: BTreeMap<String, Submission> =
+        submissions.into_iter().map(|submission| (submission.key.clone(), submission)).collect();
+    let wished: Vec<Wished> = counter.wished.lock().expect("nobody panics with it").clone();
     let listed = api.items(&format!("/api/v1/runs?workflow={}", work::WORKFLOW)).await?;
     let ids = listed.iter().filter_map(|run| run["id"].as_str());
     let (api, keys, by_run) = (&api, &keys, &by_run);
@@ -95,15 +121,28 @@ pub async fn settle(world: &World, counter: &Counter) -> anyhow::Result<Settled>
         look(api, run, key, by_run.get(run).map_or(&[][..], Vec::as_slice)).await
     });
     let looked: Vec<anyhow::Result<Ended>> = stream::iter(looks).buffered(AT_ONCE).collect().await;
-    let runs = looked.into_iter().collect::<anyhow::Result<Vec<Ended>>>()?;
+    let mut runs = looked.into_iter().collect::<anyhow::Result<Vec<Ended>>>()?;
+    for run in &mut runs {
+        run.hold_to(&wished, submissions.get(&run.key));
+    }
     for run in runs.iter().filter(|run| run.is_over()) {
         counter.history.note(DRAIN, Kind::Invoke, F::Dequeue, &run.key);
         counter.history.note(DRAIN, Kind::Ok, F::Dequeue, &run.key);
     }
     let there: std::collections::HashSet<&str> = runs.iter().map(|run| run.run.as_str()).collect();
-    let ghosts = by_run.keys().filter(|run| !there.contains(**run)).map(|run| (*run).to_owned()).collect();
-    let submissions = submissions.into_iter().map(|submission| (submission.key.clone(), submission)).collect();
-    Ok(Settled { runs, submissions, ghosts })
+    let ghosts: Vec<String> = by_run.keys().filter(|run| !there.contains(**run)).map(|run| (*run).to_owned()).collect();
+    let quarantine = api.items("/api/v1/quarantine").await?;
+    let why = quarantine.iter().map(|entry| entry["why"].as_str().unwrap_or_default().to_owned());
+    let (gone, quarantined): (Vec<String>, Vec<String>) = why.partition(|why| why.contains(STRANGER));
+    let named = ghosts.iter().filter(|run| gone.iter().any(|why| why.contains(run.as_str()))).count();
+    let mut unlisted = Vec::new();
+    for run in keys.keys().filter(|run| !there.contains(run.as_str())) {
+        match api.find(&format!("/api/v1/runs/{run}")).await? {
+            None => {}
+            Some(_) => unlisted.push(run.clone()),
+        }
+    }
+    Ok(Settled { runs, submissions, ghosts, named, quarantined, unlisted })
 }
 
 async fn look(api: &Api, run: &str, key: Option<String>, effects: &[&Effect]) -> anyhow::Result<Ended> {
@@ -118,7 +157,8 @@ async fn look(api: &Api, run: &str, key: Option<String>, effects: &[&Effect]) ->
     let mut account = moves::judge(&history, effects);
     moves::against(&work::NEEDS, &history, &mut account);
     let deaths = history.iter().filter(|entry| entry["reason"] == "worker_lost").filter_map(death).collect();
-    Ok(Ended { run: run.to_owned(), key, account, deaths, history })
+    let (broken, failed_by) = (Vec::new(), Vec::new());
+    Ok(Ended { run: run.to_owned(), key, account, deaths, broken, failed_by, history })
 }
 
 /// Who was called dead and when, in an entry of a history.

@@ -18,7 +18,9 @@ use crate::chaos::hosts::Hosts;
 use crate::chaos::link::Link;
 use crate::chaos::programs::{Ground, Role, Slot};
 use crate::chaos::servers::{Servers, Topology};
+use crate::chaos::split::hosts_for;
 use crate::lab::{Api, START};
+use crate::server_options::Place;
 use crate::wait;
 
 /// Partitions of a test.
@@ -60,12 +62,23 @@ impl World {
         fs::create_dir_all(&logs)?;
         let mut skipped = Vec::new();
         let count = plan.coordinators + plan.workers;
-        let hosts = wanted(plan.privileged, Kind::Partition, &mut skipped, || Hosts::make(count)).map(Arc::new);
+        let all = count + hosts_for(plan.topology);
+        let hosts = wanted(plan.privileged, Kind::Partition, &mut skipped, || Hosts::make(all)).map(Arc::new);
+        for kind in [Kind::ReplicaCut, Kind::SplitBrain] {
+            if plan.topology == Topology::Single {
+                skipped.push((kind, "a single server has no other".to_owned()));
+            } else if hosts.is_none() {
+                skipped.push((kind, skipped[0].1.clone()));
+            }
+        }
+        let place = |hosts: &Arc<Hosts>, host| Place { ip: hosts.address(host), enter: hosts.enter(host) };
+        let places = hosts.iter().flat_map(|hosts| (count..all).map(|host| place(hosts, host))).collect();
         let folder =
             std::env::temp_dir().join(format!("stepfleet-disk-{}-{}", std::process::id(), plan.topology.as_str()));
         let disk = wanted(plan.privileged, Kind::DiskFull, &mut skipped, || Disk::mount(folder, DISK_MEBIBYTES));
         let center = hosts.as_ref().map(|hosts| hosts.center());
-        let servers = Servers::start(plan.topology, center.as_deref(), disk.as_ref().map(Disk::folder)).await?;
+        let folder = disk.as_ref().map(Disk::folder);
+        let servers = Servers::start(plan.topology, center.as_deref(), places, folder, plan.min_replicas).await?;
         if plan.topology == Topology::Single {
             // Its links can be cut.
             skipped.retain(|(kind, _)| *kind != Kind::Partition);
@@ -162,8 +175,11 @@ impl World {
         for slot in self.slots() {
             slot.keep_log();
         }
-        for (place, server) in self.servers.all().iter().enumerate() {
-            let path: PathBuf = folder.join("logs").join(format!("server{place}.log"));
+        let servers = self.servers.all().iter().enumerate().map(|(place, server)| (format!("server{place}"), server));
+        let sentinels =
+            self.servers.sentinels().iter().enumerate().map(|(place, server)| (format!("sentinel{place}"), server));
+        for (name, server) in servers.chain(sentinels) {
+            let path: PathBuf = folder.join("logs").join(format!("{name}.log"));
             if let Err(error) = fs::write(&path, server.log()) {
                 eprintln!("`{}` could not be kept: {error}", path.display());
             }

@@ -63,6 +63,20 @@ impl Api {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// The document at a path; none if there is none (404).
+    ///
+    /// # Errors
+    /// No answer, or another that is not 2xx.
+    pub async fn find(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        let answer = self.client.get(format!("{}{path}", self.base)).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        if status.as_u16() == 404 {
+            return Ok(None);
+        }
+        ensure!(status.is_success(), "{path}: {status} {text}");
+        Ok(Some(serde_json::from_str(&text)?))
+    }
+
     /// Posts a document with headers; the status and the document that came back.
     ///
     /// # Errors

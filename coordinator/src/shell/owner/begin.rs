@@ -2,7 +2,7 @@
 //!
 //! All of it is read over the owner's own connection, before anything is decided with it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use redis::Value;
 use stepfleet_protocol::{gate::Gate, id::JobId, keys::GROUP, name::Name};
@@ -63,6 +63,7 @@ impl<L: Link> Owner<L> {
             freed_place: None,
             at: (Origin::Todo, *intake::NO_RUN),
             full: false,
+            strangers: BTreeSet::new(),
             gates: Book::new(me, held, &stopping, turn.now_ms),
             leave: None,
             falls_back: false,

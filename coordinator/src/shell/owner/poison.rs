@@ -35,6 +35,9 @@ use crate::{
     },
 };
 
+/// Runs that are not there and that a reign tells of, so that a fail-over which took back many does not fill the server.
+const STRANGERS_MAX: usize = 1_000;
+
 /// What outlives an owner that ended in doubt.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
@@ -126,6 +129,8 @@ impl<L: Link> Owner<L> {
         if broken.is_empty() {
             return Ok(());
         }
+        // They are there, and told of below.
+        self.core.strangers.extend(broken.keys().copied());
         items.retain(|item| {
             let Some(error) = broken.get(&item.run) else { return true };
             if self.core.forget_job(&item.what) {
@@ -147,10 +152,23 @@ impl<L: Link> Owner<L> {
                 self.avoided.push(place);
                 self.pass_by(item, poison, malformed)?;
             } else {
+                malformed.extend(self.stranger(&item));
                 self.core.item(item).map_err(OwnerError::Poison)?;
             }
         }
         Ok(())
+    }
+
+    /// What is told of a result whose run is not there, once for each run and reign: a fail-over has taken an acknowledged
+    /// run back, and this may be all that is left of it. The result itself is acked and changes nothing.
+    fn stranger(&mut self, item: &Item) -> Option<Malformed> {
+        let Self { core, .. } = self;
+        let is_strange = matches!(item.what, What::Result { .. }) && !core.cache.runs.contains_key(&item.run);
+        if !is_strange || core.strangers.len() >= STRANGERS_MAX || !core.strangers.insert(item.run) {
+            return None;
+        }
+        let why = "is not there, and a worker did a job of it: a fail-over took it back, or retention has deleted it";
+        Some(quarantined(item, &format!("run {} {why}", item.run)))
     }
 
     /// Quarantines an item and holds its run. What somebody reported is decided all the same, unless it is `poison`: a held

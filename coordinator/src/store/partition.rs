@@ -180,7 +180,7 @@ impl<L: Link> Partition<L> {
             return Err(TurnError::Fenced);
         }
         let mut pipe = Pipeline::with_capacity(64);
-        if mutant("connection_shared") && self.head.seq % 4 == 0 {
+        if mutant("connection_shared") && self.head.seq.is_multiple_of(4) {
             // Somebody else's EXEC.
             self.announcements.push(redis::cmd("UNWATCH"));
         }

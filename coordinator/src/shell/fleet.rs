@@ -72,7 +72,7 @@ pub async fn run_on<D: Dial>(lanes: Lanes, dial: D, config: Config, metrics: Met
     watcher.tell().await;
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
     let partitions = watch::Sender::new(0);
-    let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), known.clone(), metrics.clone());
+    let (gates, pump) = pump::new(dial.clone(), config.keys.clone(), known.clone(), metrics.clone(), rand::random());
     let pumping = tokio::spawn(pump.run(partitions.subscribe(), shutdown.clone()));
     let auditor = Auditor::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe());
     let auditing = tokio::spawn(auditor.run(shutdown.clone()));

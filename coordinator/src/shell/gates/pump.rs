@@ -37,12 +37,19 @@ const TOKEN_MS: u64 = 30_000;
 /// Gates that are told in one message; beyond it workers look themselves.
 const TOLD_MAX: usize = 500;
 
-/// Makes the way of owners to the pump of a process, and the pump.
-pub fn new<D: Dial>(dial: D, keys: Keys, rules: watch::Receiver<Known>, metrics: Metrics) -> (Way, Pump<D>) {
+/// Makes the way of owners to the pump of a process, and the pump. `random` must be fresh: it tells the tokens of this process
+/// from those of all others.
+pub fn new<D: Dial>(
+    dial: D,
+    keys: Keys,
+    rules: watch::Receiver<Known>,
+    metrics: Metrics,
+    random: u64,
+) -> (Way, Pump<D>) {
     let (say, heard) = mpsc::unbounded_channel();
     let (view, receiver) = watch::channel(Arc::new(View::default()));
     let way = Way { view: receiver, say };
-    let pump = Pump { dial, keys, rules, metrics, heard, view, random: rand::random(), minted: 0, link: None };
+    let pump = Pump { dial, keys, rules, metrics, heard, view, random, minted: 0, link: None };
     (way, pump)
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(process: Rc<Process>) {
     let (keys, metrics) = (world.keys.clone(), world.metrics.clone());
     let (slots, owned) = (watch::Sender::new(Slots::new()), watch::Sender::new(BTreeSet::new()));
     let partitions = watch::Sender::new(world.partitions);
-    let (way, pump) = pump::new(dial.clone(), keys.clone(), world.known.subscribe(), metrics.clone());
+    let (way, pump) = pump::new(dial.clone(), keys.clone(), world.known.subscribe(), metrics.clone(), world.random());
     let pump = pump.run(partitions.subscribe(), CancellationToken::new());
     let mut observer = Observer::new(dial.clone(), keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
     let mut auditor = Auditor::new(dial.clone(), keys.clone(), metrics, owned.subscribe());

@@ -23,7 +23,7 @@ mod walk;
 mod work;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -106,7 +106,7 @@ impl Place {
 pub const MISSING: [&str; 7] = ["ready", "timer", "job", "run", "timeout", "work", "letter"];
 
 /// A step of a run; of the run itself without a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Subject {
     run: RunId,
     index: Option<u32>,
@@ -125,7 +125,7 @@ pub struct Auditor<D: Dial> {
     failed_walked: Option<Instant>,
     /// When somebody asked for walks that are not done yet, in Unix milliseconds of the server.
     asked: HashMap<PartitionId, ask::Asked>,
-    suspects: HashMap<Subject, Suspect>,
+    suspects: BTreeMap<Subject, Suspect>,
     /// What a look needs of a plan, by its hash.
     plans: HashMap<String, Arc<Steps>>,
     /// The walk over open runs looks at their letters, and when one last did.
@@ -145,7 +145,7 @@ impl<D: Dial> Auditor<D> {
             failed: None,
             failed_walked: None,
             asked: HashMap::new(),
-            suspects: HashMap::new(),
+            suspects: BTreeMap::new(),
             plans: HashMap::new(),
             letters: (false, None),
         }

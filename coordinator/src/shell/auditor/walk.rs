@@ -1,6 +1,6 @@
 //! The walk: page by page over the listings of open runs, or of failed ones, oldest first.
 
-use std::{collections::hash_map::Entry, panic::catch_unwind, sync::Arc};
+use std::{collections::btree_map::Entry, panic::catch_unwind, sync::Arc};
 
 use redis::Value;
 use stepfleet_protocol::{

@@ -40,7 +40,7 @@ pub struct Book {
     /// When tokens were last wished for.
     wished_ms: BTreeMap<Gate, u64>,
     /// Jobs that try.
-    canaries: HashMap<JobId, (Gate, String)>,
+    canaries: BTreeMap<JobId, (Gate, String)>,
     held_ms: u64,
     tallies: BTreeMap<Gate, Tally>,
     told_ms: u64,

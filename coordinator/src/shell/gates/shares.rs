@@ -232,7 +232,7 @@ impl Shares {
         let mut old: Vec<(&JobId, &mut Counted)> = self.held.iter_mut().collect();
         old.retain(|(_, c)| !c.stopping && now_ms.saturating_sub(c.known_ms) >= CHECK_EVERY_MS);
         // Those that were looked at before come last.
-        old.sort_unstable_by_key(|(_, c)| c.known_ms);
+        old.sort_unstable_by_key(|(job, c)| (c.known_ms, **job));
         let look = |(job, counted): (&JobId, &mut Counted)| {
             counted.known_ms = now_ms;
             (*job, counted.held.run, counted.held.index)

@@ -144,7 +144,7 @@ pub(super) struct Part {
 /// Starts `stepfleet` with `args` on the server.
 pub(super) fn part(url: &str, args: &[&str]) -> anyhow::Result<Part> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(args).args(["--redis", url, "--quiet"]).env("STEPFLEET_LOG", "error");
+    command.args(args).args(["--redis", url]).env("STEPFLEET_LOG", "error");
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let child = command.spawn()?;
     let pid = child.id().context("just started")?;

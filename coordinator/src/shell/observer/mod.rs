@@ -51,7 +51,7 @@ pub const WAYS: [&str; 2] = [BEATS, CHANNEL];
 const BEATS: &str = "beats";
 const CHANNEL: &str = "channel";
 /// Time between the beginnings of two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two
-/// later. Sweeps that take longer follow each other at once, but for [`SWEEP_PAUSE_MIN`].
+/// later. Sweeps that take longer follow each other at once, but for a tenth of a second.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// Time between two sweeps, at least.
 const SWEEP_PAUSE_MIN: Duration = Duration::from_millis(100);

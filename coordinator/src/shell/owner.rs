@@ -57,7 +57,8 @@ const GATES_EVERY: Duration = Duration::from_millis(50);
 const WISH_EVERY: Duration = Duration::from_millis(10);
 /// Log entries of one read, at most.
 const READ_ENTRIES_MAX: usize = 512;
-/// Entries of the first read, and of one after a quiet time: they may be of up to 512 KiB.
+/// Entries of the first read, and of one after a quiet time, when nobody knows how large they are: a worker writes up to
+/// 512 KiB in one.
 const READ_ENTRIES_FIRST: usize = 8;
 /// Bytes of one read, about.
 const READ_BYTES: usize = 4 << 20;
@@ -122,6 +123,7 @@ pub struct Owner<L> {
     backlog: VecDeque<(StreamId, Fields)>,
     read_to: StreamId,
     more_in_log: bool,
+    /// Items of the log in one batch, at most.
     batch_most: usize,
     /// Bytes of an entry, as the last reads have shown.
     entry_bytes: usize,

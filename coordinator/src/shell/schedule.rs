@@ -1,7 +1,7 @@
 //! What an owner keeps in mind of its partition: the timers that are near, the windows of its queues, the work items.
 //!
-//! All of it, but for the time-outs of young runs, mirrors what is in Redis. The owner is the only writer, so a mirror is exact until a commit is in doubt, and
-//! then the owner is dropped together with its mirrors.
+//! All of it, but for the time-outs of young runs, mirrors what is in Redis. The owner is the only writer, so a mirror is
+//! exact until a commit is in doubt, and then the owner is dropped together with its mirrors.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

@@ -162,7 +162,7 @@ impl<L: Link> Owner<L> {
     /// What is told of a result whose run is not there, once for each run and reign: a fail-over has taken an acknowledged
     /// run back, and this may be all that is left of it. The result itself is acked and changes nothing.
     fn stranger(&mut self, item: &Item) -> Option<Malformed> {
-        let Self { core, .. } = self;
+        let core = &mut self.core;
         let is_strange = matches!(item.what, What::Result { .. }) && !core.cache.runs.contains_key(&item.run);
         if !is_strange || core.strangers.len() >= STRANGERS_MAX || !core.strangers.insert(item.run) {
             return None;

@@ -271,7 +271,7 @@ impl<L: Link> Owner<L> {
     /// How long to wait for the log: until the next timer, and not at all while there is something to do.
     fn block(&self, chores: &[Chore]) -> Option<Duration> {
         let schedule = &self.core.schedule;
-        if self.retention_is_due() || !schedule.young.all_seen() {
+        if self.retention_is_due() || !schedule.young.all_seen() || schedule.young.has_grown(self.server_ms) {
             return None;
         }
         if !schedule.todo.is_empty() || chores.iter().any(|c| matches!(c, Chore::Release(_) | Chore::Unpark(_))) {
@@ -347,7 +347,7 @@ impl<L: Link> Owner<L> {
         commit.cluster = self.upkeep.cluster;
         let rules = self.core.rules.version;
         commit.rules = (rules != self.partition.head.rules).then_some(rules);
-        commit.young = self.core.schedule.young.tell(commit.now_ms);
+        commit.timed_to = self.core.schedule.young.tell(commit.now_ms);
         self.pending = Some(Sealed { commit: Some(commit), alone });
         Ok(())
     }

@@ -151,7 +151,6 @@ impl Upkeep {
             take.arg(self.keys.parked(&gate)).arg(0).arg(count - 1);
             push(Chore::Unpark(gate), take);
         }
-        self.trim_on(schedule, offset, &mut push);
         if schedule.timers.wants_more(now_ms) {
             let to_ms = now_ms + HORIZON_MS;
             push(Chore::Timers { to_ms }, self.timers(to_ms));
@@ -165,11 +164,12 @@ impl Upkeep {
                 push(Chore::Parked(gate.clone()), count);
             }
         }
+        self.trim(schedule, offset, &mut push);
         (chores, cmds)
     }
 
-    /// Trims what the last trims left, one chunk of each stream.
-    fn trim_on(&mut self, schedule: &mut Schedule, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
+    /// Trims a chunk of each stream that has some to trim: since the last look, or as the last trim left some.
+    fn trim(&mut self, schedule: &mut Schedule, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
         if std::mem::take(&mut self.trims_log) {
             push(Chore::TrimLog, trim_below(&self.keys.log(), offset));
         }
@@ -184,15 +184,13 @@ impl Upkeep {
     fn look(&mut self, schedule: &mut Schedule, now_ms: u64, offset: StreamId, push: &mut impl FnMut(Chore, Cmd)) {
         if offset > self.trimmed_to {
             self.trimmed_to = offset;
-            push(Chore::TrimLog, trim_below(&self.keys.log(), offset));
+            self.trims_log = true;
         }
         let mut trim = cmd("XTRIM");
         trim.arg(self.keys.events()).arg("MAXLEN").arg("~").arg(self.events_max);
         push(Chore::TrimEvents, trim);
         for (name, queue) in &mut schedule.queues {
-            if let Some((floor, _)) = queue.head {
-                push(Chore::TrimJobs(name.clone()), trim_below(&self.keys.jobs(name), floor));
-            }
+            queue.trims = true;
             for delete in Self::delete_behind(&self.keys, name, queue, now_ms) {
                 push(Chore::Trim, delete);
             }

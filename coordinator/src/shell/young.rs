@@ -59,12 +59,18 @@ impl Young {
     pub fn grown(&mut self, now_ms: u64, count: usize) -> Vec<(RunId, u64)> {
         let mut out = Vec::new();
         while out.len() < count
-            && let Some(first) = self.due_of.first_entry().filter(|e| e.key().created_ms() + YOUNG_MS <= now_ms)
+            && self.has_grown(now_ms)
+            && let Some(first) = self.due_of.first_entry()
         {
             self.grown_to = first.key().created_ms() + 1;
             out.push(first.remove_entry());
         }
         out
+    }
+
+    /// Whether there is one of a run that is old enough at `now_ms`.
+    pub fn has_grown(&self, now_ms: u64) -> bool {
+        self.due_of.keys().next().is_some_and(|run| run.created_ms() + YOUNG_MS <= now_ms)
     }
 
     /// Whether no time-out is in mind only, but for those of the last owner.
@@ -116,8 +122,9 @@ mod tests {
         let mut young = Young::default();
         assert!((0..5).all(|n| keep(&mut young, run(NOW + n, n), NOW + n)));
         assert!(young.forget(run(NOW + 1, 1)) && !young.forget(run(NOW + 1, 1)));
-        assert_eq!(young.grown(NOW + YOUNG_MS - 1, 9), []);
+        assert_eq!((young.grown(NOW + YOUNG_MS - 1, 9), young.has_grown(NOW + YOUNG_MS - 1)), (vec![], false));
         assert_eq!(young.grown(NOW + YOUNG_MS + 3, 1), [(run(NOW, 0), NOW + TIMEOUT_MIN_MS)]);
+        assert!(young.has_grown(NOW + YOUNG_MS + 3), "more than one was taken");
         let rest: Vec<_> = young.grown(NOW + YOUNG_MS + 3, 9).into_iter().map(|(run, _)| run).collect();
         assert_eq!(rest, [run(NOW + 2, 2), run(NOW + 3, 3)]);
         assert!(young.may_keep(run(NOW + 4, 4)) && !young.may_keep(run(NOW + 3, 3)));

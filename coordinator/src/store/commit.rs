@@ -47,7 +47,7 @@ pub struct Commit {
     /// The version of the policies that was decided with, where it is another one than that of the commit before.
     pub rules: Option<u64>,
     /// Of runs made before, the time-outs are stored; none if the commit before says it well enough.
-    pub young: Option<u64>,
+    pub timed_to: Option<u64>,
     /// Fields of run hashes: `(run, chunk, fields)`; chunk 0 is the run hash itself.
     pub hashes: Vec<(RunId, u32, HashFields)>,
     /// Chunks of history by run, of those whose own hash does not take them.
@@ -170,7 +170,7 @@ impl Commit {
         if let Some(version) = self.rules {
             out.pipe.arg("rules").arg(version);
         }
-        if let Some(to) = self.young {
+        if let Some(to) = self.timed_to {
             out.pipe.arg(young::FIELD).arg(to);
         }
         self.write_state(&mut out);

@@ -78,7 +78,7 @@ pub struct Head {
     /// The version of the policies that was last decided with.
     pub rules: u64,
     /// Of runs made before, in milliseconds, the time-outs are stored; none for all ([`super::young`]).
-    pub young: Option<u64>,
+    pub timed_to: Option<u64>,
 }
 
 /// What a trip reads behind its commit.
@@ -151,7 +151,7 @@ impl<L: Link> Partition<L> {
             offset: found.get(2).and_then(reply::text).and_then(|t| t.parse().ok()).unwrap_or_default(),
             now_ms: found.get(3).and_then(reply::number).map_or(0, |n| n as u64),
             rules: found.get(4).and_then(reply::number).map_or(0, |n| n as u64),
-            young: young::stored_to(found.get(5)),
+            timed_to: found.get(5).and_then(young::stored_to),
         };
         let random = if mutant("reign_without_random") { 0 } else { random };
         let reign = Reign { counter: old.counter + 1, random };
@@ -197,7 +197,7 @@ impl<L: Link> Partition<L> {
             self.head.offset = commit.offset;
             self.head.now_ms = commit.now_ms;
             self.head.rules = commit.rules.unwrap_or(self.head.rules);
-            self.head.young = commit.young.or(self.head.young);
+            self.head.timed_to = commit.timed_to.or(self.head.timed_to);
         }
         let (head_key, extras) = (self.keys.head(), ask.extra.len());
         pipe.cmd("WATCH").arg(if mutant("head_not_watched") { self.keys.todo() } else { head_key.clone() });

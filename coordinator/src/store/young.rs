@@ -23,8 +23,8 @@ pub fn ask(keys: &PartitionKeys) -> Cmd {
 }
 
 /// The time up to which everything is stored, from an answer to [`ask`] or a field of the head; none for always.
-pub fn stored_to(found: Option<&redis::Value>) -> Option<u64> {
-    found.and_then(super::reply::number).map(|n| n as u64)
+pub fn stored_to(found: &redis::Value) -> Option<u64> {
+    super::reply::number(found).map(|n| n as u64)
 }
 
 /// Whether the time-out of an open run has to be among the timers.

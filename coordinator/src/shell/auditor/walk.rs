@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Open runs younger than this are left for the next walk, in milliseconds.
-const YOUNG_MS: u64 = 2_000;
+const SETTLED_MS: u64 = 2_000;
 /// Listings of runs that may have something to do: suspended ones may have a job that still runs, or be about to stop.
 const OPEN: &[State] = &[State::Processing, State::Suspended];
 /// Listings of runs that have only dead letters to lose. Cancelled runs have none that are open.
@@ -127,12 +127,12 @@ impl<D: Dial> Auditor<D> {
             walk.began_ms = now_ms;
         }
         // What has failed moves no more.
-        let young_ms = if walk.listings == OPEN { YOUNG_MS } else { 0 };
+        let settled_ms = if walk.listings == OPEN { SETTLED_MS } else { 0 };
         let mut range = redis::cmd("ZRANGEBYSCORE");
-        range.arg(&key).arg(from).arg(now_ms.saturating_sub(young_ms)).arg("WITHSCORES");
+        range.arg(&key).arg(from).arg(now_ms.saturating_sub(settled_ms)).arg("WITHSCORES");
         range.arg("LIMIT").arg(offset).arg(limit);
         // What is young now is left for a later walk.
-        let young = young::stored_to(Some(&self.links.read(&keys.head(), young::ask(&keys)).await.ok()?));
+        let timed_to = young::stored_to(&self.links.read(&keys.head(), young::ask(&keys)).await.ok()?);
         let found = self.links.one(&key, range).await.ok()?;
         let runs: Vec<(RunId, u64)> = reply::array(&found)
             .unwrap_or_default()
@@ -140,7 +140,7 @@ impl<D: Dial> Auditor<D> {
             .filter_map(|pair| Some((reply::bytes(&pair[0]).and_then(RunId::from_bytes)?, reply::score(&pair[1])?)))
             .collect();
         let ids: Vec<RunId> = runs.iter().map(|(run, _)| *run).collect();
-        let wanted = self.wanted(&ids, young).await;
+        let wanted = self.wanted(&ids, timed_to).await;
         self.first_look(wanted).await;
         self.metrics.audited.inc_by(runs.len() as u64);
         let walk = self.walk.as_mut()?;
@@ -162,7 +162,7 @@ impl<D: Dial> Auditor<D> {
     }
 
     /// What has to be somewhere, of these runs of one partition.
-    async fn wanted(&mut self, runs: &[RunId], young: Option<u64>) -> Vec<Wanted> {
+    async fn wanted(&mut self, runs: &[RunId], timed_to: Option<u64>) -> Vec<Wanted> {
         let whole = |keys: String| Ask::new(&keys, vec![redis::cmd("HGETALL").arg(&keys).clone()]);
         let asks = runs.iter().map(|run| whole(self.keys.partition(run.partition()).run(run))).collect();
         let answers = self.links.gather(asks, ASKS_PER_TRIP).await;
@@ -199,7 +199,7 @@ impl<D: Dial> Auditor<D> {
             let Some(plan) = self.plan(*run, &record).await else { continue };
             // A failed run that is held keeps the time it ended, and has no time-out any more.
             let armed = plan.timeout_ms > 0 && !ended && record.ending.is_none() && !undone && record.finished_ms == 0;
-            if armed && young::is_stored(run.created_ms(), plan.timeout_ms, young) {
+            if armed && young::is_stored(run.created_ms(), plan.timeout_ms, timed_to) {
                 missed(Place::Timeout);
             }
             if record.active == 0 && !has_letters {

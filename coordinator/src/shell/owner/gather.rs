@@ -169,8 +169,7 @@ impl<L: Link> Owner<L> {
         Ok(())
     }
 
-    /// Puts no more than so many items of the log into a batch, at least one: what one commit usually decides takes many then,
-    /// and may be broken off between any two of them. For simulations.
+    /// Caps the items of the log in a batch, at least one, so that a simulation can break off between any two of them.
     pub fn bound_batches(&mut self, most: usize) {
         self.batch_most = most.clamp(1, BATCH_ITEMS_MAX);
     }

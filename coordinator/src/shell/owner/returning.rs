@@ -1,7 +1,7 @@
 //! After an outage results come first: workers that had them in hand all the time need a moment to bring them to the log,
 //! and until then no attempt is given up for its time-out. Runs, retries and delays stay punctual.
 
-use crate::machine::event::Timer;
+use crate::{machine::event::Timer, mutants::mutant};
 
 /// For how long after a take-over or a standstill the owner's own time-outs of attempts are held back, in milliseconds. A
 /// worker's write that hung just when the server came back ends after 5 s, the next try begins at most 2 s later, and 3 s
@@ -34,6 +34,7 @@ impl Returning {
     /// When a timer that was due at `due_ms` is due instead, if it has to wait for reports.
     pub(super) fn holds(&self, due_ms: u64, timer: Timer) -> Option<u64> {
         match timer {
+            Timer::Attempt { .. } if mutant("no_grace_after_an_outage") => None,
             Timer::Attempt { .. } => (due_ms < self.from_ms).then_some(self.from_ms),
             Timer::Run | Timer::Retry { .. } | Timer::Start { .. } => None,
         }

@@ -33,7 +33,7 @@ const HISTORY_BYTES: usize = 511;
 /// Finds the open runs whose time-outs the last owner may have kept in mind only. Nobody writes the listings meanwhile, so
 /// the pages fit together.
 pub(super) async fn load<L: Link>(partition: &mut Partition<L>) -> Result<Young, TurnError> {
-    let stored_to = partition.head.young;
+    let stored_to = partition.head.timed_to;
     let mut found = BTreeSet::new();
     for state in [State::Processing, State::Suspended] {
         let Some(to) = stored_to.filter(|_| !mutant("young_time_out_forgotten")) else { break };
@@ -105,7 +105,7 @@ impl<L: Link> Owner<L> {
         for (run, began_ms, record) in untimed {
             let plan = self.core.cache.plans.get(&*record.plan);
             let timeout_ms = plan.map_or(0, |compiled| compiled.plan.timeout_ms);
-            if !is_stored(run.created_ms(), timeout_ms, self.partition.head.young) {
+            if !is_stored(run.created_ms(), timeout_ms, self.partition.head.timed_to) {
                 self.core.store_timer(run, Timer::Run, began_ms + timeout_ms);
             }
         }

@@ -26,7 +26,8 @@ fn remove<'a>(out: &mut Commands, key: &str, members: impl IntoIterator<Item = &
 }
 
 impl Commit {
-    /// Of one member the last word counts: what is removed and added again stays.
+    /// A step that is taken out and put back in one batch stays; a timer that is set and cleared in one is gone: it was due at
+    /// once. Hence the orders.
     pub(super) fn write_schedule(&self, out: &mut Commands) {
         let timers = out.keys.timers();
         add(out, &timers, self.timers_set.chunks(PER_COMMAND));

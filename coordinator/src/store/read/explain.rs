@@ -29,9 +29,9 @@ const GATES_MAX: usize = 500;
 const NEEDS_MAX: usize = 100;
 /// Failed attempts among which those of the step are looked for.
 const ERRORS_MAX: usize = 200;
-/// Waits between looks at a queue, for its rate: a busy one shows it at once, half a second is for a slow one.
-const RATE_WAITS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(400)];
-/// Jobs taken between two looks that are enough to tell a rate.
+/// Milliseconds between looks at a queue, for its rate: a busy one shows it at once, half a second is for a slow one.
+const RATE_WAITS_MS: [u64; 4] = [15, 15, 70, 400];
+/// Jobs taken that are enough to tell a rate, if workers took some between each two looks: they take many in one read.
 const RATE_ENOUGH: i64 = 40;
 
 /// A step and what it may wait for.
@@ -325,13 +325,14 @@ impl Client {
     /// How many jobs of the queue and partition workers take in a second, now.
     async fn rate(&self, run: &Found, queue: &Name) -> Result<Option<f64>, ClientError> {
         let (_, Some(before)) = self.groups(run, queue).await? else { return Ok(None) };
-        let (began, mut rate) = (Instant::now(), None);
-        for wait in RATE_WAITS {
-            tokio::time::sleep(wait).await;
+        let (began, mut last, mut moves, mut rate) = (Instant::now(), before, 0, None);
+        for wait_ms in RATE_WAITS_MS {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             let (_, Some(after)) = self.groups(run, queue).await? else { return Ok(None) };
+            moves += u32::from(std::mem::replace(&mut last, after) < after);
             let taken = after.saturating_sub(before).max(0);
             rate = Some(taken as f64 / began.elapsed().as_secs_f64());
-            if taken >= RATE_ENOUGH {
+            if taken >= RATE_ENOUGH && moves >= 2 {
                 break;
             }
         }

@@ -119,13 +119,15 @@ pub(crate) fn no_false_time_outs(world: &World, run: RunId, stored: &Stored) -> 
     if world.ledger.borrow().jumped || world.was_set_back(run) {
         return Ok(());
     }
+    let began_ms = world.server_ms() - world.at();
     for t in given_up(stored) {
-        let ledger = world.ledger.borrow();
-        let tries = ledger.tries.iter().filter(|a| a.run == run && t.step == Some(a.index));
-        let mut spans =
-            tries.map(|a| (&a.worker, (a.begun.saturating_sub(DOUBTED_MS), a.reported.unwrap_or(u64::MAX))));
-        let excused = spans.any(|(worker, span)| world.was_away(worker, span));
-        must(excused, run, || format!("`{t}`, and its worker never was away"))?;
+        let (ledger, at) = (world.ledger.borrow(), t.at_ms.saturating_sub(began_ms));
+        let under_way = |a: &&Try| {
+            (a.run, Some(a.index)) == (run, t.step) && a.begun <= at && a.reported.is_none_or(|reported| reported > at)
+        };
+        let mut tries = ledger.tries.iter().filter(under_way);
+        let excused = tries.any(|a| world.was_away(&a.worker, (a.begun.saturating_sub(DOUBTED_MS), at)));
+        must(excused, run, || format!("`{t}`, and its worker was not away while it was at it"))?;
     }
     Ok(())
 }

@@ -34,7 +34,9 @@ pub(crate) fn draw(world: &World) -> Rc<Workflow> {
     }
     let mut whole = json!({ "workflow": format!("shape{shape}"), "steps": steps });
     if world.chance(0.2) {
-        whole["timeout"] = json!(format!("{}s", world.draw(15..60)));
+        // From two minutes on its owner keeps it in mind first.
+        let timeout_s = if world.chance(0.3) { world.draw(120..200) } else { world.draw(15..60) };
+        whole["timeout"] = json!(format!("{timeout_s}s"));
     }
     if world.chance(0.25) {
         whole["on_failure"] = json!("compensate");

@@ -43,6 +43,7 @@ pub(super) const ALL: &[Mutant] = &[
     Mutant("timer_kept_in_mind_only", "", "A timer is not written: the next owner does not know it", By::Fleets),
     Mutant("timer_removed_outside_the_commit", "", "A due timer is removed when it is read, not when it is decided", By::Fleets),
     Mutant("young_time_out_forgotten", "", "A new owner does not look for the time-outs that the last one kept in mind only", By::Fleets),
+    Mutant("no_grace_after_an_outage", "", "Attempts whose time is over are given up before their workers could report", By::Fleets),
     Mutant("one_try_too_many", "", "A step is tried once more than it may be", By::Fleets),
     Mutant("need_counted_twice", "", "A step that has ended counts twice for those that need it", By::Fleets),
     Mutant("dead_letter_not_written", "", "A step gives up, and its dead letter is not in the commit", By::Fleets),

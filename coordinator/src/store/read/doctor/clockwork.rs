@@ -75,9 +75,8 @@ impl Client {
             if looked_at >= RUNS_MAX {
                 break;
             }
-            let young = young::stored_to(Some(
-                &self.ask_partition(partition, young::ask(&self.keys.partition(partition))).await?,
-            ));
+            let ask = young::ask(&self.keys.partition(partition));
+            let timed_to = young::stored_to(&self.ask_partition(partition, ask).await?);
             let untimed = self.without_timer(partition, &mut looked_at).await?;
             // The run is read behind its timer: one that has ended or begun to stop meanwhile says so.
             for id in untimed {
@@ -89,7 +88,7 @@ impl Client {
                     continue;
                 }
                 if limit > 0 {
-                    out.lost.extend(young::is_stored(id.created_ms(), limit, young).then_some(id));
+                    out.lost.extend(young::is_stored(id.created_ms(), limit, timed_to).then_some(id));
                 } else if now_ms.saturating_sub(id.created_ms()) > LONG_MS {
                     out.endless.push(id);
                 }

@@ -71,6 +71,8 @@ async fn follow(kit: &Kit, beaten: &Notify) {
         }
         if let Err(error) = register(kit, &mut since_ms).await {
             tracing::warn!(%error, "the worker could not be registered");
+            // The slot of the registry may have moved, and nothing else of this worker with it.
+            let _as_it_was = kit.redis.refresh().await;
         }
         if let Err(error) = ask_for_cancels(kit).await {
             tracing::warn!(%error, "cancels could not be read");

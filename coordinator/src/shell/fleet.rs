@@ -165,6 +165,10 @@ impl<D: Dial> Fleet<D> {
             }
         }
         let (mut failure, mut moving) = (self.count().await.err(), 0);
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            // Its partition is rightly somebody else's.
+            self.ended(ended);
+        }
         let here = self.running.iter().filter(|(_, stop)| !stop.is_cancelled()).map(|(partition, _)| *partition);
         let here: Vec<PartitionId> = here.collect();
         self.leases.check(&here).await;

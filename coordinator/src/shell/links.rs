@@ -1,7 +1,7 @@
 //! Links for short commands outside any transaction, one a node, opened again when lost.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -22,6 +22,8 @@ const SLOW_FAILURE: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(3);
 /// Where nobody is waited for in vain: a node has so much longer than the first one that answered.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// The same while there is one that has to be dialled, which is five trips or more: one that is far away gets its link.
+const PATIENCE_TO_DIAL: Duration = Duration::from_millis(1_000);
 
 /// Commands about keys of one slot.
 #[derive(Debug)]
@@ -110,24 +112,28 @@ impl<D: Dial> Links<D> {
         }
         let mut flights = FuturesUnordered::new();
         let mut under_way: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        let mut dialled: BTreeSet<u64> = BTreeSet::new();
         for (node, asks) in by_node {
             let rests = self.rests.get(&node).is_some_and(|until| Instant::now() < *until);
             let lost = rests.then(|| LinkError::Lost("the node failed a moment ago".into()));
             let flight =
                 Flight { dial: self.dial.clone(), link: self.by_node.remove(&node), lost, answers: Vec::new() };
+            dialled.extend((flight.link.is_none() && !rests).then_some(node));
             under_way.insert(node, asks.iter().map(|(at, _)| *at).collect());
             flights.push(async move { (node, rests, flight.fly(asks, per_trip).await) });
         }
         let (mut is_stale, mut slow, mut give_up) = (false, Vec::new(), None);
         while let Some((node, rested, (flight, took))) = next_until(&mut flights, give_up).await {
             under_way.remove(&node);
+            dialled.remove(&node);
             let failed = flight.answers.iter().any(|(_, answer)| answer.is_err());
             is_stale |= !rested && failed;
             if !rested && flight.lost.is_some() && took >= SLOW_FAILURE {
                 slow.push(node);
             }
             if !failed && give_up.is_none() {
-                give_up = self.patience.map(|patience| Instant::now() + patience);
+                let to_dial = !dialled.is_empty();
+                give_up = self.patience.map(|open| Instant::now() + if to_dial { PATIENCE_TO_DIAL } else { open });
             }
             self.by_node.extend(flight.link.map(|link| (node, link)));
             for (at, answer) in flight.answers {

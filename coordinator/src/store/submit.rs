@@ -183,6 +183,7 @@ impl Client {
             Err(e) => return runs.iter().map(|r| (r.place, Err(e.clone()))).collect(),
         };
         let (mut answers, durability) = first;
+        let mut failed = None;
         let lacking: Vec<usize> = all.iter().copied().filter(|i| answers.get(*i) == Some(&Answer::NoPlan)).collect();
         if !lacking.is_empty() {
             // The plan was dropped since this process wrote it: once more, with it.
@@ -196,10 +197,13 @@ impl Client {
                         answers[*i] = second.get(n).cloned().unwrap_or(Answer::NoPlan);
                     }
                 }
-                Err(e) => return runs.iter().map(|r| (r.place, Err(e.clone()))).collect(),
+                Err(e) => failed = Some(e),
             }
         }
         let taken = |(i, r): (usize, &Placed)| {
+            if let Some(error) = failed.as_ref().filter(|_| lacking.contains(&i)) {
+                return (r.place, Err(error.clone()));
+            }
             let answer = answers.get(i).cloned().filter(|a| *a != Answer::NoPlan);
             (r.place, Ok(Taken { run: r.run, answer, durability }))
         };
@@ -222,10 +226,12 @@ impl Client {
         let mut submit = Submit { id, actor: how.actor.clone(), runs: new, again };
         let (begun, host_ms) = (Instant::now(), sending.host_ms());
         let mut sent = self.append(partition, runs, which, &submit, how.durable).await;
-        if let Err(AskError::Unavailable(_)) = sent {
-            // It may be in the log already: the owner then looks whether it knows the runs.
+        if let Err(AskError::Unavailable(why)) = &sent {
+            // It may be in the log already: the owner then looks whether it knows the runs. What the second try is refused
+            // with says nothing about the first.
+            let unknown = AskError::Unavailable(why.clone());
             submit.again = true;
-            sent = self.append(partition, runs, which, &submit, how.durable).await;
+            sent = self.append(partition, runs, which, &submit, how.durable).await.map_err(|_| unknown);
         }
         let (entry, durability) = sent?;
         self.shared.clock.learn(host_ms, entry, begun.elapsed());

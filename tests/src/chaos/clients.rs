@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::chaos::effects::now_ns;
 use crate::chaos::history::{F, History, Kind};
 use crate::chaos::promises::Wished;
 use crate::chaos::work::{self, Wish};
@@ -249,7 +248,7 @@ async fn fulfil(http: &reqwest::Client, counter: &Counter, run: &str, wish: Wish
             }
         }
     };
-    let (begun, sent_ms) = (Instant::now(), now_ns() / 1_000_000);
+    let begun = Instant::now();
     // The same command under one key, until somebody tells what became of it.
     for base in counter.bases.iter().cycle() {
         let key = format!("wish-{run}");
@@ -257,7 +256,7 @@ async fn fulfil(http: &reqwest::Client, counter: &Counter, run: &str, wish: Wish
         if let Ok(answer) = request.send().await {
             match answer.status().as_u16() {
                 status @ (200 | 404 | 409) => {
-                    let wished = Wished { run: run.to_owned(), wish, sent_ms, status };
+                    let wished = Wished { run: run.to_owned(), wish, status };
                     return counter.wished.lock().expect("nobody panics with it").push(wished);
                 }
                 202 | 429 | 503 => {}

@@ -8,8 +8,6 @@ use crate::chaos::work::Wish;
 /// Workers that may die with one step: the one after it is a dead letter, `poison`. It is written here once more on
 /// purpose.
 const LOSSES: usize = 3;
-/// States in which a run has ended.
-const OVER: [&str; 3] = ["completed", "failed", "cancelled"];
 
 /// A wish and how it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +16,6 @@ pub struct Wished {
     pub run: String,
     /// What.
     pub wish: Wish,
-    /// When it was sent for the first time, in milliseconds of 1970.
-    pub sent_ms: u64,
     /// The status of the answer, which is one that says what became of it: 200, 404 or 409.
     pub status: u16,
 }
@@ -47,7 +43,7 @@ impl Cause {
 /// Holds an answered wish against the history of its run; what was promised and is not there.
 #[must_use]
 pub fn broken(wished: &Wished, history: &[Value]) -> Option<String> {
-    let (wish, sent_ms) = (wished.wish, wished.sent_ms);
+    let wish = wished.wish;
     if wished.status == 404 {
         return Some(format!("{wish:?}: the API did not know it, and it is there"));
     }
@@ -56,7 +52,8 @@ pub fn broken(wished: &Wished, history: &[Value]) -> Option<String> {
     }
     let is_kept = match wish {
         Wish::None => true,
-        Wish::Cancel { .. } => state(history) == "cancelled" || had_ended(history, sent_ms),
+        // One that had completed is answered with a conflict, and a failed one is cancelled all the same.
+        Wish::Cancel { .. } => state(history) == "cancelled",
         Wish::Retry | Wish::Replay | Wish::RetryFrom => {
             history.iter().any(|entry| matches!(entry["reason"].as_str(), Some("retried" | "replayed")))
         }
@@ -96,37 +93,27 @@ fn state(history: &[Value]) -> &str {
     history.iter().rev().find(|entry| entry["step"].is_null()).and_then(|entry| entry["to"].as_str()).unwrap_or("")
 }
 
-/// Whether the run was over before that moment.
-fn had_ended(history: &[Value], before_ms: u64) -> bool {
-    let at_ms = |entry: &Value| stepfleet_coordinator::time::unix_ms(entry["at"].as_str()?);
-    let last = history.iter().rev().find(|entry| entry["step"].is_null());
-    last.is_some_and(|entry| {
-        OVER.iter().any(|state| entry["to"] == *state) && at_ms(entry).is_some_and(|at| at < before_ms)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    /// `b processing failed attempt_failed`, one a line and second, from the first of 1970 on; `run` for the run itself.
+    /// `b processing failed attempt_failed`, one a line; `run` for the run itself.
     fn history(text: &str) -> Vec<Value> {
-        let line = |(second, line): (usize, &str)| {
+        let line = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let at = format!("1970-01-01T00:00:{second:02}.000Z");
-            let mut entry = json!({ "at": at, "from": words[1], "to": words[2], "reason": words[3] });
+            let mut entry = json!({ "from": words[1], "to": words[2], "reason": words[3] });
             if words[0] != "run" {
                 entry["step"] = json!(words[0]);
             }
             entry
         };
-        text.lines().filter(|l| !l.trim().is_empty()).enumerate().map(line).collect()
+        text.lines().filter(|l| !l.trim().is_empty()).map(line).collect()
     }
 
-    fn wished(wish: Wish, sent_ms: u64, status: u16) -> Wished {
-        Wished { run: "r".into(), wish, sent_ms, status }
+    fn wished(wish: Wish, status: u16) -> Wished {
+        Wished { run: "r".into(), wish, status }
     }
 
     const CANCEL: Wish = Wish::Cancel { after_ms: 1 };
@@ -135,25 +122,25 @@ mod tests {
     const FAILED: &str = "b processing failed gave_up\nrun processing failed gave_up\n";
 
     #[test]
-    fn a_cancel_that_was_acknowledged_ends_the_run_as_cancelled_unless_it_had_ended_before() {
+    fn a_cancel_that_was_acknowledged_ends_the_run_as_cancelled_whatever_it_was() {
         let cancelled = history(&format!("{WENT}run processing cancelled cancelled\n"));
         let completed = history(&format!("{WENT}run processing completed done\n"));
-        assert_eq!(broken(&wished(CANCEL, 1_000, 200), &cancelled), None);
-        assert!(broken(&wished(CANCEL, 1_000, 200), &completed).is_some(), "it was cancelled and went on");
-        assert!(broken(&wished(CANCEL, 1_000, 200), &history(WENT)).is_some(), "it is still at work");
-        assert_eq!(broken(&wished(CANCEL, 3_000, 200), &completed), None, "it had ended");
-        assert_eq!(broken(&wished(CANCEL, 1_000, 409), &completed), None, "it was told that it is not");
-        assert!(broken(&wished(CANCEL, 1_000, 404), &completed).is_some(), "it is there");
+        assert_eq!(broken(&wished(CANCEL, 200), &cancelled), None);
+        assert!(broken(&wished(CANCEL, 200), &completed).is_some(), "it was cancelled and went on");
+        assert!(broken(&wished(CANCEL, 200), &history(WENT)).is_some(), "it is still at work");
+        assert!(broken(&wished(CANCEL, 200), &history(&format!("{WENT}{FAILED}"))).is_some(), "it stays failed");
+        assert_eq!(broken(&wished(CANCEL, 409), &completed), None, "it was told that it is not");
+        assert!(broken(&wished(CANCEL, 404), &completed).is_some(), "it is there");
     }
 
     #[test]
     fn a_retry_or_a_replay_that_was_acknowledged_is_in_the_history() {
         let failed = history(&format!("{WENT}{FAILED}"));
         for (wish, reason) in [(Wish::Retry, "retried"), (Wish::Replay, "replayed"), (Wish::RetryFrom, "retried")] {
-            assert!(broken(&wished(wish, 1_000, 200), &failed).is_some(), "{wish:?} is lost");
+            assert!(broken(&wished(wish, 200), &failed).is_some(), "{wish:?} is lost");
             let again = history(&format!("{WENT}{FAILED}b failed retrying {reason}\n"));
-            assert_eq!(broken(&wished(wish, 1_000, 200), &again), None);
-            assert_eq!(broken(&wished(wish, 1_000, 409), &failed), None);
+            assert_eq!(broken(&wished(wish, 200), &again), None);
+            assert_eq!(broken(&wished(wish, 409), &failed), None);
         }
     }
 

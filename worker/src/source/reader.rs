@@ -262,8 +262,14 @@ impl Reader {
             pipeline.add_command(self.streams.command(proof, self.kit.worker.as_str(), None, BEHIND_ALL));
         }
         let replies = plain.trip(&pipeline).await.map_err(|error| error.to_string())?;
-        for (reply, proof) in replies.into_iter().zip(&proofs) {
-            self.got(plain, reply::read(reply, proof, &self.streams)).await?;
+        let got = replies.into_iter().zip(&proofs).map(|(reply, proof)| reply::read(reply, proof, &self.streams));
+        let (read, odd): (Vec<Got>, Vec<Got>) = got.partition(|got| matches!(got, Got::Entries(_)));
+        if !read.is_empty() {
+            self.kit.pulse.note();
+        }
+        // What is done about one of them is done about all: groups are made, the topology is looked at.
+        if let Some(odd) = odd.into_iter().next() {
+            self.got(plain, odd).await?;
         }
         Ok(())
     }

@@ -41,7 +41,12 @@ impl<D: Dial> Leases<D> {
         say.arg(self.keys.coordinator(&self.name)).arg(codec::pack(&beat)).arg("PX").arg(BEAT_KEPT_MS);
         pipe.add_command(say);
         let replies = self.links.trip(&key, &pipe).await?;
-        Ok(replies.get(3).and_then(reply::number).unwrap_or(1).max(1) as u64)
+        let others = replies.get(3).and_then(reply::number).unwrap_or(1).max(0) as u64;
+        if others == 0 {
+            // There is nobody else to leave the partitions to.
+            self.lapsed = None;
+        }
+        Ok(others.max(1))
     }
 
     /// This coordinator leaves.

@@ -30,7 +30,7 @@ pub(super) const FORGET_AFTER: Duration = Duration::from_secs(120);
 const GONE_AFTER: Duration = Duration::from_millis(GONE_AFTER_MS);
 /// When more than one of so many workers has lost its channel lately and lives, servers or wires do that, not deaths.
 const STORM: usize = 20;
-/// A fleet of fewer workers never counts as dying all at once.
+/// A fleet of fewer living workers never counts as dying all at once.
 const FLEET_MIN: usize = 3;
 
 /// What a worker's record said.
@@ -207,7 +207,7 @@ impl Workers {
         let surely = |w: &Watched| w.is_buried || w.silent() >= 2 * DEAD_AFTER;
         let new = silent.iter().filter(|(_, w)| !surely(w)).count();
         let living = self.by_id.values().filter(|w| !w.is_buried).count();
-        let hold = self.len() >= FLEET_MIN && new * 3 > living;
+        let hold = living >= FLEET_MIN && new * 3 > living;
         let dead = silent.into_iter().filter(|(_, w)| !hold || surely(w)).map(|(id, _)| id.clone());
         Verdict { dead: dead.collect(), held_back: if hold { new } else { 0 } }
     }
@@ -218,7 +218,8 @@ impl Workers {
     pub(super) fn gone(&mut self, now: Instant) -> BTreeSet<String> {
         let living = self.by_id.values().filter(|w| !w.is_buried);
         let absent = living.clone().filter(|w| w.channel.absent().is_some()).count();
-        if self.len() >= FLEET_MIN && absent * 3 > living.count() {
+        let living = living.count();
+        if living >= FLEET_MIN && absent * 3 > living {
             self.unrest = Some(now);
         }
         if !self.is_calm(now) {

@@ -53,6 +53,18 @@ fn who_would_die_with_more_than_a_third_of_the_fleet_gets_one_more_period() {
 }
 
 #[test]
+fn the_last_one_of_a_fleet_whose_others_are_dead_is_a_death() {
+    let base = Instant::now();
+    let mut workers = silent(base, &["a", "b", "c"], 60);
+    workers.seen("c", (at(base, 61), at(base, 61)), beats(2));
+    let dead = workers.verdict().dead;
+    assert_eq!(dead, ["a".into(), "b".into()].into());
+    workers.bury(&dead);
+    workers.seen("c", (at(base, 91), at(base, 91)), beats(2));
+    assert_eq!(workers.verdict(), Verdict { dead: ["a".into(), "b".into(), "c".into()].into(), held_back: 0 });
+}
+
+#[test]
 fn who_was_dead_before_stays_dead_while_others_are_held_back() {
     let base = Instant::now();
     let mut workers = silent(base, &["a", "b", "c", "d"], 60);

@@ -40,6 +40,7 @@ async fn a_minute_of_chaos_on_a_durable_server_loses_nothing_and_commits_nothing
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
     let sum = |count: fn(&stepfleet_tests::chaos::report::Row) -> usize| report.rows.values().map(count).sum::<usize>();
     assert_eq!(sum(|row| row.false_deaths), 0);
-    assert!(sum(|row| row.times) >= 3, "too few faults: {:#?}", report.faults);
+    // A killed worker of a young fleet is missed after half a minute, which leaves time for one more.
+    assert!(sum(|row| row.times) >= 2, "too few faults: {:#?}", report.faults);
     assert!(sum(|row| row.accepted) > 50 && sum(|row| row.completed) > 50, "too little work to prove anything");
 }

@@ -251,7 +251,8 @@ fn a_node_that_answers_nothing_holds_the_looks_at_the_others_up_for_less_than_ha
             let (_nodes, wire) = nodes(2);
             let all: Vec<PartitionId> = (0..EIGHT).map(PartitionId).collect();
             let mut leases = Leases::new(wire.clone(), all_keys(), "next".into(), Duration::ZERO);
-            leases.take(&[], 0).await;
+            // It has a link to each of them.
+            leases.check(&all).await;
             wire.freeze(frozen);
             let begun = Instant::now();
             let taken = leases.take(&all, 8).await;
@@ -266,6 +267,19 @@ fn a_node_that_answers_nothing_holds_the_looks_at_the_others_up_for_less_than_ha
             assert!(begun.elapsed() < Duration::from_millis(1), "it is left alone for a while");
         });
     }
+}
+
+#[test]
+fn a_node_that_is_far_away_gets_its_link_and_its_leases_are_taken() {
+    runtime(true).block_on(async {
+        let (_nodes, mut wire) = nodes(2);
+        wire.far = Duration::from_millis(800);
+        let all: Vec<PartitionId> = (0..EIGHT).map(PartitionId).collect();
+        let mut leases = Leases::new(wire, all_keys(), "next".into(), Duration::ZERO);
+        for (partition, taken) in leases.take(&all, 8).await {
+            assert!(taken.expect("it answers"), "{partition}");
+        }
+    });
 }
 
 #[test]

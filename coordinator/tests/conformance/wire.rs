@@ -20,6 +20,8 @@ pub(crate) struct Wire<D> {
     pub(crate) latency: Duration,
     /// What a look at the topology takes.
     pub(crate) refresh: Duration,
+    /// What making a connection to the last node takes.
+    pub(crate) far: Duration,
     dials: Arc<AtomicU64>,
     trips: Arc<AtomicU64>,
     /// The node that answers nothing, counted from 1.
@@ -29,7 +31,7 @@ pub(crate) struct Wire<D> {
 impl<D: Dial> Wire<D> {
     pub(crate) fn over(nodes: Vec<D>) -> Self {
         let (dials, trips, frozen) = (Arc::default(), Arc::default(), Arc::default());
-        Self { nodes, latency: Duration::ZERO, refresh: Duration::ZERO, dials, trips, frozen }
+        Self { nodes, latency: Duration::ZERO, refresh: Duration::ZERO, far: Duration::ZERO, dials, trips, frozen }
     }
 
     /// This node answers nothing any more, like a process that is stopped: connections to it are made all the same.
@@ -58,6 +60,9 @@ impl<D: Dial> Dial for Wire<D> {
     async fn dial(&self, slot: u16, response_timeout: Duration) -> Result<Self::Link, LinkError> {
         self.dials.fetch_add(1, Ordering::SeqCst);
         let node = self.at(slot);
+        if node + 1 == self.nodes.len() && !self.far.is_zero() {
+            tokio::time::sleep(self.far).await;
+        }
         let link = self.nodes[node].dial(slot, response_timeout).await?;
         let (trips, frozen) = (Arc::clone(&self.trips), Arc::clone(&self.frozen));
         Ok(WireLink { link, latency: self.latency, trips, frozen, number: node as u64 + 1, response_timeout })

@@ -50,9 +50,15 @@ async fn lesson_32_why_a_run_does_not_go_on_is_one_question() {
     has(&explained(&api, &run, None, "no_worker").await, "No live worker subscribes to queue `default`");
     has(&explained(&api, &run, Some("then"), "needs_unmet").await, "`nap` (queued)");
     fleet.add_worker(&[]).unwrap();
-    let told = explained(&api, &run, Some("nap"), "held").await;
+    // A beat between the read and the beginning names it without a time; the next one has it.
+    let told = wait::until(START, "the worker to tell how long it has been at it", async || {
+        let told = explained(&api, &run, Some("nap"), "held").await;
+        ensure!(told["details"]["running_ms"].as_u64().is_some(), "{told}");
+        Ok(told)
+    })
+    .await
+    .unwrap();
     has(&told, "Step `nap` has been running on worker w1@");
-    assert!(told["details"]["running_ms"].as_u64().is_some(), "{told}");
     let text = fleet.verb(&["runs", "explain", &run, "nap"]).await.unwrap();
     assert!(text.contains("\"reason\":\"held\""), "{text}");
     let (status, _) = api.command(&run, "suspend").await.unwrap();

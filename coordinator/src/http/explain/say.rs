@@ -244,7 +244,7 @@ fn placed(seen: &Seen<'_>, found: &Situation) -> Explanation {
             say("held", text, details, vec![format!("`stepfleet workers show {worker}`")])
         }
         Spot::Held { worker, running_ms: None, .. } => {
-            let text = format!("Worker {worker} took step `{name}` and has no free slot for it yet{stopping}.");
+            let text = format!("Worker {worker} took step `{name}` and had not begun it at its last beat{stopping}.");
             say("held", text, json!({ "worker": worker }), vec![format!("`stepfleet workers show {worker}`")])
         }
         Spot::Delivered { worker, idle_ms } => {

@@ -164,7 +164,7 @@ fn a_step_at_work_says_where_for_how_long_and_how_far() {
         })
     };
     check(&held(false, Some(180_000), Some(40)), "held", &["worker w@1 for 3 min, at 40 %", "workers show w@1"]);
-    check(&held(false, None, None), "held", &["no free slot"]);
+    check(&held(false, None, None), "held", &["had not begun it"]);
     check(&held(true, Some(1), None), "worker_silent", &["not been heard of"]);
     let delivered = Spot::Delivered { worker: "w@1".into(), idle_ms: 2_500 };
     check(&situation(State::Queued, |s| s.place = delivered), "delivered", &["2 s ago"]);

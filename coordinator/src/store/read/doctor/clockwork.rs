@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// The coordinators that live at `now_ms`, with what each says of itself.
-    pub(super) async fn coordinators(
+    pub async fn coordinators(
         &self,
         now_ms: u64,
     ) -> Result<BTreeMap<String, Option<CoordinatorBeat>>, ClientError> {

@@ -61,7 +61,11 @@ fn names_follow_the_rules_of_prometheus() {
     let mut seen = BTreeSet::new();
     for Family { name, kind, labels, help } in own.iter().chain(&fleet) {
         assert!(seen.insert(*name), "{name} twice");
-        assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}: `_total` is for counters, and for all of them");
+        assert_eq!(
+            *kind == Kind::Counter,
+            name.ends_with("_total"),
+            "{name}: `_total` is for counters, and for all of them"
+        );
         assert!(!name.ends_with("_ms") && !name.ends_with("_milliseconds"), "{name}: seconds");
         assert!(!help.is_empty() && !help.ends_with('.'), "{name}: `{help}`");
         for label in *labels {

@@ -46,7 +46,9 @@ fn page() -> String {
     for name in ["coordinator", "worker", "dev"] {
         let command = cli.find_subcommand(name).expect("it is a command");
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        text.push_str(&format!("\n## `stepfleet {name}`\n\n{about}.\n\n| flag | environment | default | says |\n|---|---|---|---|\n"));
+        text.push_str(&format!(
+            "\n## `stepfleet {name}`\n\n{about}.\n\n| flag | environment | default | says |\n|---|---|---|---|\n"
+        ));
         for arg in command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help") {
             let Some(flag) = arg.get_long() else { continue };
             let value = match arg.get_value_names().unwrap_or_default().first() {

@@ -41,9 +41,11 @@ impl Counts {
         let requests =
             families.counters("stepfleet_http_requests_total", "Requests to the API", &["method", "route", "status"]);
         let help = "Time to the head of the answer";
-        let seconds =
-            families.histograms("stepfleet_http_request_seconds", help, &["method", "route"], &TRIP_SECONDS);
-        let (name, help) = ("stepfleet_redis_trip_seconds", "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own");
+        let seconds = families.histograms("stepfleet_http_request_seconds", help, &["method", "route"], &TRIP_SECONDS);
+        let (name, help) = (
+            "stepfleet_redis_trip_seconds",
+            "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own",
+        );
         families.made(ask::SECONDS.clone(), name, help);
         Self { families, requests, seconds }
     }

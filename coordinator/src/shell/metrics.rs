@@ -171,8 +171,7 @@ impl Default for Metrics {
 /// Buckets of items in a batch.
 const BATCH_ITEMS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
 /// Buckets of the silence of workers, in seconds.
-const SILENCE: [f64; 15] =
-    [4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
+const SILENCE: [f64; 15] = [4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
 
 impl Metrics {
     /// Fresh counters in registries of their own.
@@ -189,22 +188,11 @@ impl Metrics {
             ),
             decided: f.counter("stepfleet_owner_events_total", "Events that this coordinator decided"),
             batch_items: f.histogram("stepfleet_owner_batch_items", "Events decided in one commit", &BATCH_ITEMS),
-            quarantined: f.counter(
-                "stepfleet_quarantined_total",
-                "Entries that could not be decided and were set aside",
-            ),
-            fenced: f.counter(
-                "stepfleet_owner_fenced_total",
-                "Reigns ended because another owner took the partition",
-            ),
-            doubts: f.counter(
-                "stepfleet_owner_doubts_total",
-                "Reigns ended by a lost connection or a refused commit",
-            ),
-            torn: f.counter(
-                "stepfleet_owner_torn_commits_total",
-                "Commits of which a command failed; must stay 0",
-            ),
+            quarantined: f
+                .counter("stepfleet_quarantined_total", "Entries that could not be decided and were set aside"),
+            fenced: f.counter("stepfleet_owner_fenced_total", "Reigns ended because another owner took the partition"),
+            doubts: f.counter("stepfleet_owner_doubts_total", "Reigns ended by a lost connection or a refused commit"),
+            torn: f.counter("stepfleet_owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
             owned: f.gauge("stepfleet_partitions_owned", "Partitions that this coordinator owns"),
             paused: f.gauge(
                 "stepfleet_partitions_paused",
@@ -217,19 +205,13 @@ impl Metrics {
                 &SILENCE,
             ),
             dead_workers: f.counter("stepfleet_workers_dead_total", "Workers declared dead"),
-            deaths: f.counters(
-                "stepfleet_worker_deaths_total",
-                "Workers found dead, by what told of it",
-                &["way"],
-            ),
+            deaths: f.counters("stepfleet_worker_deaths_total", "Workers found dead, by what told of it", &["way"]),
             channels_watched: f.gauge(
                 "stepfleet_worker_channels_watched",
                 "Workers whose control channel would tell of their death within seconds",
             ),
-            mass_deaths_held: f.counter(
-                "stepfleet_mass_deaths_held_total",
-                "Sweeps that would have killed a third of the fleet",
-            ),
+            mass_deaths_held: f
+                .counter("stepfleet_mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
             expired: ExpiredCounters::new(f),
             outbox: OutboxCounters::new(f),
             repairs: f.counters(
@@ -247,27 +229,19 @@ impl Metrics {
                 "stepfleet_limit_permits_total",
                 "Permits that limits granted to partitions of this coordinator",
             ),
-            limit_leaks: f.counter(
-                "stepfleet_limit_leaks_total",
-                "Places under limits that no job had any more; must stay 0",
-            ),
+            limit_leaks: f
+                .counter("stepfleet_limit_leaks_total", "Places under limits that no job had any more; must stay 0"),
             policies_version: f.gauge(
                 "stepfleet_policies_version",
                 "Version of the fleet's policies that this coordinator decides with",
             ),
-            policies_unread: f.counter(
-                "stepfleet_policies_unread_total",
-                "Looks at the fleet's policies that failed",
-            ),
+            policies_unread: f.counter("stepfleet_policies_unread_total", "Looks at the fleet's policies that failed"),
             campaign_items: f.counters(
                 "stepfleet_campaign_items_total",
                 "Dead letters of campaigns, by outcome",
                 &["outcome"],
             ),
-            campaigns_expired: f.counter(
-                "stepfleet_campaigns_expired_total",
-                "Ended campaigns that retention deleted",
-            ),
+            campaigns_expired: f.counter("stepfleet_campaigns_expired_total", "Ended campaigns that retention deleted"),
             gates: fleet.gauges(
                 "stepfleet_gates",
                 "Circuit breakers and paused queues that hold something back",

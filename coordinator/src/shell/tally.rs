@@ -169,7 +169,7 @@ impl Tally {
         for transition in &decision.transitions {
             match transition.step {
                 None => self.run_moved(run, transition),
-                Some(index) => self.step_moved(run, index, transition, &about, category),
+                Some(index) => self.step_moved(run, (index, transition), &about, category),
             }
         }
         let awaited = decision.transitions.iter().any(|t| t.why != Why::Ignored);
@@ -196,14 +196,8 @@ impl Tally {
         }
     }
 
-    fn step_moved(
-        &mut self,
-        run: &Run,
-        index: u32,
-        moved: &Transition,
-        about: &About,
-        category: Option<Category>,
-    ) {
+    fn step_moved(&mut self, run: &Run, moved: (u32, &Transition), about: &About, category: Option<Category>) {
+        let (index, moved) = moved;
         let queue = || run.plan.steps[index as usize].queue.clone();
         match (moved.why, about) {
             (Why::Begun, About::Job(queue, entry, _)) => {

@@ -72,7 +72,12 @@ impl Families {
     }
 
     /// A counter with labels.
-    pub fn counters(&mut self, name: &'static str, help: &'static str, labels: &'static [&'static str]) -> IntCounterVec {
+    pub fn counters(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> IntCounterVec {
         let made = IntCounterVec::new(Opts::new(name, help), labels).expect("a legal metric");
         self.add(made.clone(), Family { name, kind: Kind::Counter, labels, help });
         made

@@ -9,7 +9,7 @@ use std::{
 };
 
 use prometheus::{Gauge, GaugeVec, proto::MetricFamily};
-use stepfleet_connect::metric::{Family, Families};
+use stepfleet_connect::metric::{Families, Family};
 use tokio::sync::Mutex;
 
 use self::wanted::{Memory, Ran};
@@ -20,7 +20,10 @@ use super::{
     subscribers,
     view::{QueueView, Range},
 };
-use crate::{shell::told::Work, store::client::{Client, ClientError}};
+use crate::{
+    shell::told::Work,
+    store::client::{Client, ClientError},
+};
 
 /// Scrapes within this time get what the last one got.
 const FRESH: Duration = Duration::from_secs(1);
@@ -108,10 +111,8 @@ impl Fleet {
                 "What was dropped or repaired, summed over partitions",
                 &["name"],
             ),
-            log_lag: f.level(
-                "stepfleet_log_lag",
-                "Entries of logs that no owner has decided, at most; exact when it is 0",
-            ),
+            log_lag: f
+                .level("stepfleet_log_lag", "Entries of logs that no owner has decided, at most; exact when it is 0"),
             outbox_lag: f.levels(
                 "stepfleet_outbox_lag",
                 "Entries of the outbox that the subscriber has not seen, summed over partitions",

@@ -109,6 +109,10 @@ mod tests {
         let few = Ran { jobs: 101, seconds: 100.1 };
         assert_eq!(memory.wanted(&queue(400, 0, 1), few, target), 10, "one job says little");
         let fast = Ran { jobs: 200, seconds: 110.0 };
-        assert_eq!(memory.wanted(&queue(400, 0, 0), fast, target), 1, "a tenth of a second each, on slots as last seen");
+        assert_eq!(
+            memory.wanted(&queue(400, 0, 0), fast, target),
+            1,
+            "a tenth of a second each, on slots as last seen"
+        );
     }
 }

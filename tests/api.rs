@@ -55,7 +55,7 @@ impl Site {
         tokio::spawn(fleet::run(redis.clone(), config, metrics.clone(), stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
-        let app = AppState::new(Client::new(redis, Keys::default()), metrics.registry);
+        let app = AppState::new(Client::new(redis, Keys::default()), metrics);
         tokio::spawn(http::serve(listener, app, stop.clone()));
         let site = Self { redis_url: server.url(), _server: server, base, http: Http::new(), stop };
         site.until("/readyz", |status, _| status == StatusCode::OK).await?;

@@ -4,6 +4,8 @@
 
 mod api;
 mod args;
+#[cfg(test)]
+mod configuration;
 mod failure;
 mod input;
 mod out;

@@ -35,6 +35,7 @@ mod flows;
 mod full_server;
 mod limits;
 mod load;
+mod metrics;
 mod names;
 mod outcomes;
 mod poison;

@@ -2,7 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::net::TcpListener;
 
 use crate::{builder::RunError, kit::Kit};
@@ -38,6 +44,6 @@ async fn ready(State(kit): State<Arc<Kit>>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(kit): State<Arc<Kit>>) -> String {
-    kit.metrics.text()
+async fn metrics(State(kit): State<Arc<Kit>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], kit.metrics.text())
 }

@@ -56,5 +56,6 @@ pub use builder::{BuildError, Builder, Error, RunError, Worker};
 pub use calls::ExternalCall;
 pub use classify::{Classifier, ErrorContext, Evidence, Exit, StandardClassifier, Verdict};
 pub use failure::Failure;
+pub use metrics::families as metric_families;
 pub use stepfleet_connect::Settings;
 pub use stepfleet_protocol::failure::Category;

@@ -1,15 +1,24 @@
 //! What a worker counts, in Prometheus' terms.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use stepfleet_protocol::message::{Outcome, Returned};
+use std::collections::HashMap;
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use stepfleet_connect::metric::{Families, Family, WORK_SECONDS};
+use stepfleet_protocol::{
+    message::{Outcome, Returned},
+    name::Name,
+};
+
+/// Buckets of results in one write.
+const BATCH: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Counters of one worker, with handles resolved once.
 pub(crate) struct Metrics {
-    registry: Registry,
+    families: Families,
     jobs: IntCounterVec,
-    completed: IntCounter,
-    /// Seconds that handlers ran.
-    pub(crate) run_seconds: Histogram,
+    completed: HashMap<Name, IntCounter>,
+    run_seconds: HistogramVec,
+    run: HashMap<Name, Histogram>,
     /// Slots that a job has.
     pub(crate) slots_used: IntGauge,
     /// Slots in all.
@@ -39,52 +48,65 @@ impl ExternalCalls {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let seconds = vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0];
-        let sizes = vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-        let jobs = counters("stepfleet_worker_jobs_total", "jobs by what became of them", &["outcome"]);
-        let metrics = Self {
-            completed: jobs.with_label_values(&["completed"]),
-            run_seconds: histogram("stepfleet_worker_run_seconds", "seconds that handlers ran", seconds),
-            slots_used: gauge("stepfleet_worker_slots_used", "slots that a job has"),
-            slots: gauge("stepfleet_worker_slots", "slots in all"),
-            stuck: gauge("stepfleet_worker_stuck_handlers", "handlers that did not come back after their limit"),
-            reconnects: counter("stepfleet_worker_reconnects_total", "connections lost and opened again"),
-            batch: histogram("stepfleet_worker_batch_results", "results in one write", sizes),
-            unreadable: counter("stepfleet_worker_unreadable_total", "entries of job streams that named no job"),
-            external_calls: ExternalCalls(counters(
+        let mut families = Families::default();
+        families.program(env!("CARGO_PKG_VERSION"));
+        let f = &mut families;
+        Self {
+            jobs: f.counters(
+                "stepfleet_worker_jobs_total",
+                "Jobs by queue and what became of them: completed, a category of failure, cancelled, or why handed back",
+                &["queue", "outcome"],
+            ),
+            completed: HashMap::new(),
+            run_seconds: f.histograms(
+                "stepfleet_worker_run_seconds",
+                "How long handlers ran",
+                &["handler"],
+                &WORK_SECONDS,
+            ),
+            run: HashMap::new(),
+            slots_used: f.gauge("stepfleet_worker_slots_used", "Slots that a job has"),
+            slots: f.gauge("stepfleet_worker_slots", "Slots in all"),
+            stuck: f.gauge("stepfleet_worker_stuck_handlers", "Handlers that did not come back after their limit"),
+            reconnects: f.counter("stepfleet_worker_reconnects_total", "Connections lost and opened again"),
+            batch: f.histogram("stepfleet_worker_batch_results", "Results in one write", &BATCH),
+            unreadable: f.counter("stepfleet_worker_unreadable_total", "Entries of job streams that named no job"),
+            external_calls: ExternalCalls(f.counters(
                 "stepfleet_worker_external_calls_total",
-                "recorded external calls by what became of them",
+                "Recorded external calls by what became of them",
                 &["outcome"],
             )),
-            jobs,
-            registry,
-        };
-        metrics.register();
-        metrics
-    }
-
-    fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 9] = [
-            Box::new(self.jobs.clone()),
-            Box::new(self.run_seconds.clone()),
-            Box::new(self.slots_used.clone()),
-            Box::new(self.slots.clone()),
-            Box::new(self.stuck.clone()),
-            Box::new(self.reconnects.clone()),
-            Box::new(self.batch.clone()),
-            Box::new(self.unreadable.clone()),
-            Box::new(self.external_calls.0.clone()),
-        ];
-        for collector in all {
-            self.registry.register(collector).expect("names differ");
+            families,
         }
     }
 
-    /// Counts what became of a job.
-    pub(crate) fn ended(&self, outcome: &Outcome) {
+    /// With series for the queues that are read and the handlers that are there, from 0 on.
+    pub(crate) fn of<'a>(
+        mut self,
+        queues: impl IntoIterator<Item = &'a Name>,
+        handlers: impl IntoIterator<Item = &'a Name>,
+    ) -> Self {
+        let completed = |queue: &Name| (queue.clone(), self.jobs.with_label_values(&[queue.as_str(), "completed"]));
+        self.completed = queues.into_iter().map(completed).collect();
+        let run = |handler: &Name| (handler.clone(), self.run_seconds.with_label_values(&[handler.as_str()]));
+        self.run = handlers.into_iter().map(run).collect();
+        self
+    }
+
+    /// Notes that a handler ran for so many seconds.
+    pub(crate) fn ran(&self, handler: &Name, seconds: f64) {
+        if let Some(histogram) = self.run.get(handler) {
+            histogram.observe(seconds);
+        }
+    }
+
+    /// Counts what became of a job of a queue.
+    pub(crate) fn ended(&self, queue: &Name, outcome: &Outcome) {
         let label = match outcome {
-            Outcome::Completed(_) => return self.completed.inc(),
+            Outcome::Completed(_) => match self.completed.get(queue) {
+                Some(completed) => return completed.inc(),
+                None => "completed",
+            },
             Outcome::Failed(failure) => failure.category.as_str(),
             Outcome::Returned(Returned::Drain) => "returned_drain",
             Outcome::Returned(Returned::NoHandler) => "returned_no_handler",
@@ -92,27 +114,16 @@ impl Metrics {
             Outcome::Returned(Returned::Gated) => "returned_gated",
             Outcome::Cancelled => "cancelled",
         };
-        self.jobs.with_label_values(&[label]).inc();
+        self.jobs.with_label_values(&[queue.as_str(), label]).inc();
     }
 
     /// All of it, in the text format.
     pub(crate) fn text(&self) -> String {
-        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        prometheus::TextEncoder::new().encode_to_string(&self.families.registry.gather()).unwrap_or_default()
     }
 }
 
-fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    IntCounterVec::new(Opts::new(name, help), labels).expect("a legal name")
-}
-
-fn counter(name: &str, help: &str) -> IntCounter {
-    IntCounter::new(name, help).expect("a legal name")
-}
-
-fn gauge(name: &str, help: &str) -> IntGauge {
-    IntGauge::new(name, help).expect("a legal name")
-}
-
-fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("legal name and buckets")
+/// Every family that `/metrics` of a worker may show.
+pub fn families() -> Vec<Family> {
+    Metrics::new().families.known().to_vec()
 }

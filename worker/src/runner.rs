@@ -47,7 +47,7 @@ pub(crate) async fn run(
     kit.metrics.slots_used.inc();
     let called = supervised(&kit, &attempt, handler, input).await;
     let ran = begun.elapsed();
-    kit.metrics.run_seconds.observe(ran.as_secs_f64());
+    kit.metrics.ran(&attempt.message().handler, ran.as_secs_f64());
     let outcome =
         outcome_of(&attempt, called.map(|called| called.map_err(|failure| judged(&kit, &attempt, ran, failure))));
     report(&kit, &attempt, ran, outcome).await;
@@ -60,7 +60,7 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
     if !attempt.claim_result() {
         return;
     }
-    kit.metrics.ended(&outcome);
+    kit.metrics.ended(&attempt.of().queue, &outcome);
     let (mut outcome, value) = by_reference(attempt, outcome);
     if let Outcome::Failed(failure) = &mut outcome {
         // Only here: what goes well need not pay for it.

@@ -104,7 +104,7 @@ async fn check(redis: &Redis) -> Result<(), RunError> {
 }
 
 fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
-    let metrics = Metrics::new();
+    let metrics = Metrics::new().of(&plan.queues, plan.handlers.keys());
     metrics.slots.set(plan.concurrency as i64);
     let boot = uuid::Uuid::new_v4().as_u128() as u64;
     let ledger = Ledger { redis: redis.clone(), keys: plan.keys.clone(), counts: metrics.external_calls.clone() };

@@ -10,7 +10,7 @@ use stepfleet_coordinator::{
     shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention},
     store::client::Client,
 };
-use stepfleet_protocol::{keys::Keys, limits::PARTITIONS_MAX, name::Name};
+use stepfleet_protocol::{duration::Millis, keys::Keys, limits::PARTITIONS_MAX, name::Name};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +49,10 @@ pub(crate) struct CoordinatorArgs {
     /// Partitions of a new installation; an existing one keeps its own, see `partitions add`.
     #[arg(long, value_name = "N", env = "STEPFLEET_PARTITIONS", default_value = "8")]
     pub(super) partitions: String,
+    /// How long a job may wait before more workers are wanted: `stepfleet_queue_wanted_workers` of `/metrics`, which autoscalers
+    /// follow.
+    #[arg(long, value_name = "TIME", env = "STEPFLEET_QUEUE_AGE_TARGET", default_value = "10s")]
+    pub(super) queue_age_target: String,
     /// Name of this coordinator; the host's if not given.
     #[arg(long, value_name = "NAME", env = "STEPFLEET_NAME")]
     pub(super) name: Option<String>,
@@ -74,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) metrics_listen: Option<SocketAddr>,
     /// Partitions of a new installation.
     pub(crate) partitions: u16,
+    /// How long a job may wait before more workers are wanted.
+    pub(crate) queue_age_target: Duration,
     /// Name without the boot id.
     pub(crate) name: Name,
     /// What is kept of what is done with.
@@ -102,6 +108,7 @@ impl CoordinatorArgs {
         let partitions = checks.read("partitions", &self.partitions, |text| number(text, 1..=PARTITIONS_MAX.into()));
         let host = host();
         let name = checks.read("name", self.name.as_deref().unwrap_or(&host), Name::new);
+        let queue_age_target = checks.read("queue_age_target", &self.queue_age_target, age_target);
         let retention = self.retention.check(retention::Keys::FindTheirRuns, &mut checks);
         let outbox = self.outbox.check(&mut checks);
         let config = (|| {
@@ -111,6 +118,7 @@ impl CoordinatorArgs {
                 listen: listen?,
                 metrics_listen: metrics_listen?,
                 partitions: u16::try_from(partitions?).ok()?,
+                queue_age_target: queue_age_target?,
                 name: name?,
                 retention: retention?,
                 outbox: outbox?,
@@ -118,6 +126,15 @@ impl CoordinatorArgs {
         })();
         checks.done(config)
     }
+}
+
+fn age_target(text: &str) -> Result<Duration, String> {
+    const ALLOWED: std::ops::RangeInclusive<Millis> = Millis(100)..=Millis(86_400_000);
+    let found = Millis::parse(text).map_err(|error| error.to_string())?;
+    if ALLOWED.contains(&found) {
+        return Ok(Duration::from_millis(found.0));
+    }
+    Err(format!("`{found}` is out of range: allowed are {} to {}", ALLOWED.start(), ALLOWED.end()))
 }
 
 /// The host's name, as far as it makes a legal name.
@@ -153,7 +170,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
     };
     let metrics = Metrics::new();
     let client = Client::new(redis.clone(), config.keys.clone());
-    let app = AppState::new(client.clone(), metrics.registry.clone());
+    let app = AppState::new(client.clone(), metrics.clone()).with_age_target(config.queue_age_target);
     let settings = fleet::Config {
         name: format!("{}@{}", config.name, uuid::Uuid::new_v4().simple()),
         keys: config.keys.clone(),

@@ -197,7 +197,7 @@ fn running(beat: &Beat) -> u32 {
     beat.held.iter().filter(|h| h.running_ms.is_some()).count() as u32
 }
 
-fn state_of(worker: &Registered) -> &'static str {
+pub(super) fn state_of(worker: &Registered) -> &'static str {
     match (&worker.beat, worker.silent) {
         (_, true) => "silent",
         (None, false) => "unknown",

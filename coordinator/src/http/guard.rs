@@ -9,13 +9,15 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramVec, IntCounterVec};
+use stepfleet_connect::metric::{Families, TRIP_SECONDS};
 use uuid::Uuid;
 
 use super::{
     AppState,
     error::{ApiError, Problematic},
 };
+use crate::store::ask;
 
 /// Requests at once.
 pub(super) const REQUESTS_MAX: usize = 1_000;
@@ -28,21 +30,24 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// What is counted of requests.
 #[derive(Debug, Clone)]
 pub(super) struct Counts {
-    pub(super) registry: Registry,
+    pub(super) families: Families,
     requests: IntCounterVec,
     seconds: HistogramVec,
 }
 
 impl Counts {
     pub(super) fn new() -> Self {
-        let registry = Registry::new();
-        let opts = Opts::new("stepfleet_http_requests_total", "Requests to the API");
-        let requests = IntCounterVec::new(opts, &["method", "route", "status"]).expect("a legal metric");
-        let opts = HistogramOpts::new("stepfleet_http_request_seconds", "Time to the head of the answer");
-        let seconds = HistogramVec::new(opts, &["method", "route"]).expect("a legal metric");
-        registry.register(Box::new(requests.clone())).expect("registered once");
-        registry.register(Box::new(seconds.clone())).expect("registered once");
-        Self { registry, requests, seconds }
+        let mut families = Families::default();
+        let requests =
+            families.counters("stepfleet_http_requests_total", "Requests to the API", &["method", "route", "status"]);
+        let help = "Time to the head of the answer";
+        let seconds = families.histograms("stepfleet_http_request_seconds", help, &["method", "route"], &TRIP_SECONDS);
+        let (name, help) = (
+            "stepfleet_redis_trip_seconds",
+            "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own",
+        );
+        families.made(ask::SECONDS.clone(), name, help);
+        Self { families, requests, seconds }
     }
 }
 

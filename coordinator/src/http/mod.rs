@@ -58,6 +58,7 @@ mod error;
 mod explain;
 mod fleet;
 mod gates;
+mod gauges;
 mod guard;
 mod letters;
 mod limits;
@@ -72,17 +73,17 @@ mod take;
 pub mod view;
 mod workflows;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{Json, Router, extract::DefaultBodyLimit, http::Uri, middleware, routing::get};
-use prometheus::Registry;
+use stepfleet_connect::metric::Family;
 use stepfleet_protocol::id::RunId;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::store::client::Client;
+use crate::{shell::metrics::Metrics, store::client::Client};
 use error::ApiError;
 
 /// Bytes of a request, but for definitions and bulk submits.
@@ -90,27 +91,47 @@ const BODY_BYTES_MAX: usize = 2 << 20;
 /// Bulk submits at once: each may hold its whole request in memory.
 const BULKS_MAX: usize = 4;
 
+/// How long a job may wait before more workers are wanted, unless it is set.
+pub const AGE_TARGET: Duration = Duration::from_secs(10);
+
 /// What every handler has.
 #[derive(Debug, Clone)]
 pub struct AppState {
     client: Client,
-    registry: Registry,
+    metrics: Metrics,
+    gauges: gauges::Gauges,
     counts: guard::Counts,
     requests: Arc<Semaphore>,
     bulks: Arc<Semaphore>,
 }
 
 impl AppState {
-    /// Over this client. `/metrics` shows `registry` too, that of the coordinator in the same process.
-    pub fn new(client: Client, registry: Registry) -> Self {
+    /// Over this client. `/metrics` shows those of the coordinator in the same process too.
+    pub fn new(client: Client, metrics: Metrics) -> Self {
         Self {
             client,
-            registry,
+            metrics,
+            gauges: gauges::Gauges::new(AGE_TARGET),
             counts: guard::Counts::new(),
             requests: Arc::new(Semaphore::new(guard::REQUESTS_MAX)),
             bulks: Arc::new(Semaphore::new(BULKS_MAX)),
         }
     }
+
+    /// With the time that a job may wait before more workers are wanted (`stepfleet_queue_wanted_workers`).
+    #[must_use]
+    pub fn with_age_target(mut self, target: Duration) -> Self {
+        self.gauges = gauges::Gauges::new(target);
+        self
+    }
+}
+
+/// Every family that `/metrics` of a coordinator may show: those of each process, and those of the fleet.
+pub fn families() -> (Vec<Family>, Vec<Family>) {
+    let (metrics, counts) = (Metrics::new(), guard::Counts::new());
+    let own = metrics.families.known().iter().chain(counts.families.known()).cloned().collect();
+    let fleet = metrics.fleet.known().iter().cloned().chain(gauges::families()).collect();
+    (own, fleet)
 }
 
 #[derive(OpenApi)]

@@ -1,7 +1,5 @@
 //! What operators and their programs ask: alive, ready, metrics, numbers of runs, and the short status of a run.
 
-use std::sync::LazyLock;
-
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -9,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, TextEncoder};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -17,8 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::{ApiError, ApiResult},
-    fleet::queue_views,
-    runs, subscribers,
+    runs,
     take::{self, Params},
     view::{LegacyStatus, Problem, Range, RunMetrics},
 };
@@ -112,107 +109,16 @@ async fn legacy_status(State(app): State<AppState>, Path(id): Path<String>) -> A
     }))
 }
 
-/// Gauges that are read from Redis when they are asked for.
-struct Gauges {
-    registry: Registry,
-    queue_depth: GaugeVec,
-    queue_pending: GaugeVec,
-    queue_oldest: GaugeVec,
-    queue_drain: GaugeVec,
-    queue_workers: GaugeVec,
-    runs: GaugeVec,
-    counters: GaugeVec,
-    subscriber_lag: GaugeVec,
-    memory: GaugeVec,
-    hours_to_full: GaugeVec,
-}
-
-static GAUGES: LazyLock<tokio::sync::Mutex<Gauges>> = LazyLock::new(|| tokio::sync::Mutex::new(Gauges::new()));
-
-impl Gauges {
-    fn new() -> Self {
-        let registry = Registry::new();
-        let gauge = |name: &str, help: &str, label: &str| {
-            let gauge = GaugeVec::new(Opts::new(format!("stepfleet_{name}"), help), &[label]).expect("a legal metric");
-            registry.register(Box::new(gauge.clone())).expect("registered once");
-            gauge
-        };
-        Self {
-            queue_depth: gauge("queue_depth", "Jobs that no worker has taken", "queue"),
-            queue_pending: gauge("queue_pending", "Jobs that workers have", "queue"),
-            queue_oldest: gauge("queue_oldest_seconds", "How long the oldest job nobody has taken has waited", "queue"),
-            queue_drain: gauge(
-                "queue_drain_seconds",
-                "How long what waits will take at the rate of late; absent while no job is taken",
-                "queue",
-            ),
-            queue_workers: gauge("queue_workers", "Live workers that read the queue", "queue"),
-            runs: gauge("runs", "Runs that go on or are suspended, and open dead letters", "state"),
-            counters: gauge("partition_counter", "What was dropped or repaired, summed over partitions", "name"),
-            subscriber_lag: gauge(
-                "outbox_lag",
-                "Entries of the outbox that the subscriber has not seen, summed over partitions",
-                "subscriber",
-            ),
-            memory: gauge("redis_memory_ratio", "Share of maxmemory that is used", "node"),
-            hours_to_full: gauge("redis_memory_hours_to_full", "Hours until it is full at the present rate", "node"),
-            registry,
-        }
-    }
-
-    async fn read(&mut self, client: &Client) -> ApiResult<()> {
-        let of_queues = [&self.queue_depth, &self.queue_pending, &self.queue_oldest, &self.queue_drain];
-        of_queues.into_iter().chain([&self.queue_workers]).for_each(GaugeVec::reset);
-        for queue in queue_views(client).await? {
-            let name = [queue.name.as_str()];
-            self.queue_depth.with_label_values(&name).set(queue.depth as f64);
-            self.queue_pending.with_label_values(&name).set(queue.pending as f64);
-            self.queue_oldest.with_label_values(&name).set(queue.oldest_age_ms.unwrap_or(0) as f64 / 1_000.0);
-            if let Some(ms) = queue.drain_ms {
-                self.queue_drain.with_label_values(&name).set(ms as f64 / 1_000.0);
-            }
-            self.queue_workers.with_label_values(&name).set(f64::from(queue.workers));
-        }
-        let runs = metrics_of(client, Range::Hour).await?;
-        for (state, count) in
-            [("active", runs.active), ("suspended", runs.suspended), ("dead_letters", runs.dead_letters)]
-        {
-            self.runs.with_label_values(&[state]).set(count as f64);
-        }
-        self.subscriber_lag.reset();
-        for view in subscribers::views(client).await? {
-            self.subscriber_lag.with_label_values(&[view.name.as_str()]).set(view.lag as f64);
-        }
-        self.memory.reset();
-        self.hours_to_full.reset();
-        for node in client.memory() {
-            self.memory.with_label_values(&[node.node.as_str()]).set(node.ratio());
-            if let Some(hours) = node.hours_to_full {
-                self.hours_to_full.with_label_values(&[node.node.as_str()]).set(hours);
-            }
-        }
-        self.counters.reset();
-        for seen in client.see_partitions(0, u16::MAX).await? {
-            for (name, value) in seen.counters {
-                self.counters.with_label_values(&[name.as_str()]).add(value as f64);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Gives metrics for Prometheus: those of this process, and those of the fleet as Redis knows them.
+/// Gives metrics for Prometheus: those of this process, and from one coordinator alone those of the fleet.
 #[utoipa::path(get, path = "/metrics", tag = "operation",
     responses((status = 200, content_type = "text/plain", body = String)))]
 async fn metrics(State(app): State<AppState>) -> Response {
-    let mut families = app.registry.gather();
-    families.extend(app.counts.registry.gather());
-    {
-        let mut gauges = GAUGES.lock().await;
+    let mut families = app.metrics.families.registry.gather();
+    families.extend(app.counts.families.registry.gather());
+    if app.metrics.speaks_for_fleet() {
+        families.extend(app.metrics.fleet.registry.gather());
         // Without Redis the counters of this process are still worth having.
-        if gauges.read(&app.client).await.is_ok() {
-            families.extend(gauges.registry.gather());
-        }
+        families.extend(app.gauges.gather(&app.client, &app.metrics.work).await.unwrap_or_default());
     }
     let (encoder, mut out) = (TextEncoder::new(), Vec::new());
     if let Err(error) = encoder.encode(&families, &mut out) {

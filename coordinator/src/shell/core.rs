@@ -35,6 +35,7 @@ use super::{
     gates::{Book, Leave, Verdict},
     intake::{Item, Origin, Place, What},
     schedule::Schedule,
+    tally::{About, Tally},
 };
 use crate::{
     machine::{
@@ -75,6 +76,8 @@ pub struct Core {
     pub schedule: Schedule,
     /// What the present batch has decided.
     pub staged: Staged,
+    /// What the present batch did, for metrics.
+    pub tally: Tally,
     /// Makes the ids of the present batch.
     pub mint: Mint,
     /// The latest time that was decided with.
@@ -102,8 +105,9 @@ pub struct Core {
 }
 
 impl Core {
-    /// Begins the batch of commit `seq`.
-    pub fn begin_batch(&mut self, reign: Reign, seq: u64) {
+    /// Begins the batch of commit `seq`, at `server_ms` of the server's clock.
+    pub fn begin_batch(&mut self, reign: Reign, seq: u64, server_ms: u64) {
+        self.tally = Tally { server_ms, ..Tally::default() };
         self.mint = Mint::new(reign, seq);
         self.full = false;
     }
@@ -124,6 +128,7 @@ impl Core {
         self.now_ms = if mutant("now_goes_back") { item.at_ms } else { self.now_ms.max(item.at_ms) };
         (self.freed, self.freed_place) = (None, None);
         self.at = item.place();
+        self.tally.item(&item);
         let poison = Poison { item: self.at, by: Blame::Rule };
         catch_unwind(AssertUnwindSafe(|| self.what(item.run, item.what))).map_err(|_| poison)
     }
@@ -252,9 +257,10 @@ impl Core {
     /// Decides an event about a loaded run, and everything that becomes ready by it. Returns the answer, if there is one.
     pub fn event(&mut self, id: RunId, event: Event) -> Option<Answer> {
         let run = self.cache.runs.get_mut(&id).expect("the run is loaded");
-        let was = run.state;
+        let (was, about) = (run.state, About::of(&event));
         let decision = decide(&self.rules, run, event, self.now_ms, &mut self.mint);
         let touched = self.staged.touched.entry(id).or_insert_with(|| Touched { was: Some(was), ..Touched::default() });
+        self.tally.decided(run, about, &decision);
         let Decision { transitions, effects } = decision;
         for counter in transitions.iter().filter_map(staged::counter) {
             *self.staged.commit.counters.entry(counter).or_default() += 1;

@@ -239,6 +239,7 @@ impl<D: Dial> Fleet<D> {
 
     fn tell(&self) {
         self.metrics.owned.set(self.running.len() as i64);
+        self.metrics.speak_for_fleet(self.running.contains_key(&PartitionId(0)));
         self.told.owned.send_replace(self.running.keys().copied().collect());
     }
 

@@ -25,9 +25,10 @@ use tokio::sync::Semaphore;
 use super::{
     cache::{Compiled, StepInput, Target},
     core::{Blame, Core, Dispatch, Poison, patch_id},
-    intake::Place,
+    intake::{Origin, Place},
     letters,
     owner::OwnerError,
+    tally::Seen,
 };
 use crate::{
     machine::{event::Event, run::Run},
@@ -358,7 +359,10 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         canary: dispatch.leave.as_ref().is_some_and(|leave| leave.canary.is_some()),
         undo: step.undoes.is_some(),
     };
-    core.staged.commit.jobs.push((dispatch.queue(run), codec::encode(&job)));
+    let queue = dispatch.queue(run);
+    let since_ms = if let Origin::Entry(entry, _) = dispatch.of.0 { Some(entry.ms) } else { None };
+    core.tally.seen.push(Seen::Dispatched(queue.clone(), since_ms));
+    core.staged.commit.jobs.push((queue, codec::encode(&job)));
     if let Some(leave) = dispatch.leave
         && let Some(held) = core.gates.begins(dispatch.job, leave, (dispatch.run, dispatch.index))
     {

@@ -1,22 +1,33 @@
-//! What a coordinator counts. Fleet-wide gauges are not here: they are read from Redis when asked for.
+//! What a coordinator counts. What is true of the whole fleet is told by one coordinator alone, the owner of partition 0, so
+//! that nobody adds it up twice: [`Metrics::fleet`], and what is read from Redis when it is asked for.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use super::retention::Expired;
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use stepfleet_connect::metric::Families;
+use stepfleet_protocol::gate::Stand;
+
+use super::{retention::Expired, told::Work};
 
 /// Counters of one coordinator process.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// Where they are registered.
-    pub registry: Registry,
+    pub families: Families,
+    /// Gauges of the whole fleet, as this process last read them; shown only while it speaks for the fleet.
+    pub fleet: Families,
+    /// What owners did.
+    pub work: Work,
+    speaks: Arc<AtomicBool>,
     /// Commits of all its partitions.
     pub commits: IntCounter,
     /// Those of them that were decided while the one before was on its way.
     pub ahead: IntCounter,
     /// Events decided.
     pub decided: IntCounter,
-    /// Jobs dispatched.
-    pub dispatched: IntCounter,
     /// Entries quarantined.
     pub quarantined: IntCounter,
     /// Reigns that ended because another owner had taken the partition.
@@ -100,23 +111,47 @@ pub struct OutboxCounters {
 }
 
 impl OutboxCounters {
-    fn new(registry: &Registry) -> Self {
-        let counter = |name: &str, help: &str| {
-            let opts = Opts::new(format!("stepfleet_outbox_{name}"), help);
-            let counter = IntCounterVec::new(opts, &["subscriber"]).expect("a legal metric");
-            registry.register(Box::new(counter.clone())).expect("registered once");
-            counter
-        };
+    fn new(f: &mut Families) -> Self {
+        const BY: &[&str] = &["subscriber"];
         Self {
-            deliveries: counter("deliveries_total", "Entries of the outbox that a subscriber took"),
-            failures: counter("delivery_failures_total", "Tries to deliver an entry that failed"),
-            undelivered: counter("undelivered_total", "Entries set aside because every try failed"),
-            missed: counter("missed_total", "Entries trimmed before the subscriber had seen them"),
+            deliveries: f.counters(
+                "stepfleet_outbox_deliveries_total",
+                "Entries of the outbox that a subscriber took",
+                BY,
+            ),
+            failures: f.counters(
+                "stepfleet_outbox_delivery_failures_total",
+                "Tries to deliver an entry that failed",
+                BY,
+            ),
+            undelivered: f.counters(
+                "stepfleet_outbox_undelivered_total",
+                "Entries set aside because every try failed",
+                BY,
+            ),
+            missed: f.counters(
+                "stepfleet_outbox_missed_total",
+                "Entries trimmed before the subscriber had seen them",
+                BY,
+            ),
         }
     }
 }
 
 impl ExpiredCounters {
+    fn new(f: &mut Families) -> Self {
+        Self {
+            runs: f.counter("stepfleet_runs_expired_total", "Runs deleted because they were beyond retention"),
+            letters: f.counter(
+                "stepfleet_dead_letters_expired_total",
+                "Dead letters deleted, with their run or by themselves",
+            ),
+            plans: f.counter("stepfleet_plans_expired_total", "Plans deleted because no run followed them any more"),
+            events: f.counter("stepfleet_events_expired_total", "Entries of the outbox that were trimmed"),
+            audit: f.counter("stepfleet_audit_expired_total", "Audit entries that were trimmed"),
+        }
+    }
+
     /// Counts what went between two looks at an owner.
     pub fn count(&self, before: Expired, now: Expired) {
         self.runs.inc_by(now.runs - before.runs);
@@ -133,100 +168,105 @@ impl Default for Metrics {
     }
 }
 
+/// Buckets of items in a batch.
+const BATCH_ITEMS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
+/// Buckets of the silence of workers, in seconds.
+const SILENCE: [f64; 15] = [4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
+
 impl Metrics {
-    /// Fresh counters in a registry of their own.
+    /// Fresh counters in registries of their own.
     pub fn new() -> Self {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(format!("stepfleet_{name}"), help).expect("a legal metric");
-            registry.register(Box::new(counter.clone())).expect("registered once");
-            counter
-        };
-        let opts = Opts::new("stepfleet_audit_repairs_total", "What the auditor found in no place; must stay 0");
-        let repairs = IntCounterVec::new(opts, &["what"]).expect("a legal metric");
-        registry.register(Box::new(repairs.clone())).expect("registered once");
-        for what in super::auditor::MISSING {
-            repairs.with_label_values(&[what]).reset();
-        }
-        let owned =
-            IntGauge::new("stepfleet_partitions_owned", "Partitions that this coordinator owns").expect("legal");
-        registry.register(Box::new(owned.clone())).expect("registered once");
-        let help = "Partitions that this coordinator sees pause because their slot is moving to another node";
-        let paused = IntGauge::new("stepfleet_partitions_paused", help).expect("a legal metric");
-        registry.register(Box::new(paused.clone())).expect("registered once");
-        let help = "Version of the fleet's policies that this coordinator decides with";
-        let policies_version = IntGauge::new("stepfleet_policies_version", help).expect("a legal metric");
-        registry.register(Box::new(policies_version.clone())).expect("registered once");
-        let sizes = vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 1_000.0];
-        let opts = HistogramOpts::new("stepfleet_owner_batch_items", "Events decided in one commit").buckets(sizes);
-        let batch_items = Histogram::with_opts(opts).expect("a legal metric");
-        registry.register(Box::new(batch_items.clone())).expect("registered once");
-        let help = "How long a dead worker had been silent when one of its jobs was reported lost";
-        let after = vec![4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 32.0, 35.0, 40.0, 50.0, 60.0, 65.0, 90.0, 120.0];
-        let opts = HistogramOpts::new("stepfleet_jobs_lost_after_seconds", help).buckets(after);
-        let lost_after = Histogram::with_opts(opts).expect("a legal metric");
-        registry.register(Box::new(lost_after.clone())).expect("registered once");
-        let deaths = Opts::new("stepfleet_worker_deaths_total", "Workers found dead, by what told of it");
-        let deaths = IntCounterVec::new(deaths, &["way"]).expect("a legal metric");
-        registry.register(Box::new(deaths.clone())).expect("registered once");
-        for way in super::observer::WAYS {
-            deaths.with_label_values(&[way]).reset();
-        }
-        let help = "Workers whose control channel would tell of their death within seconds";
-        let channels_watched = IntGauge::new("stepfleet_worker_channels_watched", help).expect("a legal metric");
-        registry.register(Box::new(channels_watched.clone())).expect("registered once");
-        let gates = Opts::new("stepfleet_gates", "Circuit breakers and paused queues that hold something back");
-        let gates = IntGaugeVec::new(gates, &["stand"]).expect("a legal metric");
-        registry.register(Box::new(gates.clone())).expect("registered once");
-        let moves = Opts::new("stepfleet_breaker_moves_total", "Changes of circuit breakers, by the new state");
-        let breaker_moves = IntCounterVec::new(moves, &["state"]).expect("a legal metric");
-        registry.register(Box::new(breaker_moves.clone())).expect("registered once");
-        let campaigns = IntGauge::new("stepfleet_campaigns_active", "Campaigns that go on").expect("a legal metric");
-        registry.register(Box::new(campaigns.clone())).expect("registered once");
-        let opts = Opts::new("stepfleet_campaign_items_total", "Dead letters of campaigns, by outcome");
-        let campaign_items = IntCounterVec::new(opts, &["outcome"]).expect("a legal metric");
-        registry.register(Box::new(campaign_items.clone())).expect("registered once");
-        Self {
-            campaigns,
-            campaign_items,
-            campaigns_expired: counter("campaigns_expired_total", "Ended campaigns that retention deleted"),
-            commits: counter("owner_commits_total", "Commits of this coordinator"),
-            ahead: counter("owner_commits_ahead_total", "Commits that were decided while the last one was on its way"),
-            decided: counter("owner_events_total", "Events that this coordinator decided"),
-            dispatched: counter("jobs_dispatched_total", "Jobs put on streams"),
-            quarantined: counter("quarantined_total", "Entries that could not be decided and were set aside"),
-            fenced: counter("owner_fenced_total", "Reigns ended because another owner took the partition"),
-            doubts: counter("owner_doubts_total", "Reigns ended by a lost connection or a refused commit"),
-            torn: counter("owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
-            lost: counter("jobs_lost_total", "Jobs of dead workers that were reported lost"),
-            lost_after,
-            deaths,
-            channels_watched,
-            dead_workers: counter("workers_dead_total", "Workers declared dead"),
-            mass_deaths_held: counter("mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
-            expired: ExpiredCounters {
-                runs: counter("runs_expired_total", "Runs deleted because they were beyond retention"),
-                letters: counter("dead_letters_expired_total", "Dead letters deleted, with their run or by themselves"),
-                plans: counter("plans_expired_total", "Plans deleted because no run followed them any more"),
-                events: counter("events_expired_total", "Entries of the outbox that were trimmed"),
-                audit: counter("audit_expired_total", "Audit entries that were trimmed"),
-            },
-            outbox: OutboxCounters::new(&registry),
-            audited: counter("audit_runs_total", "Runs that the auditor looked at"),
-            repairs,
-            owned,
-            paused,
-            policies_version,
-            policies_unread: counter("policies_unread_total", "Looks at the fleet's policies that failed"),
-            batch_items,
-            gates,
-            breaker_moves,
-            limit_permits: counter(
-                "limit_permits_total",
+        let (mut families, mut fleet) = (Families::default(), Families::default());
+        families.program(env!("CARGO_PKG_VERSION"));
+        let f = &mut families;
+        let metrics = Self {
+            work: Work::new(f),
+            commits: f.counter("stepfleet_owner_commits_total", "Commits of this coordinator"),
+            ahead: f.counter(
+                "stepfleet_owner_commits_ahead_total",
+                "Commits that were decided while the last one was on its way",
+            ),
+            decided: f.counter("stepfleet_owner_events_total", "Events that this coordinator decided"),
+            batch_items: f.histogram("stepfleet_owner_batch_items", "Events decided in one commit", &BATCH_ITEMS),
+            quarantined: f
+                .counter("stepfleet_quarantined_total", "Entries that could not be decided and were set aside"),
+            fenced: f.counter("stepfleet_owner_fenced_total", "Reigns ended because another owner took the partition"),
+            doubts: f.counter("stepfleet_owner_doubts_total", "Reigns ended by a lost connection or a refused commit"),
+            torn: f.counter("stepfleet_owner_torn_commits_total", "Commits of which a command failed; must stay 0"),
+            owned: f.gauge("stepfleet_partitions_owned", "Partitions that this coordinator owns"),
+            paused: f.gauge(
+                "stepfleet_partitions_paused",
+                "Partitions that this coordinator sees pause because their slot is moving to another node",
+            ),
+            lost: f.counter("stepfleet_jobs_lost_total", "Jobs of dead workers that were reported lost"),
+            lost_after: f.histogram(
+                "stepfleet_jobs_lost_after_seconds",
+                "How long a dead worker had been silent when one of its jobs was reported lost",
+                &SILENCE,
+            ),
+            dead_workers: f.counter("stepfleet_workers_dead_total", "Workers declared dead"),
+            deaths: f.counters("stepfleet_worker_deaths_total", "Workers found dead, by what told of it", &["way"]),
+            channels_watched: f.gauge(
+                "stepfleet_worker_channels_watched",
+                "Workers whose control channel would tell of their death within seconds",
+            ),
+            mass_deaths_held: f
+                .counter("stepfleet_mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),
+            expired: ExpiredCounters::new(f),
+            outbox: OutboxCounters::new(f),
+            repairs: f.counters(
+                "stepfleet_audit_repairs_total",
+                "What the auditor found in no place; must stay 0",
+                &["what"],
+            ),
+            audited: f.counter("stepfleet_audit_runs_total", "Runs that the auditor looked at"),
+            breaker_moves: f.counters(
+                "stepfleet_breaker_moves_total",
+                "Changes of circuit breakers that this coordinator brought about, by the new state",
+                &["state"],
+            ),
+            limit_permits: f.counter(
+                "stepfleet_limit_permits_total",
                 "Permits that limits granted to partitions of this coordinator",
             ),
-            limit_leaks: counter("limit_leaks_total", "Places under limits that no job had any more; must stay 0"),
-            registry,
+            limit_leaks: f
+                .counter("stepfleet_limit_leaks_total", "Places under limits that no job had any more; must stay 0"),
+            policies_version: f.gauge(
+                "stepfleet_policies_version",
+                "Version of the fleet's policies that this coordinator decides with",
+            ),
+            policies_unread: f.counter("stepfleet_policies_unread_total", "Looks at the fleet's policies that failed"),
+            campaign_items: f.counters(
+                "stepfleet_campaign_items_total",
+                "Dead letters of campaigns, by outcome",
+                &["outcome"],
+            ),
+            campaigns_expired: f.counter("stepfleet_campaigns_expired_total", "Ended campaigns that retention deleted"),
+            gates: fleet.gauges(
+                "stepfleet_gates",
+                "Circuit breakers and paused queues that hold something back",
+                &["stand"],
+            ),
+            campaigns: fleet.gauge("stepfleet_campaigns_active", "Campaigns that go on"),
+            speaks: Arc::default(),
+            families,
+            fleet,
+        };
+        super::auditor::MISSING.iter().for_each(|what| metrics.repairs.with_label_values(&[what]).reset());
+        for stand in [Stand::Open, Stand::HalfOpen, Stand::Recovering, Stand::Paused] {
+            metrics.gates.with_label_values(&[stand.as_str()]).set(0);
         }
+        super::observer::WAYS.iter().for_each(|way| metrics.deaths.with_label_values(&[way]).reset());
+        metrics
+    }
+
+    /// Whether this coordinator tells what is true of the whole fleet.
+    pub fn speaks_for_fleet(&self) -> bool {
+        self.speaks.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether it does.
+    pub(super) fn speak_for_fleet(&self, speaks: bool) {
+        self.speaks.store(speaks, Ordering::Relaxed);
     }
 }

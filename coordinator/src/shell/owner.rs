@@ -21,6 +21,7 @@ use std::{
 
 use futures::FutureExt;
 use stepfleet_protocol::{id::StreamId, name::Name};
+use tokio::time::Instant;
 
 pub use self::poison::Memory;
 use self::{
@@ -32,6 +33,7 @@ use super::{
     gates, inputs,
     intake::{Malformed, Newer, Place},
     retention::{self, Expired, Retention},
+    tally::Tally,
     upkeep::{self, Chore, Upkeep},
 };
 use crate::{
@@ -95,8 +97,6 @@ pub struct Done {
     pub ahead: u64,
     /// Items decided.
     pub items: u64,
-    /// Jobs dispatched.
-    pub jobs: u64,
     /// Entries quarantined.
     pub quarantined: u64,
     /// Places under limits that no job had any more.
@@ -111,6 +111,18 @@ pub struct Done {
 struct Sealed {
     commit: Option<Commit>,
     alone: Vec<Place>,
+    tally: Tally,
+}
+
+/// What the last turn committed, for metrics.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// What it did.
+    pub tally: Tally,
+    /// How long its trip took, unless it waited for the log as well.
+    pub took: Option<Duration>,
+    /// The server's time after it, in Unix milliseconds.
+    pub at_ms: u64,
 }
 
 /// The owner of a partition during one reign.
@@ -144,6 +156,8 @@ pub struct Owner<L> {
     pub server_ms: u64,
     /// What it has done.
     pub done: Done,
+    /// What the last turn committed; none if it did not, or somebody took it.
+    pub committed: Option<Committed>,
 }
 
 impl<L: Link> Owner<L> {
@@ -196,7 +210,7 @@ impl<L: Link> Owner<L> {
     /// # Errors
     /// Any of them ends this owner.
     pub async fn turn(&mut self, leaving: bool) -> Result<(), OwnerError> {
-        let Sealed { commit, alone } = self.pending.take().unwrap_or_default();
+        let Sealed { commit, alone, tally } = self.pending.take().unwrap_or_default();
         self.memory.last_alone = alone;
         self.look_at_gates();
         let Core { schedule, gates, .. } = &mut self.core;
@@ -205,10 +219,12 @@ impl<L: Link> Owner<L> {
         if leaving {
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
+            self.committed = commit.map(|_| Committed { tally, took: None, at_ms: turn.now_ms });
             return self.store_young().await;
         }
         self.core.cache.shrink();
-        self.core.begin_batch(self.partition.reign, self.partition.head.seq + u64::from(commit.is_some()) + 1);
+        let seq = self.partition.head.seq + u64::from(commit.is_some()) + 1;
+        self.core.begin_batch(self.partition.reign, seq, self.server_ms);
         let gathered = match &commit {
             Some(sent) if self.may_decide_ahead(&chores) => self.gather(sent.offset).transpose(),
             _ => None,
@@ -219,12 +235,15 @@ impl<L: Link> Owner<L> {
         let block = if count > 0 && !busy { self.block(&chores) } else { None };
         let ask = Ask { count, after: self.read_to, block, extra };
         let Self { partition, core, .. } = self;
+        let begun = Instant::now();
         // The request is on its way before the deciding begins.
         let (turn, ahead) =
             tokio::join!(partition.turn(commit.as_ref(), ask), async { gathered.map(|g| g?.decide(core)).transpose() });
         let turn = turn?;
         if let Some(commit) = &commit {
-            self.committed(commit);
+            self.applied(commit);
+            let took = block.is_none().then(|| begun.elapsed());
+            self.committed = Some(Committed { tally, took, at_ms: turn.now_ms });
         }
         self.returning.turned(self.server_ms, turn.now_ms);
         self.server_ms = turn.now_ms;
@@ -237,9 +256,8 @@ impl<L: Link> Owner<L> {
     }
 
     /// What follows from a commit that has applied.
-    fn committed(&mut self, commit: &Commit) {
+    fn applied(&mut self, commit: &Commit) {
         self.done.commits += 1;
-        self.done.jobs += commit.jobs.len() as u64;
         self.done.leaked += commit.counters.get(core::LEAKED).map_or(0, |n| n.unsigned_abs());
         // Only what is surely acked may be deleted behind a long job.
         for (queue, entries) in &commit.acks {
@@ -291,10 +309,10 @@ impl<L: Link> Owner<L> {
     /// Makes the next commit: of what was decided ahead, or of everything that is there now.
     async fn batch(&mut self, ahead: Option<Ahead>) -> Result<(), OwnerError> {
         let undecided = match ahead {
-            Some(Ahead::Sealed { commit, items, alone }) => {
+            Some(Ahead::Sealed { commit, items, alone, tally }) => {
                 self.done.items += items as u64;
                 self.done.ahead += 1;
-                return self.send_next(*commit, alone).await;
+                return self.send_next(Sealed { commit: Some(*commit), alone, tally }).await;
             }
             Some(Ahead::Decided { left, items, alone }) => {
                 self.done.items += items as u64;
@@ -330,13 +348,16 @@ impl<L: Link> Owner<L> {
         }
         let moved = offset > self.partition.head.offset;
         let mut commit = self.core.seal();
+        let tally = std::mem::take(&mut self.core.tally);
         commit.offset = offset.max(self.partition.head.offset);
-        if moved || !commit.is_empty() { self.send_next(commit, alone).await } else { Ok(()) }
+        let worth = moved || !commit.is_empty();
+        if worth { self.send_next(Sealed { commit: Some(commit), alone, tally }).await } else { Ok(()) }
     }
 
     /// Has the next turn send a commit, whose queues must be there before their first jobs, and before the first step of a
     /// paused one: the next owner would not find it.
-    async fn send_next(&mut self, mut commit: Commit, alone: Vec<Place>) -> Result<(), OwnerError> {
+    async fn send_next(&mut self, mut sealed: Sealed) -> Result<(), OwnerError> {
+        let Some(commit) = &mut sealed.commit else { return Ok(()) };
         let queues = commit.jobs.iter().map(|(queue, _)| queue).chain(commit.ready_added.keys());
         for queue in queues.cloned().collect::<BTreeSet<_>>() {
             if !self.core.schedule.queue(&queue).exists {
@@ -348,7 +369,7 @@ impl<L: Link> Owner<L> {
         let rules = self.core.rules.version;
         commit.rules = (rules != self.partition.head.rules).then_some(rules);
         commit.timed_to = self.core.schedule.young.tell(commit.now_ms);
-        self.pending = Some(Sealed { commit: Some(commit), alone });
+        self.pending = Some(sealed);
         Ok(())
     }
 

@@ -69,9 +69,22 @@ pub struct NodeMemory {
     pub used: u64,
     /// The limit in bytes; 0 is none.
     pub limit: u64,
+    /// How it keeps what it is told, and whether it throws any of it away.
+    pub safety: Safety,
     /// Hours until it is full if it goes on as in the last minutes; none if it does not grow, has no limit, or is not
     /// known for long enough.
     pub hours_to_full: Option<f64>,
+}
+
+/// What a node says about keeping its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Safety {
+    /// Keys that it has evicted: must stay 0.
+    pub evicted_keys: u64,
+    /// It may evict keys when it is full: `maxmemory-policy` is not `noeviction`.
+    pub evicts: bool,
+    /// It has no append-only file, or could not write to it the last time.
+    pub forgets: bool,
 }
 
 impl NodeMemory {
@@ -90,17 +103,18 @@ struct Memory {
     at: Instant,
     used: u64,
     limit: u64,
+    safety: Safety,
     written: u64,
     samples: VecDeque<(Instant, u64)>,
 }
 
 impl Memory {
     fn new(at: Instant) -> Self {
-        Self { at, used: 0, limit: 0, written: 0, samples: VecDeque::new() }
+        Self { at, used: 0, limit: 0, safety: Safety::default(), written: 0, samples: VecDeque::new() }
     }
 
-    fn look(&mut self, at: Instant, (used, limit): (u64, u64)) {
-        (self.at, self.used, self.limit, self.written) = (at, used, limit, 0);
+    fn look(&mut self, at: Instant, (used, limit, safety): (u64, u64, Safety)) {
+        (self.at, self.used, self.limit, self.safety, self.written) = (at, used, limit, safety, 0);
         if self.samples.back().is_none_or(|(last, _)| at.duration_since(*last) >= SAMPLE_EVERY) {
             self.samples.push_back((at, used));
             if self.samples.len() > SAMPLES_KEPT {
@@ -121,7 +135,8 @@ impl Memory {
 
     fn seen(&self, node: &str) -> NodeMemory {
         let used = self.used.saturating_add(self.written.saturating_mul(COST_OF_A_BYTE));
-        NodeMemory { node: node.to_owned(), used, limit: self.limit, hours_to_full: self.hours_to_full() }
+        let hours_to_full = self.hours_to_full();
+        NodeMemory { node: node.to_owned(), used, limit: self.limit, safety: self.safety, hours_to_full }
     }
 }
 
@@ -149,7 +164,7 @@ impl Client {
 
     async fn look_at(&self, node: String, slot: u16) {
         let mut pipe = redis::pipe();
-        pipe.cmd("INFO").arg("memory");
+        pipe.cmd("INFO").arg(&["memory", "stats", "persistence"]);
         let asked = tokio::time::timeout(LOOK_AGE_MAX, ask::ask(&self.redis, slot, &pipe)).await;
         let found = asked.ok().and_then(Result::ok).unwrap_or_default();
         let Some(read) = found.first().and_then(read) else { return };
@@ -204,15 +219,20 @@ impl Client {
     }
 }
 
-/// Bytes in use and the limit. What the server itself leaves out when it compares them is left out.
-fn read(info: &Value) -> Option<(u64, u64)> {
+/// Bytes in use and the limit, and how the node keeps its keys. What the server itself leaves out when it compares the two
+/// is left out.
+fn read(info: &Value) -> Option<(u64, u64, Safety)> {
     let text = reply::text(info)?;
-    let number = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-        lines.find(|(field, _)| *field == name).and_then(|(_, value)| value.trim().parse::<u64>().ok())
+    let fields: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
+    let number = |name: &str| fields.get(name).and_then(|value| value.parse::<u64>().ok());
+    let is = |name: &str, value: &str| fields.get(name).is_none_or(|found| *found == value);
+    let safety = Safety {
+        evicted_keys: number("evicted_keys").unwrap_or(0),
+        evicts: !is("maxmemory_policy", "noeviction"),
+        forgets: !is("aof_enabled", "1") || !is("aof_last_write_status", "ok"),
     };
     let used = number("used_memory")?.saturating_sub(number("mem_not_counted_for_evict").unwrap_or(0));
-    Some((used, number("maxmemory")?))
+    Some((used, number("maxmemory")?, safety))
 }
 
 #[cfg(test)]
@@ -223,18 +243,33 @@ mod tests {
     fn what_the_server_does_not_count_is_not_counted() {
         let info =
             "# Memory\r\nused_memory:1000\r\nused_memory_rss:5\r\nmaxmemory:2000\r\nmem_not_counted_for_evict:100\r\n";
-        assert_eq!(read(&Value::BulkString(info.into())), Some((900, 2_000)));
+        assert_eq!(read(&Value::BulkString(info.into())), Some((900, 2_000, Safety::default())));
         assert_eq!(read(&Value::BulkString("# Memory\r\n".into())), None);
+    }
+
+    #[test]
+    fn a_node_that_evicts_or_cannot_write_its_file_says_so() {
+        let told = |text: &str| {
+            let info = format!("used_memory:1\r\nmaxmemory:2\r\n{text}");
+            read(&Value::BulkString(info.into_bytes())).map(|(_, _, safety)| safety)
+        };
+        let good = "maxmemory_policy:noeviction\r\nevicted_keys:0\r\naof_enabled:1\r\naof_last_write_status:ok\r\n";
+        assert_eq!(told(good), Some(Safety::default()));
+        let evicts = good.replace("noeviction", "allkeys-lru").replace("keys:0", "keys:7");
+        assert_eq!(told(&evicts), Some(Safety { evicted_keys: 7, evicts: true, forgets: false }));
+        for broken in [good.replace("enabled:1", "enabled:0"), good.replace("status:ok", "status:err")] {
+            assert_eq!(told(&broken), Some(Safety { forgets: true, ..Safety::default() }), "{broken}");
+        }
     }
 
     #[test]
     fn a_flood_between_two_looks_counts() {
         let now = Instant::now();
         let mut memory = Memory::new(now);
-        memory.look(now, (700, 1_000));
+        memory.look(now, (700, 1_000, Safety::default()));
         memory.written = 100;
         assert!((memory.seen("n").ratio() - 0.9).abs() < 1e-9);
-        memory.look(now, (750, 1_000));
+        memory.look(now, (750, 1_000, Safety::default()));
         assert!((memory.seen("n").ratio() - 0.75).abs() < 1e-9);
     }
 
@@ -244,7 +279,7 @@ mod tests {
         let hours = |looks: &[(u64, u64)], limit: u64| {
             let mut memory = Memory::new(begun);
             for (secs, used) in looks {
-                memory.look(begun + Duration::from_secs(*secs), (*used, limit));
+                memory.look(begun + Duration::from_secs(*secs), (*used, limit, Safety::default()));
             }
             memory.hours_to_full().map(|hours| hours.round() as u64)
         };

@@ -2,11 +2,21 @@
 //!
 //! Nothing here is the owner's: an owner has one plain connection of its own.
 
+use std::{sync::LazyLock, time::Instant};
+
+use prometheus::{Histogram, HistogramOpts};
 use redis::{Pipeline, Value, aio::ConnectionLike};
-use stepfleet_connect::Redis;
+use stepfleet_connect::{Redis, metric::TRIP_SECONDS};
 use stepfleet_protocol::keys::slot_of;
 
 use super::reply;
+
+/// How long questions took, the wait for a connection included. Of the process, as its connections are.
+pub static SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "Trips of the API and of subscribers to Redis, with the wait for a connection; owners have connections of their own";
+    let opts = HistogramOpts::new("stepfleet_redis_trip_seconds", help).buckets(TRIP_SECONDS.to_vec());
+    Histogram::with_opts(opts).expect("legal name and buckets")
+});
 
 /// Why Redis gave no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,8 +91,11 @@ pub(super) fn moving(reply: &Value, asked: u16) -> Option<u16> {
 }
 
 async fn attempt(redis: &Redis, slot: u16, pipe: &Pipeline) -> Result<Vec<Value>, String> {
+    let begun = Instant::now();
     let mut connection = redis.pooled(slot).await.map_err(|e| e.to_string())?;
-    connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(|e| e.to_string())
+    let replies = connection.req_packed_commands(pipe, 0, pipe.len()).await.map_err(|e| e.to_string());
+    SECONDS.observe(begun.elapsed().as_secs_f64());
+    replies
 }
 
 /// Sends `pipe` once, and leaves it to the caller what refusals mean.

@@ -4,7 +4,7 @@
 //! append to logs, and [`read`], which only reads.
 
 pub mod admission;
-mod ask;
+pub mod ask;
 pub mod campaigns;
 pub mod client;
 pub mod commit;

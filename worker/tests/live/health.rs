@@ -41,11 +41,11 @@ async fn health_tells_whether_the_worker_takes_jobs_and_what_it_did() {
     assert_eq!(owner.outcome(&job("noop", Json::Null)).await, Outcome::Completed(None));
     assert_eq!(get(port, "/readyz").await.map(|(status, _)| status), Some(200));
     let (_, metrics) = get(port, "/metrics").await.expect("metrics");
-    assert!(metrics.contains("stepfleet_worker_jobs_total{outcome=\"completed\"} 1"), "{metrics}");
-    assert!(metrics.contains("stepfleet_worker_run_seconds_count 1"), "{metrics}");
+    assert!(metrics.contains("stepfleet_worker_jobs_total{outcome=\"completed\",queue=\"q\"} 1"), "{metrics}");
+    assert!(metrics.contains("stepfleet_worker_run_seconds_count{handler=\"noop\"} 1"), "{metrics}");
     owner.outcome(&job("noop", Json::Null)).await;
     let (_, metrics) = get(port, "/metrics").await.expect("metrics");
-    assert!(metrics.contains("stepfleet_worker_run_seconds_count 2"), "{metrics}");
+    assert!(metrics.contains("stepfleet_worker_run_seconds_count{handler=\"noop\"} 2"), "{metrics}");
 
     owner.dispatch(0, "q", &job("sleep", json!({"duration": "500ms"}))).await;
     until("the slot is used", async || {

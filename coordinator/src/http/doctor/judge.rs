@@ -201,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::store::{
-        admission::NodeMemory,
+        admission::{NodeMemory, Safety},
         outbox::{Cursor, Following},
         read::{
             doctor::{LateTimers, Walked},
@@ -213,7 +213,8 @@ mod tests {
     const NOW_MS: u64 = 1_700_000_000_000;
 
     fn healthy() -> Checkup {
-        let memory = NodeMemory { node: "h:1".into(), used: 100, limit: 1_000, hours_to_full: None };
+        let memory =
+            NodeMemory { node: "h:1".into(), used: 100, limit: 1_000, safety: Safety::default(), hours_to_full: None };
         let seen = Seen { id: 0, owner: Some("c".into()), ..Seen::default() };
         let walk = Walked { at_ms: NOW_MS - 5_000, runs: 3, suspects: 0 };
         Checkup {

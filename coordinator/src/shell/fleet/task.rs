@@ -15,6 +15,7 @@ use crate::{
         metrics::Metrics,
         owner::{Memory, Owner, OwnerError},
         policies::{self, Known},
+        told::Teller,
     },
     store::{
         link::{Dial, LinkError},
@@ -109,6 +110,7 @@ impl<D: Dial> Task<D> {
         owner.set_slots(self.slots.borrow_and_update().clone());
         owner.set_rules(rules);
         let mut before = owner.done;
+        let mut teller = Teller::new(self.metrics.work.clone());
         while !self.stop.is_cancelled() || !owner.is_settled() {
             if self.slots.has_changed().unwrap_or(false) {
                 owner.set_slots(self.slots.borrow_and_update().clone());
@@ -121,6 +123,9 @@ impl<D: Dial> Task<D> {
             }
             self.pause(false);
             self.count(&mut before, owner.done);
+            if let Some(committed) = owner.committed.take() {
+                teller.tell(committed);
+            }
         }
         (None, true, owner.memory())
     }
@@ -140,7 +145,6 @@ impl<D: Dial> Task<D> {
         self.metrics.commits.inc_by(now.commits - before.commits);
         self.metrics.ahead.inc_by(now.ahead - before.ahead);
         self.metrics.decided.inc_by(now.items - before.items);
-        self.metrics.dispatched.inc_by(now.jobs - before.jobs);
         self.metrics.limit_leaks.inc_by(now.leaked - before.leaked);
         self.metrics.quarantined.inc_by(now.quarantined - before.quarantined);
         self.metrics.expired.count(before.expired, now.expired);

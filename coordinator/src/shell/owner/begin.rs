@@ -15,6 +15,7 @@ use super::{
         intake::{self, Origin},
         retention::Retention,
         schedule::{HORIZON_MS, Schedule},
+        tally::Tally,
         upkeep::{Upkeep, outstanding},
     },
     BATCH_ITEMS_MAX, Done, Memory, Owner, OwnerError, Returning, young,
@@ -57,6 +58,7 @@ impl<L: Link> Owner<L> {
             cache: Cache::default(),
             schedule,
             staged: Staged::default(),
+            tally: Tally::default(),
             mint,
             now_ms: head.now_ms,
             freed: None,
@@ -91,6 +93,7 @@ impl<L: Link> Owner<L> {
             returning: Returning::at(turn.now_ms),
             server_ms: turn.now_ms,
             done: Done::default(),
+            committed: None,
             avoided: Vec::new(),
         };
         for name in names {

@@ -11,6 +11,7 @@ use super::{
         core::Core,
         inputs,
         intake::{self, Item, Malformed, Origin, Place, What},
+        tally::Tally,
         upkeep::Chore,
     },
     BATCH_ITEMS_MAX, BATCH_ITEMS_MIN, Memory, Owner, OwnerError, WORK_PER_BATCH,
@@ -61,7 +62,7 @@ pub(super) enum Ahead {
     /// It is decided; something it led to must be read from the server first. Its items are gone.
     Decided { left: Gathered, items: usize, alone: Vec<Place> },
     /// It is decided, and its commit is ready.
-    Sealed { commit: Box<Commit>, items: usize, alone: Vec<Place> },
+    Sealed { commit: Box<Commit>, items: usize, alone: Vec<Place>, tally: Tally },
 }
 
 impl Gathered {
@@ -84,7 +85,8 @@ impl Gathered {
         if self.malformed.is_empty() && inputs::resolve_at_hand(core)? {
             let mut commit = core.seal();
             commit.offset = self.offset;
-            return Ok(Ahead::Sealed { commit: Box::new(commit), items, alone });
+            let tally = std::mem::take(&mut core.tally);
+            return Ok(Ahead::Sealed { commit: Box::new(commit), items, alone, tally });
         }
         Ok(Ahead::Decided { left: self, items, alone })
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use redis::Value;
 use stepfleet_protocol::{id::RunId, state::State};
 
-use super::{BATCH_ITEMS_MAX, Gathered, Owner, OwnerError};
+use super::{BATCH_ITEMS_MAX, Gathered, Owner, OwnerError, Sealed};
 use crate::{
     machine::{event::Timer, run::Undoing},
     mutants::mutant,
@@ -78,7 +78,10 @@ impl<L: Link> Owner<L> {
         }
         let mut commit = self.core.seal();
         commit.offset = self.partition.head.offset;
-        if commit.is_empty() { Ok(()) } else { self.send_next(commit, Vec::new()).await }
+        if commit.is_empty() {
+            return Ok(());
+        }
+        self.send_next(Sealed { commit: Some(commit), ..Sealed::default() }).await
     }
 
     /// Looks at runs of the last owner, and stages the time-outs that are not among the timers. Everything that was decided is

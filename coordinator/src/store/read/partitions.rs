@@ -73,6 +73,20 @@ impl Client {
         Ok(ids.iter().zip(&replies).filter(|(_, v)| owner(v).is_none()).map(|(id, _)| id.0).collect())
     }
 
+    /// Timers that were due at `by_ms` (Unix milliseconds) and are not decided.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn overdue_timers(&self, by_ms: u64) -> Result<u64, ClientError> {
+        let due = |id: &PartitionId| {
+            let mut cmd = redis::cmd("ZCOUNT");
+            cmd.arg(self.keys.partition(*id).timers()).arg("-inf").arg(by_ms);
+            (slot(*id), cmd)
+        };
+        let commands = self.all_partitions().await?.iter().map(due).collect();
+        Ok(self.ask_all(commands).await?.iter().map(|found| count(Some(found))).sum())
+    }
+
     fn partition_looks(&self, id: PartitionId) -> Vec<(u16, redis::Cmd)> {
         let keys = self.keys.partition(id);
         let asks: [(&str, String); LOOKS] = [

@@ -122,10 +122,7 @@ impl Client {
     }
 
     /// The coordinators that live at `now_ms`, with what each says of itself.
-    pub(super) async fn coordinators(
-        &self,
-        now_ms: u64,
-    ) -> Result<BTreeMap<String, Option<CoordinatorBeat>>, ClientError> {
+    pub async fn coordinators(&self, now_ms: u64) -> Result<BTreeMap<String, Option<CoordinatorBeat>>, ClientError> {
         let key = self.keys.coordinators();
         let slot = slot_of(key.as_bytes());
         let mut range = redis::cmd("ZRANGEBYSCORE");

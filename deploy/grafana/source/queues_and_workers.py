@@ -90,7 +90,7 @@ LATENCY = [
     ),
     graph(
         "Run time, p95 by handler",
-        "The same as the workers see it, by handler: which one became slow?",
+        "As the workers see it, by handler. It shows which one became slow.",
         "s",
         [query(
             "histogram_quantile(0.95, sum by (le, handler) "

@@ -78,7 +78,7 @@ RULES = [
         """,
         wait="4h",
         summary="Queue {{ $labels.queue }} is paused for hours while jobs wait",
-        description="Somebody paused it more than four hours ago. Was it forgotten?",
+        description="Somebody paused it more than four hours ago; it may have been forgotten.",
         dashboard=BOARD,
         about=["queue"],
     ),

@@ -171,17 +171,25 @@ class Fleet:
                 process.wait()
 
     def call(self, method, path, body=None):
-        """A call of the API that must succeed, unless the state forbids it."""
+        """A call of the API that must succeed, unless the state forbids it; the documents of the answer, one a line."""
         data = body.encode() if isinstance(body, str) else json.dumps(body or {}).encode()
         request = urllib.request.Request(self.api + path, data if method != "GET" else None, method=method)
         request.add_header("Content-Type", "application/yaml" if isinstance(body, str) else "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.loads(answer.read() or b"null")
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return [json.loads(line) for line in answer.read().splitlines()]
         except urllib.error.HTTPError as error:
             if error.code == 409:
-                return None
+                return []
             raise SystemExit(f"{method} {path}: {error.code} {error.read().decode()}") from None
+
+    def _submit(self, workflows, url):
+        """A run of each, in one request; the id of the last."""
+        lines = [json.dumps({"workflow": name, "input": {"url": url}}) for name in workflows]
+        answers = self.call("POST", "/runs/bulk", "\n".join(lines))
+        if refused := [answer["error"] for answer in answers if "run" not in answer]:
+            raise SystemExit(f"a run was not taken: {refused[0]}")
+        return answers[-1]["run"]["id"]
 
     def load(self, seconds):
         """About fifty runs a second with everything in them, for so long."""
@@ -193,25 +201,23 @@ class Fleet:
         threading.Thread(target=partner.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{partner.server_address[1]}/"
         names = [part.split("workflow: ")[1].split()[0] for part in WORKFLOWS.split("---\n")]
-        begin, second, campaign = time.monotonic(), 0, None
-        while time.monotonic() - begin < seconds:
-            for name in ["good"] * 30 + ["called"] * 3 + ["recovers"] * 3 + names:
-                run = self.call("POST", "/runs", {"workflow": name, "input": {"url": url}})
-            if second % 10 == 3:
-                self.call("POST", f"/runs/{run['id']}/suspend", {"reason": "to be seen"})
-            if second == seconds // 3:
-                self.victim.kill()
-            if second >= seconds // 2 and campaign is None:
-                campaign = self.call(
-                    "POST", "/campaigns", {"kind": "replay", "filter": {"cause": "exhausted"}, "rate": 20}
-                )
-            second += 1
-            time.sleep(max(0, begin + second - time.monotonic()))
+        replay = {"kind": "replay", "filter": {"cause": "exhausted"}, "rate": 20}
+        events = [
+            (seconds / 4, lambda: self.call("POST", f"/runs/{self._submit(['unserved'], url)}/suspend", {})),
+            (seconds / 3, self.victim.kill),
+            (seconds / 2, lambda: self.call("POST", "/campaigns", replay)),
+        ]
+        begin = time.monotonic()
+        while (elapsed := time.monotonic() - begin) < seconds:
+            self._submit(["good"] * 30 + ["called"] * 3 + ["recovers"] * 3 + names, url)
+            while events and events[0][0] <= elapsed:
+                events.pop(0)[1]()
+            time.sleep(max(0, begin + elapsed + 1 - time.monotonic()))
         partner.shutdown()
 
 
 def ask(url):
-    with urllib.request.urlopen(url, timeout=2) as answer:
+    with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
 

@@ -107,8 +107,8 @@ def alerts(prometheus, begin):
         if isinstance(answer, str):
             yield where, expression, answer
             continue
-        for selector in promql.selectors(expression):
-            yield f"{where}: {selector.name}", selector.name, prometheus.has_data(selector.name, begin)
+        for name in sorted({selector.name for selector in promql.selectors(expression)}):
+            yield f"{where}: {name}", name, prometheus.has_data(name, begin)
 
 
 def rule_errors(prometheus):

@@ -8,6 +8,7 @@ sys.dont_write_bytecode = True
 
 import catalog  # noqa: E402
 import check  # noqa: E402
+import deployment  # noqa: E402
 import lint  # noqa: E402
 import promql  # noqa: E402
 
@@ -120,6 +121,42 @@ class Names(unittest.TestCase):
         text = "| metric | means |\n|---|---|\n| `a_total{queue}` | this |\n| `b` | that |\n"
         expected = {"a_total": {"kind": "", "labels": {"queue"}}, "b": {"kind": "", "labels": None}}
         self.assertEqual(catalog.from_document(text), expected)
+
+
+class Deployment(unittest.TestCase):
+    def found(self, name=None, old="", new=""):
+        """The problems when `old` became `new` in one of the files."""
+        deploy = deployment.TOP / "deploy"
+        files = [
+            deploy / "compose.yaml",
+            deploy / "prometheus/prometheus.yaml",
+            deploy / "grafana/provisioning/datasources/prometheus.yaml",
+            deploy / "grafana/provisioning/dashboards/stepfleet.yaml",
+        ]
+        texts = [file.read_text() for file in files]
+        if name is not None:
+            self.assertIn(old, texts[name])
+            texts[name] = texts[name].replace(old, new)
+        return list(deployment.problems(*texts, lambda path: (deploy / path).exists()))
+
+    def test_the_files_fit_each_other(self):
+        self.assertEqual(self.found(), [])
+
+    def test_what_does_not_fit_is_found(self):
+        for name, old, new in (
+            (0, '"0.0.0.0:9091"', '"0.0.0.0:9092"'),
+            (0, "  worker:\n", "  workers:\n"),
+            (0, "grafana/grafana:11.2.0", "grafana/grafana"),
+            (0, "prom/prometheus:v2.53.0", "prom/prometheus:latest"),
+            (0, "./prometheus:/etc", "./prometheuses:/etc"),
+            (0, "dashboards/overview.json", "dashboards/home.json"),
+            (1, "coordinator-2:9090", "coordinator-3:9090"),
+            (1, "port: 9091", "port: 9090"),
+            (2, "http://prometheus:9090", "http://metrics:9090"),
+            (3, "/etc/stepfleet/dashboards", "/etc/dashboards"),
+        ):
+            with self.subTest(f"{old} -> {new}"):
+                self.assertNotEqual(self.found(name, old, new), [])
 
 
 if __name__ == "__main__":

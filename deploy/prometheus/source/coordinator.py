@@ -196,9 +196,9 @@ RULES = [
         "StepfleetVersionsDiffer",
         "info",
         "count by (fleet) (count by (fleet, version) (stepfleet_build_info)) > 1",
-        wait="6h",
+        wait="2h",
         summary="Programs of several versions run side by side",
-        description="{{ $value }} versions for six hours. That is made for upgrades, not for days.",
+        description="{{ $value }} versions for two hours. That is made for upgrades, not for days.",
         dashboard="overview",
     ),
     alert(

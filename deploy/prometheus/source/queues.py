@@ -76,9 +76,9 @@ RULES = [
         max by (fleet, queue) (stepfleet_queue_paused) == 1
         and on (fleet, queue) max by (fleet, queue) (stepfleet_queue_depth) > 0
         """,
-        wait="4h",
+        wait="2h",
         summary="Queue {{ $labels.queue }} is paused for hours while jobs wait",
-        description="Somebody paused it more than four hours ago; it may have been forgotten.",
+        description="Somebody paused it more than two hours ago; it may have been forgotten.",
         dashboard=BOARD,
         about=["queue"],
     ),

@@ -188,7 +188,7 @@ WORKERS = [
 DEATHS = [
     graph(
         "Workers that died, by how it was seen",
-        "A closed connection is seen at once; silence takes half a minute.",
+        "A closed channel is seen within seconds; silence takes half a minute.",
         "short",
         [query("sum by (way) (increase(stepfleet_worker_deaths_total{@}[$__rate_interval]))", "{{way}}")],
         stack=True,
@@ -204,7 +204,7 @@ DEATHS = [
     ),
     graph(
         "From death to taken back",
-        "How long the fleet did not notice. Below a second is usual; half a minute means that "
+        "How long the fleet did not notice. Some five seconds are usual; half a minute means that "
         "channels are not watched.",
         "s",
         quantiles("stepfleet_jobs_lost_after_seconds"),

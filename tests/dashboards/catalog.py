@@ -1,7 +1,8 @@
 """The metrics that exist, as the product documents them: docs/metrics.md, or while that is not there metrics.txt.
 
-docs/metrics.md is read by its tables: the names are in backticks in the first column. Kinds and labels are taken from the
-columns whose titles begin with `kind` or `type`, and with `label`; labels may also stand behind the name, as in `name{a,b}`.
+docs/metrics.md is read by its tables: the names are in backticks in the first column. Kinds and labels are taken from
+the columns whose titles begin with `kind` or `type`, and with `label`; labels may also stand behind the name, as in
+`name{a,b}`.
 """
 
 import pathlib
@@ -54,7 +55,7 @@ def read():
         metrics = from_list((HERE / "metrics.txt").read_text())
         source = "tests/dashboards/metrics.txt"
     if len(metrics) < 50:
-        raise SystemExit(f"{source} names only {len(metrics)} metrics; is the first column of its tables still the name?")
+        raise SystemExit(f"{source} names only {len(metrics)} metrics; is the name the first column?")
     return {**metrics, **OTHERS}, source
 
 

@@ -161,7 +161,7 @@ def covered(rules):
 
 
 def mutated(expression):
-    """The rules with the expression of every alert replaced, so that each fires for the fleet that is well, or never."""
+    """The rules with the expression of every alert replaced, so that each fires for the well fleet, or never."""
     text = RULES.read_text()
     return re.sub(
         r"(- alert: .*\n        expr: \|-\n)(?:          .*\n)+        for: .*\n",

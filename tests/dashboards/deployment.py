@@ -1,4 +1,7 @@
-"""Whether compose.yaml, Prometheus' settings and Grafana's provisioning fit each other: names, ports, folders, versions."""
+"""Whether compose.yaml, Prometheus' settings and Grafana's provisioning fit each other.
+
+The files are read as text, by the few lines that matter: names, ports, folders and versions.
+"""
 
 import pathlib
 import re

@@ -1,8 +1,8 @@
 """A real fleet on this machine, and a load in which everything happens that dashboards show.
 
-One server, two coordinators, three workers (one is killed in the middle), and workflows that succeed, fail, are tried again,
-run out of time, give up, are parked behind an open breaker, a limit and a paused queue, and wait for a worker that nobody
-starts. Everything listens on loopback and is stopped at the end.
+One server, two coordinators, three workers (one is killed in the middle), and workflows that succeed, fail, are tried
+again, run out of time, give up, are parked behind an open breaker, a limit and a paused queue, and wait for a worker
+that nobody starts. Everything listens on loopback and is stopped at the end.
 """
 
 import contextlib
@@ -130,8 +130,8 @@ class Fleet:
         data = self.folder / "server"
         data.mkdir()
         self._start(
-            "server", self.server, "--port", str(redis), "--bind", "127.0.0.1", "--dir", str(data), "--appendonly", "yes",
-            "--save", "", "--maxmemory", "256mb", "--maxmemory-policy", "noeviction",
+            "server", self.server, "--port", str(redis), "--bind", "127.0.0.1", "--dir", str(data),
+            "--appendonly", "yes", "--save", "", "--maxmemory", "256mb", "--maxmemory-policy", "noeviction",
         )
         wait_for(lambda: socket.create_connection(("127.0.0.1", redis), 1).close(), "the server")
         url = f"redis://127.0.0.1:{redis}"
@@ -152,7 +152,8 @@ class Fleet:
             health = free_port()
             worker = self._start(
                 name, self.program, "worker", "--redis", url, "--name", name, "--queue", "default", "--queue", "bulk",
-                "--queue", "paused", "--concurrency", "8", "--health-listen", f"127.0.0.1:{health}", "--drain-timeout", "2s",
+                "--queue", "paused", "--concurrency", "8", "--health-listen", f"127.0.0.1:{health}",
+                "--drain-timeout", "2s",
             )
             if name == "w3":
                 self.victim = worker

@@ -3,8 +3,9 @@
     live.py --fleet                              start a fleet (STEPFLEET_PROGRAM, STEPFLEET_TEST_SERVER) and a load
     live.py JOB=HOST:PORT [JOB=HOST:PORT ...]    scrape what runs already
 
-It says which expressions are no PromQL, which return data and which are empty, and fails unless every empty one is allowed by
-empty.py. Rules must evaluate without an error; what the programs export must be documented, and pass `promtool check metrics`.
+It says which expressions are no PromQL, which return data and which are empty, and fails unless every empty one is
+allowed by empty.py. Rules must evaluate without an error; what the programs export must be documented, and pass
+`promtool check metrics`.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def rule_errors(prometheus):
 
 
 def exported(tools, targets, metrics):
-    """What is exported and not documented or against the rules for names, and what is documented and exported by nobody."""
+    """What is exported and not documented or named against the rules, and what is documented and exported by nobody."""
     seen = set()
     for job, address in targets:
         text = fleet.ask(f"http://{address}/metrics")

@@ -32,7 +32,7 @@ MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERV
   dashboards check-dashboards check-dashboards-live
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
 
 setup: ## find or install the servers that tests, demo and benchmark need (into .tools/)
 	@tests/setup.sh

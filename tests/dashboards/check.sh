@@ -27,6 +27,8 @@ unpack() {
       return 0
     fi
     rm -rf "$scratch"
+    # A machine without the lists of packages, as most containers are.
+    apt-get -qq update >&2 || true
   done
   return 1
 }

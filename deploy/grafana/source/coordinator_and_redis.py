@@ -149,10 +149,10 @@ LOOP = [
 
 AUDIT = [
     graph(
-        "Walks of the auditor",
-        "Each looks at the open runs of a partition. None for half an hour: nobody would notice a lost step.",
-        "short",
-        [query("sum(increase(stepfleet_audit_runs_total{@}[$__rate_interval]))", "walks")],
+        "Runs that the auditor looked at",
+        "A second. None for long while runs are open: nobody would notice a lost step.",
+        "cps",
+        [query("sum(rate(stepfleet_audit_runs_total{@}[$__rate_interval]))", "runs")],
     ),
     graph(
         "Repairs by what was missing",
@@ -235,14 +235,11 @@ REDIS = [
         width=6,
     ),
     graph(
-        "A trip to Redis, p99 by who made it",
-        "Owners commit, the API reads, observers look around. A slow disk under the append-only file shows here first.",
+        "A trip to Redis",
+        "From the API, those who look around, and subscribers; the owners' own is the commit. "
+        "A busy server or a slow disk under the append-only file shows here.",
         "s",
-        [query(
-            "histogram_quantile(0.99, sum by (le, of) "
-            "(rate(stepfleet_redis_trip_seconds_bucket{@}[$__rate_interval])))",
-            "{{of}}",
-        )],
+        quantiles("stepfleet_redis_trip_seconds"),
         lines=[(0.25, "orange")],
         width=6,
     ),

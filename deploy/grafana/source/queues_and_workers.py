@@ -246,9 +246,12 @@ PROGRAMS = [
     ),
     graph(
         "Open files and connections",
-        "File descriptors. A line that only grows ends at the limit of the process.",
-        "none",
-        [query("sum by (job, instance) (process_open_fds{@})", "{{instance}}")],
+        "File descriptors, as a share of what the process may open. A line that only grows ends there.",
+        "percentunit",
+        [query(
+            "sum by (job, instance) (process_open_fds{@}) / sum by (job, instance) (process_max_fds{@})", "{{instance}}"
+        )],
+        top=1,
     ),
     graph(
         "Busy threads of the runtime",

@@ -164,10 +164,13 @@ RULES = [
     alert(
         "StepfleetAuditorSilent",
         "warning",
-        "sum by (fleet) (increase(stepfleet_audit_runs_total[30m])) == 0",
+        """
+        sum by (fleet) (increase(stepfleet_audit_runs_total[30m])) == 0
+        and on (fleet) max by (fleet) (min_over_time(stepfleet_runs{state="active"}[30m])) > 0
+        """,
         wait="10m",
-        summary="The auditor does not walk",
-        description="For half an hour nobody has looked for steps that are lost.",
+        summary="The auditor looks at no run",
+        description="Runs are open, and for half an hour nobody has looked for steps that are lost.",
         dashboard=BOARD,
     ),
     alert(

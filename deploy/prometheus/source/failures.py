@@ -77,11 +77,11 @@ RULES = [
     ),
     alert(
         "StepfleetDeadLettersExpired",
-        "warning",
+        "info",
         "sum by (fleet) (increase(stepfleet_dead_letters_expired_total[1h])) > 0",
         wait="0m",
-        summary="Dead letters were deleted before anybody looked at them",
-        description="{{ $value | humanize }} dead letters went by retention in the last hour.",
+        summary="Retention deleted dead letters",
+        description="{{ $value | humanize }} went in the last hour, alone or with their runs. Nobody can replay them.",
         dashboard=BOARD,
     ),
     alert(

@@ -52,7 +52,7 @@ RULES = [
     _quantile("fleet", "stepfleet_owner_commit_seconds", FLEET, 99),
     _quantile("fleet", "stepfleet_scheduling_delay_seconds", FLEET, 99),
     _quantile("fleet", "stepfleet_timer_late_seconds", FLEET, 99),
-    _quantile("fleet", "stepfleet_redis_trip_seconds", f"{FLEET}, of", 99),
+    _quantile("fleet", "stepfleet_redis_trip_seconds", FLEET, 99),
     record(
         "fleet:stepfleet_worker_slots:used_ratio",
         "sum by (fleet) (stepfleet_worker_slots_used) / sum by (fleet) (stepfleet_worker_slots)",

@@ -59,7 +59,7 @@ RULES = [
     alert(
         "StepfleetRedisSlow",
         "warning",
-        'fleet:stepfleet_redis_trip_seconds:p99_5m{of="owner"} > 0.25',
+        "fleet:stepfleet_redis_trip_seconds:p99_5m > 0.25",
         wait="10m",
         summary="Redis answers slowly",
         description="One trip of a hundred takes longer than {{ $value | humanizeDuration }}.",

@@ -28,10 +28,11 @@ WITH_SERVERS = set -a; \
 # The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
-.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm
+.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm \
+  dashboards check-dashboards check-dashboards-live
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
 
 setup: ## find or install the servers that tests, demo and benchmark need (into .tools/)
 	@tests/setup.sh
@@ -98,3 +99,13 @@ check: ## formatting, lints and documentation, every warning an error
 
 check-helm: ## the Helm chart, with real Helm and the schemas of three versions of Kubernetes
 	@tests/helm/check.sh
+
+dashboards: ## write what Grafana and Prometheus read, from deploy/grafana/source and deploy/prometheus/source
+	@python3 deploy/grafana/source/build.py
+
+check-dashboards: ## dashboards, alerts and their runbooks, with a real promtool
+	@tests/dashboards/check.sh
+
+check-dashboards-live: setup ## every panel and alert in a real Prometheus that scrapes a real fleet under load
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) STEPFLEET_PROGRAM=target/debug/stepfleet python3 tests/dashboards/live.py --fleet

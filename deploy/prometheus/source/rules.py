@@ -1,0 +1,43 @@
+"""All groups of rules, and the YAML that Prometheus and the operator's PrometheusRule read."""
+
+import json
+
+import coordinator
+import failures
+import queues
+import recording
+import storage
+
+INTERVAL = "30s"
+GROUPS = {
+    "stepfleet.recording": recording.RULES,
+    "stepfleet.queues": queues.RULES,
+    "stepfleet.failures": failures.RULES,
+    "stepfleet.coordinator": coordinator.RULES,
+    "stepfleet.storage": storage.RULES,
+}
+HEAD = "# Written by `make dashboards` from deploy/prometheus/source. Changes here are lost.\n"
+
+
+def _rule(rule):
+    """Texts are quoted as JSON, which YAML reads too; expressions are blocks, so that they can be read."""
+    lines = []
+    for key, value in rule.items():
+        if key == "expr":
+            lines.append("expr: |-")
+            lines += [f"  {line}" for line in value.splitlines()]
+        elif isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {json.dumps(text, ensure_ascii=False)}" for name, text in value.items()]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(("      - " if number == 0 else "        ") + line for number, line in enumerate(lines))
+
+
+def text():
+    """The whole file, as Prometheus reads it: `groups:` and nothing else."""
+    groups = []
+    for name, entries in GROUPS.items():
+        groups.append(f"  - name: {name}\n    interval: {INTERVAL}\n    rules:")
+        groups += [_rule(rule) for rule in entries]
+    return HEAD + "groups:\n" + "\n".join(groups) + "\n"

@@ -1,0 +1,80 @@
+"""Alerts about Redis, where everything is: room, eviction, persistence, speed."""
+
+from entry import alert
+
+BOARD = "coordinator-redis"
+
+
+def _memory(severity, share, means):
+    return alert(
+        "StepfleetRedisMemoryHigh",
+        severity,
+        f"max by (fleet, node) (stepfleet_redis_memory_ratio) > {share}",
+        wait="2m",
+        summary="Redis node {{ $labels.node }} fills up",
+        description=f"{{{{ $value | humanizePercentage }}}} of `maxmemory` is used. {means}",
+        dashboard=BOARD,
+    )
+
+
+RULES = [
+    _memory("warning", 0.7, "From 80 % on new runs are refused."),
+    _memory("critical", 0.8, "New runs are refused, from 90 % on commands too."),
+    alert(
+        "StepfleetRedisFullSoon",
+        "warning",
+        "min by (fleet, node) (stepfleet_redis_memory_hours_to_full) < 6",
+        wait="15m",
+        summary="Redis node {{ $labels.node }} is full within hours",
+        description="At the rate of the last ten minutes there is room for {{ $value | humanize }} hours.",
+        dashboard=BOARD,
+    ),
+    alert(
+        "StepfleetRedisEvictionPolicyWrong",
+        "critical",
+        "max by (fleet, node) (stepfleet_redis_eviction_policy_wrong) == 1",
+        wait="0m",
+        summary="Redis node {{ $labels.node }} may throw data away",
+        description="Its `maxmemory-policy` is not `noeviction`. When it is full it deletes runs and jobs.",
+        dashboard=BOARD,
+    ),
+    alert(
+        "StepfleetRedisEvictedKeys",
+        "critical",
+        "max by (fleet, node) (delta(stepfleet_redis_evicted_keys[1h])) > 0",
+        wait="0m",
+        summary="Redis node {{ $labels.node }} has thrown data away",
+        description="{{ $value | humanize }} keys were evicted in the last hour.",
+        dashboard=BOARD,
+    ),
+    alert(
+        "StepfleetRedisPersistenceBroken",
+        "critical",
+        "max by (fleet, node) (stepfleet_redis_persistence_broken) == 1",
+        wait="1m",
+        summary="Redis node {{ $labels.node }} does not keep what it acknowledges",
+        description="The append-only file is off, or the last write to it failed. A restart loses data.",
+        dashboard=BOARD,
+    ),
+    alert(
+        "StepfleetRedisSlow",
+        "warning",
+        "fleet:stepfleet_redis_trip_seconds:p99_5m > 0.25",
+        wait="10m",
+        summary="Redis answers slowly",
+        description="One trip of a hundred takes longer than {{ $value | humanizeDuration }}.",
+        dashboard=BOARD,
+    ),
+    alert(
+        "StepfleetRedisUnreachable",
+        "critical",
+        """
+        sum by (fleet) (rate(stepfleet_redis_trip_seconds_count[2m])) == 0
+        and on (fleet) count by (fleet) (stepfleet_partitions_owned)
+        """,
+        wait="2m",
+        summary="No coordinator reaches Redis",
+        description="Coordinators are up, and none of them has had an answer of Redis for two minutes.",
+        dashboard=BOARD,
+    ),
+]

@@ -100,8 +100,10 @@ fn write_secret(path: &Path, token: &str) -> Result<(), Failure> {
 
 fn check(args: &CheckArgs, out: &Out) -> Result<Exit, Failure> {
     let file = args.file.display();
-    let tokens = Tokens::open(&args.file)
-        .map_err(|error| Failure::failed(format!("`{file}` cannot be used")).problems(error.problems()))?;
+    let tokens = Tokens::open(&args.file).map_err(|error| {
+        let exit = if args.file.exists() { Exit::Failed } else { Exit::NotFound };
+        Failure::new(exit, format!("`{file}` cannot be used")).problems(error.problems())
+    })?;
     let known = tokens.known();
     if out.is_json() {
         let entries = known.iter().map(|entry| json!({ "name": entry.name, "role": entry.role }));

@@ -192,7 +192,11 @@ fn a_token_is_made_with_its_line_and_the_file_of_lines_is_checked() {
     assert!(written.trim() != token && written.trim().len() >= 20, "{written}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).expect("there").permissions());
     assert_eq!(mode & 0o777, 0o600);
-    assert_eq!(run(&["tokens", "create", "--name", "x", "--role", "viewer", "--to", to]).code, 2, "it is not written over");
+    assert_eq!(
+        run(&["tokens", "create", "--name", "x", "--role", "viewer", "--to", to]).code,
+        2,
+        "it is not written over"
+    );
     assert_eq!(std::fs::read_to_string(&path).expect("still there"), written);
 
     let good = file(&folder, "good.yaml", &format!("tokens:\n{}{}", shown.out, second.out));

@@ -1,7 +1,7 @@
 //! A Redis user for each program, as `deploy/redis/users.acl` has them: what the programs need they may do, and what they do not
 //! need is refused by the server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use axum::{Router, routing::post};
@@ -14,8 +14,8 @@ use stepfleet_protocol::{
     state::State,
 };
 use stepfleet_tests::{
-    Server, ServerOptions, binary,
-    lab::{self, Fleet, users},
+    Fsync, Server, ServerOptions, binary,
+    lab::{Fleet, users},
 };
 
 use crate::{breakers, commands, failures, flows, limits};
@@ -23,6 +23,11 @@ use crate::{breakers, commands, failures, flows, limits};
 const SOON: Duration = Duration::from_secs(30);
 /// A user that may do all that a worker may, but for one queue only.
 const OF_ONE_QUEUE: &str = "worker-money";
+
+/// As the lab's, but without users of its own.
+fn durable() -> ServerOptions {
+    ServerOptions::new().append_only(Fsync::No)
+}
 
 /// A server on which nobody may do anything without being one of the users.
 async fn server(options: ServerOptions) -> anyhow::Result<Server> {
@@ -47,9 +52,8 @@ async fn fleet(server: &Server, workers: usize) -> anyhow::Result<Fleet> {
 /// What the server refused to whom, as its own list has it.
 async fn refusals(server: &Server) -> anyhow::Result<BTreeSet<String>> {
     let mut harness = server.connection().await?;
-    let log: Vec<std::collections::HashMap<String, Reply>> =
-        redis::cmd("ACL").arg("LOG").arg(128).query_async(&mut harness).await?;
-    let word = |entry: &std::collections::HashMap<String, Reply>, field: &str| match entry.get(field) {
+    let log: Vec<HashMap<String, Reply>> = redis::cmd("ACL").arg("LOG").arg(128).query_async(&mut harness).await?;
+    let word = |entry: &HashMap<String, Reply>, field: &str| match entry.get(field) {
         Some(Reply::BulkString(text)) => String::from_utf8_lossy(text).into_owned(),
         other => format!("{other:?}"),
     };
@@ -102,7 +106,7 @@ async fn a_whole_life(fleet: &mut Fleet) {
 
 #[tokio::test]
 async fn a_fleet_needs_no_more_than_its_users_may() {
-    let server = server(lab::durable()).await.unwrap();
+    let server = server(durable()).await.unwrap();
     let mut fleet = fleet(&server, 3).await.unwrap();
     a_whole_life(&mut fleet).await;
     fleet.stop().await.unwrap();
@@ -111,7 +115,7 @@ async fn a_fleet_needs_no_more_than_its_users_may() {
 
 #[tokio::test]
 async fn a_fleet_needs_no_more_than_its_users_may_on_redis_with_tls() {
-    let server = server(lab::durable().tls()).await.unwrap();
+    let server = server(durable().tls()).await.unwrap();
     let mut fleet = fleet(&server, 3).await.unwrap();
     a_whole_life(&mut fleet).await;
     fleet.stop().await.unwrap();
@@ -120,8 +124,8 @@ async fn a_fleet_needs_no_more_than_its_users_may_on_redis_with_tls() {
 
 #[tokio::test]
 async fn a_worker_for_one_queue_gets_the_jobs_of_no_other() {
-    let server = server(lab::durable()).await.unwrap();
-    let mut fleet = Fleet::at(&server.url(), 2).workers_as(OF_ONE_QUEUE).with_users();
+    let server = server(durable()).await.unwrap();
+    let mut fleet = Fleet::at(&server.url(), 2).with_users().workers_as(OF_ONE_QUEUE);
     fleet.add_coordinator().await.unwrap();
     fleet.add_worker(&["--queue", "money"]).unwrap();
     let step = json!({ "handler": "exec", "queue": "money", "with": { "command": ["printf", "paid"] } });
@@ -162,7 +166,7 @@ async fn refused(server: &Server, user: &str, words: &[&str]) -> String {
 
 #[tokio::test]
 async fn a_worker_cannot_touch_what_is_not_its_own() {
-    let server = server(lab::durable()).await.unwrap();
+    let server = server(durable()).await.unwrap();
     let (all, of) = (Keys::default(), keys(0));
     let run = RunId::new(PartitionId(0), 1, 1);
     let queue = Name::new("default").unwrap();
@@ -240,7 +244,9 @@ async fn a_worker_cannot_touch_what_is_not_its_own() {
         words(&["SHUTDOWN", "NOSAVE"]),
     ];
     // A script may do no more than its caller, whatever it says its keys are.
-    for script in ["redis.call('HGETALL', ARGV[1])", "redis.call('HSET', ARGV[1], 'f', 'v')", "redis.call('DEL', ARGV[1])"] {
+    for script in
+        ["redis.call('HGETALL', ARGV[1])", "redis.call('HSET', ARGV[1], 'f', 'v')", "redis.call('DEL', ARGV[1])"]
+    {
         attempts.push(words(&["EVAL", script, "1", &calls, &record]));
     }
     attempts.push(words(&["EVAL", "return 1", "1", &record]));
@@ -263,7 +269,7 @@ async fn a_worker_cannot_touch_what_is_not_its_own() {
 
 #[tokio::test]
 async fn keda_sees_the_length_of_queues_and_a_viewer_changes_nothing() {
-    let server = server(lab::durable()).await.unwrap();
+    let server = server(durable()).await.unwrap();
     let (all, of) = (Keys::default(), keys(0));
     let jobs = of.jobs(&Name::new("default").unwrap());
     asked(&server, "coordinator", &["XGROUP", "CREATE", &jobs, GROUP, "0", "MKSTREAM"]).await.unwrap();
@@ -296,7 +302,9 @@ async fn keda_sees_the_length_of_queues_and_a_viewer_changes_nothing() {
     refused(&server, "keda", &["HGETALL", &all.meta()]).await;
     asked(&server, "viewer", &["HGETALL", &all.meta()]).await.unwrap();
     // Coordinators rule over their keys, not over the server and other keys on it.
-    for bad in [vec!["SET", "else", "x"], vec!["FLUSHALL"], vec!["CONFIG", "GET", "*"], vec!["ACL", "LIST"], vec!["KEYS", "*"]] {
+    for bad in
+        [vec!["SET", "else", "x"], vec!["FLUSHALL"], vec!["CONFIG", "GET", "*"], vec!["ACL", "LIST"], vec!["KEYS", "*"]]
+    {
         refused(&server, "coordinator", &bad).await;
     }
 }
@@ -308,7 +316,8 @@ async fn the_file_is_one_that_servers_load_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("users.acl");
         // Only who tests comes in; the programs' users have no password yet, so that nobody is one of them.
-        let open = text.replace("user default off resetpass resetkeys resetchannels -@all", "user default on nopass ~* &* +@all");
+        let open = text
+            .replace("user default off resetpass resetkeys resetchannels -@all", "user default on nopass ~* &* +@all");
         assert_ne!(open, text);
         std::fs::write(&path, open).unwrap();
         let server = options.setting("aclfile", path.to_str().unwrap()).start().await.unwrap();

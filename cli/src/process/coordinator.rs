@@ -186,10 +186,8 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let lanes = Lanes::open().map_err(|error| Failure::failed(format!("no threads for the owners: {error}")))?;
     let api = async {
-        let served = tokio::try_join!(
-            http::serve(listener, app, stop.clone()),
-            serve_probes(probes, open, stop.clone())
-        );
+        let served =
+            tokio::try_join!(http::serve(listener, app, stop.clone()), serve_probes(probes, open, stop.clone()));
         // Without its API a coordinator is no use: the others take the partitions.
         stop.cancel();
         served

@@ -94,10 +94,11 @@ impl Fleet {
         self
     }
 
-    /// Workers log in as this user of [`users`].
+    /// Workers log in as this user, who has the same password.
     #[must_use]
     pub fn workers_as(mut self, user: &str) -> Self {
-        self.workers_at = users::login(&self.workers_at, user);
+        let nobody = self.workers_at.replace(&format!("worker:{}@", users::PASSWORD), "");
+        self.workers_at = users::login(&nobody, user);
         self
     }
 

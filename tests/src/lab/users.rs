@@ -35,7 +35,8 @@ pub fn text() -> anyhow::Result<String> {
 /// The file cannot be read, or a line is something else.
 pub fn all() -> anyhow::Result<Vec<User>> {
     let user = |line: &str| -> anyhow::Result<User> {
-        let (name, rules) = line.strip_prefix("user ").and_then(|rest| rest.split_once(" on ")).context("not `user`")?;
+        let (name, rules) =
+            line.strip_prefix("user ").and_then(|rest| rest.split_once(" on ")).context("not `user`")?;
         Ok(User { name: name.to_owned(), rules: rules.to_owned() })
     };
     let text = text()?;

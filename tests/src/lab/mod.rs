@@ -171,7 +171,8 @@ impl Fleet {
     }
 
     fn program(&self, words: &[&str], url: &str) -> anyhow::Result<Launch> {
-        let words = words.iter().chain(&["--redis", url]).map(OsString::from).chain(self.options.iter().cloned());
+        let words = [words, &["--redis", url]].concat();
+        let words = words.iter().map(OsString::from).chain(self.options.iter().cloned());
         Ok(Program::stepfleet(words.collect::<Vec<_>>())?.env("NO_PROXY", "*").env("STEPFLEET_LOG", "info"))
     }
 

@@ -62,7 +62,11 @@ impl Counts {
 enum Denied {
     Stranger(Stranger),
     /// The role that is needed, and who asked with which.
-    Role { needed: Role, name: String, has: Role },
+    Role {
+        needed: Role,
+        name: String,
+        has: Role,
+    },
 }
 
 impl Denied {

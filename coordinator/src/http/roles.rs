@@ -126,7 +126,8 @@ fn entry(method: &str, route: &str) -> Option<Need> {
 
 /// Writes into the description of the API what each operation needs.
 pub(super) fn describe(api: &mut OpenApi) {
-    let text = "A token from the coordinator's tokens file, if it was given one. Each operation names the role it needs.";
+    let text =
+        "A token from the coordinator's tokens file, if it was given one. Each operation names the role it needs.";
     let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text)).build();
     api.components.get_or_insert_default().add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
     for (path, item) in &mut api.paths.paths {

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use stepfleet_protocol::name::Name;
 use tokio::time::MissedTickBehavior;
 
-pub use crate::workflow::{Role, TokenEntry};
 use crate::workflow::{Report, check_tokens};
+pub use crate::workflow::{Role, TokenEntry};
 
 /// Characters of a token, at least: what is shorter may be guessed, and is nobody's.
 pub const TOKEN_CHARS_MIN: usize = 20;
@@ -120,7 +120,8 @@ impl Tokens {
         let digest = digest(token);
         let known = self.known();
         // All are looked at, so that the time tells nothing of which one it is, or how nearly.
-        let found = known.iter().fold(None, |found, entry| if is_same(&entry.sha256, &digest) { Some(entry) } else { found });
+        let found =
+            known.iter().fold(None, |found, entry| if is_same(&entry.sha256, &digest) { Some(entry) } else { found });
         let entry = found.ok_or(Stranger::Unknown)?;
         Ok(Caller { name: entry.name.clone(), role: entry.role })
     }
@@ -251,7 +252,10 @@ mod tests {
             assert!(ask(&tokens, &ann).is_ok(), "{bad:?}");
         }
         tokens.look(Ok(format!("tokens:\n{}", line("bob", "operator", BOB))), &mut seen);
-        assert_eq!((ask(&tokens, &ann), ask(&tokens, &bob).map(|(_, role)| role)), (Err(Stranger::Unknown), Ok(Role::Operator)));
+        assert_eq!(
+            (ask(&tokens, &ann), ask(&tokens, &bob).map(|(_, role)| role)),
+            (Err(Stranger::Unknown), Ok(Role::Operator))
+        );
     }
 
     #[test]

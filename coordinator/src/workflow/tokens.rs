@@ -198,7 +198,8 @@ mod tests {
     #[test]
     fn a_name_with_two_roles_and_a_token_for_two_names_are_problems() {
         let (one, two) = ("ab".repeat(32), "cd".repeat(32));
-        let line = |name: &str, role: &str, digest: &str| format!("- {{name: {name}, role: {role}, sha256: {digest}}}\n");
+        let line =
+            |name: &str, role: &str, digest: &str| format!("- {{name: {name}, role: {role}, sha256: {digest}}}\n");
         let two_roles = format!("tokens:\n{}{}", line("ann", "viewer", &one), line("ann", "admin", &two));
         assert!(problems(&two_roles)[0].contains("tokens[1].role: `ann` is `viewer` further up"));
         let one_token = format!("tokens:\n{}{}", line("ann", "viewer", &one), line("bob", "viewer", &one));

@@ -28,8 +28,8 @@ WITH_SERVERS = set -a; \
 # The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
-.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm \
-  dashboards check-dashboards check-dashboards-live
+.PHONY: help setup build test test-users demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check \
+  check-helm dashboards check-dashboards check-dashboards-live
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
@@ -50,6 +50,10 @@ test: setup ## run every test, on real servers
 	  echo "cargo test --workspace"; \
 	  cargo test --workspace --no-fail-fast; \
 	fi
+
+test-users: setup ## the end-to-end tests with a Redis user for each program, of deploy/redis/users.acl
+	cargo build --workspace --all-targets
+	@$(WITH_SERVERS) STEPFLEET_TEST_USERS=1 cargo test --workspace --test e2e
 
 demo: setup ## a real pipeline on one server, one coordinator and three workers, one of them killed
 	cargo build --workspace --bins

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,6 +12,7 @@ use stepfleet_coordinator::http::view::{FieldProblem, Problem};
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
 use crate::out::{Out, plain};
+use crate::token;
 
 /// How long one request may take when nobody says otherwise.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ pub(crate) struct Api {
     timeout: Duration,
     verbose: Option<Out>,
     actor: Option<String>,
+    authorization: Option<HeaderValue>,
 }
 
 /// One request before it is sent.
@@ -65,7 +68,7 @@ impl Api {
     /// A client of the API that the global options name. Nothing is sent yet.
     ///
     /// # Errors
-    /// The address is not one.
+    /// The address is not one, or the token cannot be read.
     pub(crate) fn new(global: &Global, out: &Out) -> Result<Self, Failure> {
         let bad = |why: String| {
             Failure::usage(format!("bad API address `{}`: {why}", global.api))
@@ -85,7 +88,8 @@ impl Api {
         }
         let http = http.build().map_err(|error| Failure::failed(format!("cannot make a client: {error}")))?;
         let verbose = (out.verbose() > 0).then(|| out.clone());
-        Ok(Self { base, http, timeout, verbose, actor: actor() })
+        let authorization = token::authorization(global.token_file.as_deref())?;
+        Ok(Self { base, http, timeout, verbose, actor: actor(), authorization })
     }
 
     /// The address, as it was given.
@@ -165,6 +169,9 @@ impl Call<'_> {
         let mut request = api.http.request(self.method, self.url).timeout(api.timeout);
         if let Some(actor) = api.actor.as_ref().filter(|_| is_command) {
             request = request.header("x-stepfleet-actor", actor);
+        }
+        if let Some(value) = &api.authorization {
+            request = request.header(AUTHORIZATION, value);
         }
         for (name, value) in self.headers {
             request = request.header(name, value);
@@ -259,6 +266,7 @@ pub(crate) fn hint_of(problem: &Problem) -> Option<String> {
             "register it with `stepfleet workflows register FILE`; `stepfleet workflows list` shows what there is"
                 .into(),
         ),
+        "token_missing" => Some("put it into STEPFLEET_TOKEN, or name a file that holds it with --token-file".into()),
         "run_not_found" => Some("`stepfleet runs list` shows the latest runs".into()),
         _ => problem.hint.as_deref().map(plain),
     }

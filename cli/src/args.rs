@@ -46,6 +46,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "URL", env = "STEPFLEET_API", default_value = "http://127.0.0.1:7070")]
     #[arg(hide_env_values = true)]
     pub(crate) api: String,
+    /// File with the token for the API, where it asks for one; else the token itself in the environment, as STEPFLEET_TOKEN.
+    #[arg(long, global = true, value_name = "FILE", env = "STEPFLEET_TOKEN_FILE", hide_env_values = true)]
+    pub(crate) token_file: Option<std::path::PathBuf>,
     /// Tables for people, or the API's JSON unchanged (one document a line where there are several).
     #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t = Format::Table)]
     pub(crate) output: Format,
@@ -123,6 +126,9 @@ pub(crate) enum Command {
     /// Who is told what was committed, and what was not delivered.
     #[command(subcommand, visible_alias = "subscriber")]
     Subscribers(verbs::subscribers::Subscribers),
+    /// Make tokens for the API, and check the file of them.
+    #[command(subcommand, visible_alias = "token")]
+    Tokens(verbs::tokens::TokenVerb),
     /// Make workflows from what other systems recorded.
     #[command(subcommand)]
     Import(verbs::import::Import),

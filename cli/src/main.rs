@@ -12,6 +12,7 @@ mod out;
 mod process;
 mod table;
 mod time;
+mod token;
 mod verbs;
 mod wfformat;
 
@@ -57,6 +58,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches, out: &Out) -> Result<Exit, Failure>
         Command::Bench(args) => runtime.block_on(process::bench::run(args, &given, out)),
         Command::Completions(args) => verbs::completions::run(&args, out),
         Command::Import(args) => verbs::import::run(&args, out),
+        Command::Tokens(verb) => verbs::tokens::run(&verb, out),
         command => runtime.block_on(verbs::run(command, &cli.global, out)),
     }
 }

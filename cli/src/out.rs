@@ -139,6 +139,11 @@ impl Out {
         }
     }
 
+    /// A line for the person in front that nobody will tell again. Also with `--quiet`.
+    pub(crate) fn tell(&self, text: &str) {
+        self.talk(text);
+    }
+
     /// A line `hint: …` for the person in front, unless `--quiet`.
     pub(crate) fn hint(&self, text: &str) {
         if !self.quiet {

@@ -174,3 +174,41 @@ fn schema_completions_and_help_are_there() {
         assert!(shown.code == 0 && shown.out.contains("Examples:"), "{words:?}: {shown:?}");
     }
 }
+
+#[test]
+fn a_token_is_made_with_its_line_and_the_file_of_lines_is_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shown = run(&["tokens", "create", "--name", "ops-anna", "--role", "operator"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    assert!(shown.out.starts_with("  - { name: \"ops-anna\", role: operator, sha256: \""), "{shown:?}");
+    let token = shown.err.lines().find_map(|line| line.strip_prefix("the token, shown only now: ")).expect("the token");
+    assert!(token.len() >= 20 && !shown.out.contains(token), "{shown:?}");
+    // A second one is another one, and goes into a file that only its owner reads.
+    let path = folder.path().join("anna.token");
+    let to = path.to_str().expect("UTF-8");
+    let second = run(&["tokens", "create", "--name", "ops-anna", "--role", "operator", "--to", to, "--quiet"]);
+    assert_eq!((second.code, second.err.as_str()), (0, ""), "{second:?}");
+    let written = std::fs::read_to_string(&path).expect("written");
+    assert!(written.trim() != token && written.trim().len() >= 20, "{written}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).expect("there").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(
+        run(&["tokens", "create", "--name", "x", "--role", "viewer", "--to", to]).code,
+        2,
+        "it is not written over"
+    );
+    assert_eq!(std::fs::read_to_string(&path).expect("still there"), written);
+
+    let good = file(&folder, "good.yaml", &format!("tokens:\n{}{}", shown.out, second.out));
+    let shown = run(&["tokens", "check", good.to_str().expect("UTF-8"), "--output", "json"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    let entry = serde_json::json!({ "name": "ops-anna", "role": "operator" });
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&shown.out).expect("JSON"), serde_json::json!([entry, entry]));
+    let bad = file(&folder, "bad.yaml", "tokens:\n  - { name: a b, role: operater, sha256: 12 }\n");
+    let shown = run(&["tokens", "check", bad.to_str().expect("UTF-8")]);
+    assert_eq!((shown.code, shown.err.matches("tokens[0].").count()), (1, 3), "{shown:?}");
+    assert_eq!(run(&["tokens", "check", "gone.yaml"]).code, 3);
+    for words in [["--name", "a b", "--role", "admin"], ["--name", "ann", "--role", "root"]] {
+        assert_eq!(run(&[&["tokens", "create"][..], &words].concat()).code, 2, "{words:?}");
+    }
+}

@@ -188,7 +188,7 @@ async fn lesson_40_a_server_that_lies_about_when_to_come_back_costs_a_day_at_mos
     }
 }
 
-async fn a_paused_queue_waits_for_its_operator_and_the_audit_knows_both(fleet: &Fleet) {
+pub(crate) async fn a_paused_queue_waits_for_its_operator_and_the_audit_knows_both(fleet: &Fleet) {
     let told: Value =
         serde_json::from_str(&fleet.verb(&["queues", "pause", "default", "--reason", "the bank asked"]).await.unwrap())
             .unwrap();
@@ -207,7 +207,7 @@ async fn a_paused_queue_waits_for_its_operator_and_the_audit_knows_both(fleet: &
     fleet.api().until_state(&run, "completed", SOON).await.unwrap();
 }
 
-async fn an_operator_opens_and_closes_a_breaker_and_a_fallback_does_the_work_meanwhile(fleet: &Fleet) {
+pub(crate) async fn an_operator_opens_and_closes_a_breaker_and_a_fallback_does_the_work_meanwhile(fleet: &Fleet) {
     let open = ["breakers", "open", "target:shop", "--reason", "maintenance"];
     let opened: Value = serde_json::from_str(&fleet.verb(&open).await.unwrap()).unwrap();
     assert_eq!((&opened["state"], &opened["until"]), (&json!("open"), &Value::Null));

@@ -104,7 +104,7 @@ async fn no_more_at_once_than_the_limit_says_though_a_coordinator_dies() {
     assert_eq!(api.metric("stepfleet_limit_leaks_total").await.unwrap(), 0.0);
 }
 
-async fn a_rate_is_kept_and_what_waits_says_why(fleet: &Fleet) {
+pub(crate) async fn a_rate_is_kept_and_what_waits_says_why(fleet: &Fleet) {
     let shop = Shop::start(Duration::from_millis(1)).await.unwrap();
     breakers::apply(fleet, &json!({ "limits": { "handler:http": { "rate": "20/s", "burst": 2 } } })).await;
     let definition = json!({ "workflow": "buys", "steps": { "buy": { "handler": "http",

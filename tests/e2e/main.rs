@@ -19,6 +19,7 @@ macro_rules! on_one_server {
     };
 }
 
+mod acl;
 mod audit;
 mod auditor;
 mod breakers;
@@ -44,6 +45,7 @@ mod redis_death;
 mod repairs;
 mod retention;
 mod scaling;
+mod tokens;
 mod topologies;
 mod waits;
 mod web;

@@ -9,7 +9,7 @@ pub mod chaos;
 mod child;
 pub mod cluster;
 pub mod lab;
-mod port;
+pub mod port;
 pub mod program;
 pub mod sentinel;
 pub mod server;

@@ -10,7 +10,8 @@ const RANGE: std::ops::Range<u16> = 11_000..32_000;
 
 /// A port on which nobody listened a moment ago. RACE: another process may bind it before our child does; then the child
 /// ends, and whoever started it asks for another port.
-pub(crate) fn free() -> u16 {
+#[must_use]
+pub fn free() -> u16 {
     loop {
         let port = rand::rng().random_range(RANGE);
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {

@@ -1,12 +1,13 @@
 //! `coordinator`: schedules steps, and serves the API.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
-    http::{self, AppState},
+    http::{self, AppState, tokens::Tokens},
     shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention},
     store::client::Client,
 };
@@ -33,6 +34,7 @@ Examples:
   stepfleet coordinator --redis redis://127.0.0.1:6379
   stepfleet coordinator --redis redis-cluster://10.0.0.1:6379,10.0.0.2:6379 --partitions 32
   stepfleet coordinator --redis redis://127.0.0.1:6379 --retain-completed 30d --retain-dead-letters 90d
+  stepfleet coordinator --redis redis://127.0.0.1:6379 --listen 0.0.0.0:7070 --tokens-file tokens.yaml
   STEPFLEET_REDIS_URL=rediss://fleet:secret@redis:6380 stepfleet coordinator --log-format json")]
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
@@ -40,10 +42,14 @@ pub(crate) struct CoordinatorArgs {
     /// Address of the API.
     #[arg(long, value_name = "ADDRESS", env = "STEPFLEET_LISTEN", default_value = "127.0.0.1:7070")]
     pub(super) listen: String,
-    /// Allow addresses that other hosts can reach, though the API knows no users yet.
+    /// YAML file of the tokens that the API lets in: their names, roles and hashes, as `stepfleet tokens create` writes them. It
+    /// is read again when it changes. Without it the API asks nobody who they are.
+    #[arg(long, value_name = "FILE", env = "STEPFLEET_TOKENS_FILE")]
+    pub(super) tokens_file: Option<PathBuf>,
+    /// Allow addresses that other hosts can reach without --tokens-file: whoever reaches the API may then do everything.
     #[arg(long, env = "STEPFLEET_INSECURE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     pub(super) insecure_listen: bool,
-    /// Serve `/livez`, `/readyz` and `/metrics`, and nothing else, at this address too, loopback or not.
+    /// Serve `/livez`, `/readyz` and `/metrics`, and nothing else, at this address too, loopback or not, to all who ask.
     #[arg(long, value_name = "ADDRESS", env = "STEPFLEET_METRICS_LISTEN")]
     pub(super) metrics_listen: Option<String>,
     /// Partitions of a new installation; an existing one keeps its own, see `partitions add`.
@@ -74,6 +80,8 @@ pub(crate) struct Config {
     pub(crate) keys: Keys,
     /// Address of the API.
     pub(crate) listen: SocketAddr,
+    /// Who is let in; none lets in everybody.
+    pub(crate) tokens: Option<Tokens>,
     /// A second address for probes and metrics.
     pub(crate) metrics_listen: Option<SocketAddr>,
     /// Partitions of a new installation.
@@ -98,9 +106,11 @@ impl CoordinatorArgs {
         let redis = self.redis.check(&mut checks);
         let listen = checks.read("listen", &self.listen, address);
         let metrics_listen = checks.maybe("metrics_listen", self.metrics_listen.as_deref(), address);
-        if let Some(address) = listen.filter(|address| !address.ip().is_loopback() && !self.insecure_listen) {
-            let hint = "hint: give --insecure-listen too if the network is trusted";
-            checks.problem("listen", format!("`{address}` is not loopback, and the API knows no users yet; {hint}"));
+        let tokens = self.tokens(&mut checks);
+        let is_closed = self.tokens_file.is_some() || self.insecure_listen;
+        if let Some(address) = listen.filter(|address| !address.ip().is_loopback() && !is_closed) {
+            let hint = "hint: give --tokens-file, or --insecure-listen if all who reach this address may do everything";
+            checks.problem("listen", format!("`{address}` is not loopback, and there are no tokens; {hint}"));
         }
         if listen.is_some() && listen == metrics_listen.flatten() {
             checks.problem("metrics_listen", "is the address of the API, which serves these paths already");
@@ -116,6 +126,7 @@ impl CoordinatorArgs {
                 redis: redis?,
                 keys: Keys::new(&self.redis.redis_prefix),
                 listen: listen?,
+                tokens: tokens?,
                 metrics_listen: metrics_listen?,
                 partitions: u16::try_from(partitions?).ok()?,
                 queue_age_target: queue_age_target?,
@@ -125,6 +136,13 @@ impl CoordinatorArgs {
             })
         })();
         checks.done(config)
+    }
+
+    /// The outer `None` after a problem.
+    fn tokens(&self, checks: &mut Checks<'_>) -> Option<Option<Tokens>> {
+        let Some(path) = &self.tokens_file else { return Some(None) };
+        let opened = Tokens::open(path).map(Some);
+        opened.map_err(|error| error.problems().iter().for_each(|why| checks.problem("tokens_file", why))).ok()
     }
 }
 
@@ -170,7 +188,11 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
     };
     let metrics = Metrics::new();
     let client = Client::new(redis.clone(), config.keys.clone());
-    let app = AppState::new(client.clone(), metrics.clone()).with_age_target(config.queue_age_target);
+    let open = AppState::new(client.clone(), metrics.clone()).with_age_target(config.queue_age_target);
+    let app = match &config.tokens {
+        Some(tokens) => open.clone().with_tokens(tokens.clone()),
+        None => open.clone(),
+    };
     let settings = fleet::Config {
         name: format!("{}@{}", config.name, uuid::Uuid::new_v4().simple()),
         keys: config.keys.clone(),
@@ -181,10 +203,8 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let lanes = Lanes::open().map_err(|error| Failure::failed(format!("no threads for the owners: {error}")))?;
     let api = async {
-        let served = tokio::try_join!(
-            http::serve(listener, app.clone(), stop.clone()),
-            serve_probes(probes, app.clone(), stop.clone())
-        );
+        let served =
+            tokio::try_join!(http::serve(listener, app, stop.clone()), serve_probes(probes, open, stop.clone()));
         // Without its API a coordinator is no use: the others take the partitions.
         stop.cancel();
         served

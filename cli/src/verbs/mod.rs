@@ -14,6 +14,7 @@ pub(crate) mod quarantine;
 pub(crate) mod queues;
 pub(crate) mod runs;
 pub(crate) mod subscribers;
+pub(crate) mod tokens;
 pub(crate) mod workers;
 pub(crate) mod workflows;
 
@@ -56,6 +57,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         | Command::Worker(_)
         | Command::Bench(_)
         | Command::Completions(_)
+        | Command::Tokens(_)
         | Command::Import(_) => unreachable!("main runs these itself"),
     }
 }

@@ -1,4 +1,5 @@
-//! What surrounds every request: its id, its time limit, how many there may be, and what is counted.
+//! What surrounds every request: its id, who asks and whether that one may, its time limit, how many there may be, and what is
+//! counted.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ use uuid::Uuid;
 use super::{
     AppState,
     error::{ApiError, Problematic},
+    roles::{Need, need},
+    take::ACTOR,
+    tokens::{Role, Stranger},
 };
 use crate::store::ask;
 
@@ -33,6 +37,7 @@ pub(super) struct Counts {
     pub(super) families: Families,
     requests: IntCounterVec,
     seconds: HistogramVec,
+    denied: IntCounterVec,
 }
 
 impl Counts {
@@ -47,28 +52,100 @@ impl Counts {
             "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own",
         );
         families.made(ask::SECONDS.clone(), name, help);
-        Self { families, requests, seconds }
+        let help = "Requests that were refused for their token";
+        let denied = families.counters("stepfleet_http_denied_total", help, &["why"]);
+        for why in Denied::WHYS {
+            denied.with_label_values(&[why]).reset();
+        }
+        Self { families, requests, seconds, denied }
     }
 }
 
+/// Why a request is refused.
+#[derive(Debug, PartialEq, Eq)]
+enum Denied {
+    Stranger(Stranger),
+    /// The role that is needed, and who asked with which.
+    Role {
+        needed: Role,
+        name: String,
+        has: Role,
+    },
+}
+
+impl Denied {
+    /// The words of the metric.
+    const WHYS: [&str; 3] = ["missing", "unknown", "role"];
+
+    fn why(&self) -> &'static str {
+        match self {
+            Self::Stranger(Stranger::Missing) => "missing",
+            Self::Stranger(Stranger::Unknown) => "unknown",
+            Self::Role { .. } => "role",
+        }
+    }
+
+    fn into_response(self, method: &str, route: &str) -> Response {
+        let (error, challenge) = match self {
+            Self::Stranger(Stranger::Missing) => {
+                let error = ApiError::new(StatusCode::UNAUTHORIZED, "token_missing", "a token is needed");
+                (error.hint("send it as `Authorization: Bearer <token>`"), "Bearer realm=\"stepfleet\"")
+            }
+            Self::Stranger(Stranger::Unknown) => {
+                let error = ApiError::new(StatusCode::UNAUTHORIZED, "token_unknown", "the token is nobody's");
+                let hint = "it is not whole, or it is not in the coordinator's tokens file (any more)";
+                (error.hint(hint), "Bearer realm=\"stepfleet\", error=\"invalid_token\"")
+            }
+            Self::Role { needed, name, has } => {
+                let text = format!("`{method} {route}` needs the role `{needed}`; `{name}` has `{has}`");
+                let error = ApiError::new(StatusCode::FORBIDDEN, "role_missing", text);
+                (error, "Bearer realm=\"stepfleet\", error=\"insufficient_scope\"")
+            }
+        };
+        let mut response = error.into_response();
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        response
+    }
+}
+
+/// Lets a request pass if its token may do this, and writes into it who asks, whatever it says itself.
+fn admit(app: &AppState, request: &mut Request, route: Option<&str>) -> Result<(), Denied> {
+    let Some(tokens) = &app.tokens else { return Ok(()) };
+    let Need::Role(needed) = need(request.method().as_str(), route) else { return Ok(()) };
+    let caller = tokens.caller(request.headers()).map_err(Denied::Stranger)?;
+    if caller.role < needed {
+        return Err(Denied::Role { needed, name: caller.name.to_string(), has: caller.role });
+    }
+    let name = HeaderValue::from_str(caller.name.as_str()).expect("a name is visible ASCII");
+    request.headers_mut().insert(ACTOR, name);
+    Ok(())
+}
+
 /// Wraps every request.
-pub(super) async fn guard(State(app): State<AppState>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request_id(&request);
     let method = request.method().as_str().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |p| p.as_str().to_owned());
-    let response = match app.requests.try_acquire() {
-        Ok(_held) => tokio::time::timeout(TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let matched = matched.as_ref().map(MatchedPath::as_str);
+    let admitted = admit(&app, &mut request, matched);
+    let route = matched.unwrap_or("none");
+    let response = match (admitted, app.requests.try_acquire()) {
+        (Err(denied), _) => {
+            app.counts.denied.with_label_values(&[denied.why()]).inc();
+            denied.into_response(&method, route)
+        }
+        (Ok(()), Ok(_held)) => tokio::time::timeout(TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
             let text = format!("the request took longer than {} s", TIMEOUT.as_secs());
             ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", text).into_response()
         }),
-        Err(_) => {
+        (Ok(()), Err(_)) => {
             let text = format!("more than {REQUESTS_MAX} requests at once");
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text).retry_after(1).into_response()
         }
     };
-    app.counts.requests.with_label_values(&[method.as_str(), route.as_str(), response.status().as_str()]).inc();
-    app.counts.seconds.with_label_values(&[method.as_str(), route.as_str()]).observe(begun.elapsed().as_secs_f64());
+    app.counts.requests.with_label_values(&[method.as_str(), route, response.status().as_str()]).inc();
+    app.counts.seconds.with_label_values(&[method.as_str(), route]).observe(begun.elapsed().as_secs_f64());
     finish(response, &id)
 }
 

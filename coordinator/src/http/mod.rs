@@ -47,7 +47,7 @@
 //! | `GET /api/v1/openapi.json`, `/livez`, `/readyz`, `/metrics` | |
 //! | `/api/v1/workflow/{id}/status`, … , `/workers/health`, `/workers/stats` | other names of the above |
 //!
-//! Errors are [`view::Problem`].
+//! Errors are [`view::Problem`]. Which role a route needs, where tokens are asked for, stands in `roles`.
 
 mod audit;
 mod calls;
@@ -65,11 +65,13 @@ mod limits;
 mod operate;
 mod partitions;
 mod policies;
+mod roles;
 mod runs;
 mod show;
 mod submit;
 mod subscribers;
 mod take;
+pub mod tokens;
 pub mod view;
 mod workflows;
 
@@ -103,6 +105,7 @@ pub struct AppState {
     counts: guard::Counts,
     requests: Arc<Semaphore>,
     bulks: Arc<Semaphore>,
+    tokens: Option<tokens::Tokens>,
 }
 
 impl AppState {
@@ -115,6 +118,7 @@ impl AppState {
             counts: guard::Counts::new(),
             requests: Arc::new(Semaphore::new(guard::REQUESTS_MAX)),
             bulks: Arc::new(Semaphore::new(BULKS_MAX)),
+            tokens: None,
         }
     }
 
@@ -123,6 +127,12 @@ impl AppState {
     pub fn with_age_target(mut self, target: Duration) -> Self {
         self.gauges = gauges::Gauges::new(target);
         self
+    }
+
+    /// The same for holders of these tokens only, but for probes and the description of the API. [`serve`] follows their file.
+    #[must_use]
+    pub fn with_tokens(self, tokens: tokens::Tokens) -> Self {
+        Self { tokens: Some(tokens), ..self }
     }
 }
 
@@ -144,7 +154,7 @@ struct Description;
 
 /// Every route, and the description of the API.
 fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (router, mut description) = OpenApiRouter::with_openapi(Description::openapi())
         .merge(runs::router())
         .merge(doctor::router())
         .merge(explain::router())
@@ -162,7 +172,9 @@ fn routes() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .merge(audit::router())
         .merge(subscribers::router())
         .merge(calls::router())
-        .split_for_parts()
+        .split_for_parts();
+    roles::describe(&mut description);
+    (router, description)
 }
 
 /// The description of the API, as `/api/v1/openapi.json` gives it.
@@ -207,12 +219,13 @@ async fn wrong_method(method: axum::http::Method) -> ApiError {
 /// # Errors
 /// The listener's.
 pub async fn serve(listener: TcpListener, app: AppState, shutdown: CancellationToken) -> io::Result<()> {
-    let client = app.client.clone();
+    let (client, tokens) = (app.client.clone(), app.tokens.clone());
     let served = axum::serve(listener, router(app)).with_graceful_shutdown(shutdown.cancelled_owned());
     tokio::select! {
         served = served => served,
         () = client.hear() => Err(io::Error::other("the subscription to answers has ended")),
         () = client.watch_memory() => Err(io::Error::other("nobody looks at the memory of the servers any more")),
+        () = tokens::follow(tokens) => Err(io::Error::other("nobody looks at the file of tokens any more")),
     }
 }
 

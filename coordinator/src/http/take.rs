@@ -20,6 +20,8 @@ use super::error::{ApiError, ApiResult};
 
 /// Longest idempotency key.
 const KEY_BYTES_MAX: usize = 200;
+/// The header that says who asks. With API tokens the guard writes it, from the token.
+pub(super) const ACTOR: &str = "x-stepfleet-actor";
 /// Longest name of an actor; the rest is cut.
 const ACTOR_BYTES_MAX: usize = 100;
 /// Longest reason; the rest is cut.
@@ -134,7 +136,7 @@ pub(super) fn cursor<T: FromStr>(text: Option<&str>) -> ApiResult<Option<T>> {
 
 /// Who asks: the header `X-Stepfleet-Actor`, else `api`.
 pub(super) fn actor(headers: &HeaderMap) -> String {
-    let named = headers.get("x-stepfleet-actor").and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty());
+    let named = headers.get(ACTOR).and_then(|v| v.to_str().ok()).filter(|v| !v.trim().is_empty());
     cut(named.unwrap_or("api").to_owned(), ACTOR_BYTES_MAX)
 }
 

@@ -12,6 +12,7 @@ mod rules;
 mod schema;
 mod suggest;
 pub mod template;
+mod tokens;
 mod tree;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use difference::policies_difference;
 pub use report::{PROBLEMS_MAX, Problem, Report};
 pub use schema::{policies_schema, schema, validate_input};
 pub use template::{RenderError, RunScope, Scope, Source, Template, TemplateProblem};
+pub use tokens::{Role, TOKENS_MAX, TokenEntry};
 pub use tree::{ALIAS_BYTES_MAX, DEPTH_MAX, NODES_MAX};
 
 /// Checks a definition in YAML or JSON. Time is linear in its size but for references between far-away steps.
@@ -55,6 +57,18 @@ pub fn check_policies(text: &str) -> Result<Policies, Report> {
 /// Every problem.
 pub fn check_policies_value(value: &serde_json::Value) -> Result<Policies, Report> {
     tree::Node::from_value(value).map_err(broken).and_then(|root| policies::read(&root))
+}
+
+/// Checks a file of API tokens, in YAML or JSON.
+///
+/// # Errors
+/// Every problem, with line and column.
+pub fn check_tokens(text: &str) -> Result<Vec<TokenEntry>, Report> {
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        let complaint = report::Complaint::new("nothing found").allowed("a map with `tokens`");
+        return Err(broken((None, complaint)));
+    }
+    tree::parse(text).map_err(broken).and_then(|root| tokens::read(&root))
 }
 
 fn broken((at, complaint): tree::Broken) -> Report {

@@ -28,6 +28,18 @@ impl Api {
         Self { base: base.into(), client: client.expect("a client without options can be made") }
     }
 
+    /// The same, with this token in every request.
+    ///
+    /// # Panics
+    /// The token is no visible text.
+    #[must_use]
+    pub fn as_holder(&self, token: &str) -> Self {
+        let mut headers = reqwest::header::HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {token}").parse().expect("visible text"));
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).default_headers(headers);
+        Self { client: client.build().expect("a client can be made"), ..self.clone() }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn base(&self) -> &str {

@@ -10,7 +10,7 @@ use stepfleet_worker::{Attempt, Failure, Worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::lab::START;
+use crate::lab::{START, users};
 
 /// One time that the handler began.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,8 +84,9 @@ impl Hands {
     /// The settings are wrong.
     pub fn on(url: &str, queue: &str, slots: usize, effects: &Effects) -> anyhow::Result<Self> {
         let effects = effects.clone();
+        let url = users::login_if_wanted(url, "worker");
         let worker = Worker::builder()
-            .redis(url)
+            .redis(&url)
             .name("hands")
             .queue(queue)
             .concurrency(slots)

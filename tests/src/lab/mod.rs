@@ -6,6 +6,7 @@
 mod api;
 mod audit;
 mod hands;
+pub mod users;
 
 pub use api::Api;
 pub use audit::audit;
@@ -23,9 +24,13 @@ use crate::{Cluster, Fsync, Program, Server, ServerOptions, port, program::Launc
 pub const START: Duration = Duration::from_secs(60);
 
 /// What a server needs that the programs accept: they refuse one that keeps nothing on disk.
+///
+/// # Panics
+/// The environment wants users and their file cannot be read.
 #[must_use]
 pub fn durable() -> ServerOptions {
-    ServerOptions::new().append_only(Fsync::No)
+    let options = ServerOptions::new().append_only(Fsync::No);
+    if users::wanted() { users::add(options).expect("the file of users is there") } else { options }
 }
 
 /// A server that the programs accept.
@@ -56,7 +61,9 @@ pub struct Coordinator {
 /// Where the servers are, and the programs that were started on them.
 #[derive(Debug)]
 pub struct Fleet {
-    redis: Vec<OsString>,
+    coordinators_at: String,
+    workers_at: String,
+    options: Vec<OsString>,
     partitions: u16,
     /// Coordinators, in the order of their start.
     pub coordinators: Vec<Coordinator>,
@@ -68,14 +75,37 @@ impl Fleet {
     /// A fleet without programs yet, on the servers at `url`.
     #[must_use]
     pub fn at(url: &str, partitions: u16) -> Self {
-        let redis = vec!["--redis".into(), url.into()];
-        Self { redis, partitions, coordinators: Vec::new(), workers: Vec::new() }
+        let fleet = Self {
+            coordinators_at: url.into(),
+            workers_at: url.into(),
+            options: Vec::new(),
+            partitions,
+            coordinators: Vec::new(),
+            workers: Vec::new(),
+        };
+        if users::wanted() { fleet.with_users() } else { fleet }
+    }
+
+    /// Each program logs in as the user that is meant for it; see [`users`].
+    #[must_use]
+    pub fn with_users(mut self) -> Self {
+        self.coordinators_at = users::login(&self.coordinators_at, "coordinator");
+        self.workers_at = users::login(&self.workers_at, "worker");
+        self
+    }
+
+    /// Workers log in as this user, who has the same password.
+    #[must_use]
+    pub fn workers_as(mut self, user: &str) -> Self {
+        let nobody = self.workers_at.replace(&format!("worker:{}@", users::PASSWORD), "");
+        self.workers_at = users::login(&nobody, user);
+        self
     }
 
     /// Gives every program one more option for its connection, like `--redis-ca-file`.
     #[must_use]
     pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        self.redis.extend([name.into(), value.into()]);
+        self.options.extend([name.into(), value.into()]);
         self
     }
 
@@ -110,7 +140,7 @@ impl Fleet {
         let name = format!("c{}", self.coordinators.len() + 1);
         let words = ["coordinator", "--listen", &listen, "--partitions", &partitions, "--name", &name];
         let words = [&words[..], args].concat();
-        let mut program = self.program(&words)?.start()?;
+        let mut program = self.program(&words, &self.coordinators_at)?.start()?;
         let api = Api::new(&format!("http://{listen}"));
         let mut gone = false;
         let ready = wait::until(START, "the coordinator to be ready", async || {
@@ -136,12 +166,13 @@ impl Fleet {
             words.extend(["--concurrency", "4"]);
         }
         words.extend(args);
-        self.workers.push(self.program(&words)?.start()?);
+        self.workers.push(self.program(&words, &self.workers_at)?.start()?);
         Ok(self.workers.last_mut().expect("one was pushed"))
     }
 
-    fn program(&self, words: &[&str]) -> anyhow::Result<Launch> {
-        let words = words.iter().map(OsString::from).chain(self.redis.iter().cloned());
+    fn program(&self, words: &[&str], url: &str) -> anyhow::Result<Launch> {
+        let words = [words, &["--redis", url]].concat();
+        let words = words.iter().map(OsString::from).chain(self.options.iter().cloned());
         Ok(Program::stepfleet(words.collect::<Vec<_>>())?.env("NO_PROXY", "*").env("STEPFLEET_LOG", "info"))
     }
 

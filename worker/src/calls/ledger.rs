@@ -122,8 +122,9 @@ impl Ledger {
         let bytes = codec::pack(&entry.record);
         let keys = self.keys.partition(run.partition());
         let mut pipe = redis::pipe();
-        pipe.cmd("EVAL").arg(RECORD_CALL).arg(2).arg(keys.calls(&run)).arg(keys.run(&run));
+        pipe.cmd("EVAL").arg(RECORD_CALL).arg(1).arg(keys.calls(&run));
         pipe.arg(entry.id.to_string()).arg(&entry.seen).arg(&bytes).arg(entry.id.counter()).arg(CALLS_MAX);
+        pipe.arg(keys.run(&run));
         let (answer,): (String,) = self.ask(run, &pipe).await?;
         match answer.as_str() {
             "written" => {

@@ -5,12 +5,13 @@
 -- repeated.
 --
 -- KEYS[1]   hash: the calls of the run
--- KEYS[2]   hash: the run; its calls go with it, and none is written after it
 -- ARGV[1]   the field of the call
 -- ARGV[2]   the record that was last seen; empty for none
 -- ARGV[3]   the new record
 -- ARGV[4]   the field that counts the records of the step and generation
 -- ARGV[5]   how many records these may have
+-- ARGV[6]   the key of the run, a hash in the same slot; its calls go with it, and none is written after it. It is no key of the
+--           call because a server asks for the right to write all of those, and a worker may only see that a run is there.
 -- Replies   `written`; `other`: something else is there; `full`: there are as many records as there may be;
 --           `gone`: there is no such run. But for `written` nothing was done.
 --
@@ -22,7 +23,7 @@ end
 if found ~= ARGV[2] then
   return 'other'
 end
-if redis.call('EXISTS', KEYS[2]) == 0 then
+if redis.call('EXISTS', ARGV[6]) == 0 then
   return 'gone'
 end
 if found == '' then

@@ -1,6 +1,6 @@
 {{/* What the pods of coordinators and workers have in common. `own` is the coordinator or a merged pool. */}}
 
-{{/* The beginning of a pod template, up to its containers. Takes {root, own, component, pool, annotations, account}. */}}
+{{/* Takes {root, own, component, pool}. */}}
 {{- define "stepfleet.podMetadata" -}}
 labels:
   {{- $labels := dict "root" .root "component" .component "pool" .pool "more" .own.podLabels }}
@@ -11,7 +11,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Takes {root, own, account, grace}. */}}
+{{/* The beginning of a pod, up to its containers. Takes {root, own, account, grace}. */}}
 {{- define "stepfleet.podSpec" -}}
 serviceAccountName: {{ .account }}
 automountServiceAccountToken: false
@@ -44,7 +44,7 @@ initContainers:
       fieldPath: metadata.name
 {{- end -}}
 
-{{/* Startup, liveness and readiness, none of which is about Redis unless `ready` is. Takes {own, port, ready}. */}}
+{{/* /livez is about the process and never about Redis: a restart repairs no Redis. Takes {own, port, ready}. */}}
 {{- define "stepfleet.probes" -}}
 startupProbe:
   {{- with .own.startupProbe }}
@@ -132,11 +132,13 @@ runtimeClassName: {{ . }}
 {{- $selector := dict "matchLabels" (include "stepfleet.selector" . | fromYaml) -}}
 {{- if .own.topologySpreadConstraints -}}
 {{- range .own.topologySpreadConstraints -}}
-{{- $constraints = append $constraints (merge (deepCopy .) (hasKey . "labelSelector" | ternary dict (dict "labelSelector" $selector))) -}}
+{{- $filled := hasKey . "labelSelector" | ternary (dict) (dict "labelSelector" $selector) -}}
+{{- $constraints = append $constraints (merge (deepCopy .) $filled) -}}
 {{- end -}}
 {{- else if .own.defaultSpread -}}
+{{- $soft := dict "maxSkew" 1 "whenUnsatisfiable" "ScheduleAnyway" "labelSelector" $selector -}}
 {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" -}}
-{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" . "whenUnsatisfiable" "ScheduleAnyway" "labelSelector" $selector) -}}
+{{- $constraints = append $constraints (merge (dict "topologyKey" .) $soft) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $constraints -}}

@@ -3,9 +3,13 @@
 {{- include "stepfleet.deprecated" . -}}
 {{- include "stepfleet.validateRedis" . -}}
 {{- include "stepfleet.validateApi" . -}}
+{{- $own := include "stepfleet.envOfCoordinator" . | splitList " " -}}
+{{- include "stepfleet.validateEnv" (dict "at" "coordinator" "env" .Values.coordinator.env "own" $own) -}}
+{{- $own = include "stepfleet.envOfWorker" . | splitList " " -}}
 {{- range $name, $_ := .Values.workers -}}
 {{- $pool := include "stepfleet.pool" (dict "root" $ "pool" $name) | fromYaml -}}
 {{- include "stepfleet.validatePool" (dict "root" $ "name" $name "own" $pool) -}}
+{{- include "stepfleet.validateEnv" (dict "at" (printf "workers.%s" $name) "env" $pool.env "own" $own) -}}
 {{- end -}}
 {{- end -}}
 
@@ -88,9 +92,13 @@
 {{- fail (printf "%s.keda.mode redis-streams asks each of %d partitions; beyond 64 use the mode prometheus" $at $partitions) -}}
 {{- end -}}
 {{- end -}}
-{{- range .own.env -}}
-{{- if has .name (list "STEPFLEET_DRAIN_TIMEOUT" "STEPFLEET_HEALTH_LISTEN" "STEPFLEET_QUEUE" "STEPFLEET_CONCURRENCY" "STEPFLEET_THREADS") -}}
-{{- fail (printf "workers.%s.env has %s, which the chart sets; use the pool's own value" $.name .name) -}}
+{{- end -}}
+
+{{/* A variable twice: Kubernetes would take the later one, and the chart would mean the other. Takes {at, env, own}. */}}
+{{- define "stepfleet.validateEnv" -}}
+{{- range .env -}}
+{{- if has .name $.own -}}
+{{- fail (printf "%s.env has %s, which has a value of its own in the chart" $.at .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -57,7 +57,6 @@ def mount(source, target, kind="", options="", *, read_only=False):
     command = ["mount"] + (["-t", kind] if kind else []) + (["-o", options] if options else [])
     subprocess.run([*command, source, str(target)], check=True)
     if read_only:
-        subprocess.run(["mount", "-o", "remount,bind,ro" if options == "bind" else "remount,ro", str(target)], check=True)
 
 
 class Pod:

@@ -27,6 +27,9 @@
 {{- $found := not $ways | ternary "none does" (printf "%d do" (len $ways)) -}}
 {{- fail (printf "exactly one of redis.existingSecret, redis.hosts and valkey.enabled must say where Redis is: %s" $found) -}}
 {{- end -}}
+{{- if and $redis.caKey (not $redis.existingSecret) -}}
+{{- fail "redis.caKey is a key of redis.existingSecret, which is empty; use redis.tls.caSecret" -}}
+{{- end -}}
 {{- if and (eq $redis.topology "single") (gt (len $redis.hosts) 1) -}}
 {{- fail "redis.hosts has several hosts; set redis.topology to sentinel or cluster" -}}
 {{- end -}}
@@ -41,9 +44,6 @@
 {{- end -}}
 {{- if and .Values.valkey.enabled (or $redis.tls.enabled (include "stepfleet.redisFiles" .)) -}}
 {{- fail "the chart's own Valkey speaks no TLS; leave redis.tls alone with valkey.enabled" -}}
-{{- end -}}
-{{- if and $redis.caKey (not $redis.existingSecret) -}}
-{{- fail "redis.caKey is a key of redis.existingSecret, which is empty; use redis.tls.caSecret" -}}
 {{- end -}}
 {{- end -}}
 

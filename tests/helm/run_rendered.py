@@ -26,7 +26,6 @@ import time
 import urllib.error
 import urllib.request
 
-PROGRAM = "/usr/local/bin/stepfleet"
 # What a distribution has that the programs are linked with, its certificates, and a shell for the chart's own Valkey.
 SYSTEM = ["/usr", "/bin", "/lib", "/lib64", "/dev", "/proc", "/etc/ssl"]
 TOKEN = "sf_0123456789abcdef0123456789abcdef"
@@ -53,10 +52,9 @@ def loopback_up():
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14s", b"lo", 0x1 | 0x40, b""))
 
 
-def mount(source, target, kind="", options="", *, read_only=False):
+def mount(source, target, kind="", options=""):
     command = ["mount"] + (["-t", kind] if kind else []) + (["-o", options] if options else [])
     subprocess.run([*command, source, str(target)], check=True)
-    if read_only:
 
 
 class Pod:
@@ -149,8 +147,8 @@ class Pod:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
     def run(self, command, **options):
-        command = [shutil.which(command[0], path=f"{self.root}/opt") and f"/opt/{command[0]}" or command[0], *command[1:]]
-        return subprocess.Popen(command, env=self.environment(), preexec_fn=self.enter, **options)
+        program = f"/opt/{command[0]}" if (self.root / "opt" / command[0]).exists() else command[0]
+        return subprocess.Popen([program, *command[1:]], env=self.environment(), preexec_fn=self.enter, **options)
 
     def start(self):
         command = self.container.get("command", ["stepfleet"]) + self.container.get("args", [])
@@ -199,7 +197,8 @@ class Pod:
 def main():
     import chart
 
-    os.environ.update({"STEPFLEET_IS_ROOT": "1"} if pathlib.Path("/proc/self/uid_map").read_text().split()[2] != "1" else {})
+    if pathlib.Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] != "1":
+        os.environ["STEPFLEET_IS_ROOT"] = "1"  # And so there are other users to become.
     loopback_up()
     values = {
         "redis": {"existingSecret": ""},

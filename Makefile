@@ -28,7 +28,7 @@ WITH_SERVERS = set -a; \
 # The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
-.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm
+.PHONY: help setup build test demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check check-helm check-helm-run
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -96,5 +96,9 @@ check: ## formatting, lints and documentation, every warning an error
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-check-helm: ## the Helm chart, with real Helm and the schemas of three versions of Kubernetes
+check-helm: ## the Helm chart, with real Helm 3 and 4 and the schemas of three versions of Kubernetes
 	@tests/helm/check.sh
+
+check-helm-run: setup ## start what the chart renders as local processes on a real server, and run its `helm test`
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) STEPFLEET_PROGRAM=target/debug/stepfleet tests/helm/check.sh --run

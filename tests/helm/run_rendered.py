@@ -30,6 +30,8 @@ import urllib.request
 SYSTEM = ["/usr", "/bin", "/lib", "/lib64", "/dev", "/proc", "/etc/ssl"]
 TOKEN = "sf_0123456789abcdef0123456789abcdef"
 START_SECONDS = 60
+# The exit code of the command line for it.
+NOT_ALLOWED = 6
 
 
 def fail(text):
@@ -232,7 +234,14 @@ def main():
         test.start()
         if test.process.wait(180) != 0:
             fail(f"helm test failed:\n{test.said()}\n{pods[1].said()}")
-        print(f"run-rendered: helm test passes: {test.said().strip().splitlines()[-1]}")
+        print("run-rendered: helm test passes")
+        secrets["test-token"] = {"token": f"{TOKEN}0"}
+        (top / "stranger").mkdir()
+        stranger = Pod(top / "stranger", chart.of(things, "Pod", "-test"), secrets, configs, names)
+        stranger.start()
+        if stranger.process.wait(180) != NOT_ALLOWED:
+            fail(f"the API let a token in that nobody has:\n{stranger.said()}")
+        print("run-rendered: helm test fails with the token of a stranger")
         for each in reversed(pods):
             each.stop()
             print(f"run-rendered: {each.name} left with 0 after SIGTERM")

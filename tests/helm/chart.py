@@ -22,12 +22,17 @@ class Refused(Exception):
     """Helm did not render; the text is its message."""
 
 
-@functools.cache
 def text(*paths, helm="4", kube="1.31.0", chart=CHART):
     """What `helm template` writes for these files of values."""
     command = [HELMS[helm], "template", "fleet", str(chart), "--namespace", NAMESPACE, "--kube-version", kube]
     for path in paths:
         command += ["--values", str(path)]
+    return run(*command)
+
+
+@functools.cache
+def run(*command):
+    """Files of values and charts are named by their paths, which no test uses twice."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Refused(done.stderr)
@@ -35,7 +40,7 @@ def text(*paths, helm="4", kube="1.31.0", chart=CHART):
 
 
 def objects(rendered):
-    return [thing for thing in yaml.safe_load_all(rendered) if thing]
+    return [thing for thing in yaml.load_all(rendered, yaml.CSafeLoader) if thing]
 
 
 def case(name, **options):

@@ -1,4 +1,5 @@
 """Renders the chart with a real Helm, for the tests beside this file."""
+
 import functools
 import json
 import os
@@ -59,7 +60,9 @@ def render(values, base=None, **options):
 
 def of(things, kind, name=None):
     """The only object of a kind, or the one whose name ends so."""
-    found = [thing for thing in things if thing["kind"] == kind and (not name or thing["metadata"]["name"].endswith(name))]
+    found = [
+        thing for thing in things if thing["kind"] == kind and (not name or thing["metadata"]["name"].endswith(name))
+    ]
     assert len(found) == 1, f"{len(found)} of {kind} {name or ''}: {[thing['metadata']['name'] for thing in found]}"
     return found[0]
 

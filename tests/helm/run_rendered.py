@@ -6,6 +6,7 @@ host. So ports and paths are those of the chart. There is no image, no kubelet a
 
 Needs STEPFLEET_PROGRAM, STEPFLEET_TEST_SERVER (a Valkey or Redis), HELM4, HELM3 and Linux namespaces (`unshare`).
 """
+
 import base64
 import contextlib
 import ctypes

@@ -1,4 +1,5 @@
 """Scaling, monitoring, ways to the API, network policies, and the pod of `helm test`."""
+
 import binascii
 import json
 import shutil
@@ -8,18 +9,28 @@ import yaml
 
 from chart import CHART, REDIS, case, env, kinds, objects, of, pod, render, text
 
-RULES = {"groups": [
-    {"name": "a", "interval": "30s", "rules": [
-        {"record": "x:y", "expr": "vector(1)"},
-        {"alert": "First", "expr": "up == 0", "annotations": {
-            "runbook_url": "https://example.org/docs/runbooks/First.md",
-            "dashboard_url": "http://localhost:3000/d/stepfleet-overview?x=1",
-            "summary": "{{ $labels.queue }} is at {{ $value }}",
-        }},
-        {"alert": "Second", "expr": "up == 1"},
-    ]},
-    {"name": "b", "rules": [{"alert": "Third", "expr": "up == 2"}]},
-]}
+RULES = {
+    "groups": [
+        {
+            "name": "a",
+            "interval": "30s",
+            "rules": [
+                {"record": "x:y", "expr": "vector(1)"},
+                {
+                    "alert": "First",
+                    "expr": "up == 0",
+                    "annotations": {
+                        "runbook_url": "https://example.org/docs/runbooks/First.md",
+                        "dashboard_url": "http://localhost:3000/d/stepfleet-overview?x=1",
+                        "summary": "{{ $labels.queue }} is at {{ $value }}",
+                    },
+                },
+                {"alert": "Second", "expr": "up == 1"},
+            ],
+        },
+        {"name": "b", "rules": [{"alert": "Third", "expr": "up == 2"}]},
+    ]
+}
 
 
 @pytest.fixture
@@ -125,7 +136,9 @@ def test_keda_gets_the_password_and_the_files_of_tls_from_their_secrets(name, ba
     assert given["password"] == secret
     assert ("ca" in given) == ("cert" in given) == ("key" in given) == (base == "keda-streams")
     scaled = of(things, "ScaledObject", name.removesuffix("-redis"))
-    assert {trigger["authenticationRef"]["name"] for trigger in scaled["spec"]["triggers"]} == {auth["metadata"]["name"]}
+    assert {trigger["authenticationRef"]["name"] for trigger in scaled["spec"]["triggers"]} == {
+        auth["metadata"]["name"]
+    }
 
 
 def test_prometheus_finds_coordinators_and_workers():
@@ -145,8 +158,13 @@ def test_prometheus_finds_coordinators_and_workers():
 
 
 def test_rules_are_those_of_the_package_without_the_disabled_ones(packaged):
-    rules = {"enabled": True, "disabled": ["Second", "Third"], "runbookUrl": "https://wiki.example.org/r/",
-             "grafanaUrl": "https://grafana.example.org", "extraGroups": [{"name": "c", "rules": []}]}
+    rules = {
+        "enabled": True,
+        "disabled": ["Second", "Third"],
+        "runbookUrl": "https://wiki.example.org/r/",
+        "grafanaUrl": "https://grafana.example.org",
+        "extraGroups": [{"name": "c", "rules": []}],
+    }
     groups = of(render({"prometheusRule": rules}, chart=packaged), "PrometheusRule")["spec"]["groups"]
     assert [group["name"] for group in groups] == ["a", "c"]
     assert groups[0]["interval"] == "30s"
@@ -164,7 +182,9 @@ def test_rules_are_as_they_are_unless_told_otherwise(packaged):
 
 
 def test_each_dashboard_is_a_config_map_that_grafana_s_sidecar_finds(packaged):
-    values = {"dashboards": {"enabled": True, "namespace": "monitoring", "annotations": {"grafana_folder": "Stepfleet"}}}
+    values = {
+        "dashboards": {"enabled": True, "namespace": "monitoring", "annotations": {"grafana_folder": "Stepfleet"}}
+    }
     found = [thing for thing in render(values, chart=packaged) if thing["kind"] == "ConfigMap"]
     assert {tuple(thing["data"]) for thing in found} == {("overview.json",), ("queues.json",)}
     assert of(found, "ConfigMap", "overview")["data"]["overview.json"] == '{"title": "{{ name }}"}'
@@ -205,7 +225,10 @@ def test_both_ways_in_lead_to_the_service_of_the_api():
     things = case("api")
     service = of(things, "Service", "api")
     ingress, route = of(things, "Ingress")["spec"], of(things, "HTTPRoute")["spec"]
-    paths = [(rule["host"], *[(path["path"], path["pathType"]) for path in rule["http"]["paths"]]) for rule in ingress["rules"]]
+    paths = [
+        (rule["host"], *[(path["path"], path["pathType"]) for path in rule["http"]["paths"]])
+        for rule in ingress["rules"]
+    ]
     assert paths == [("fleet.example.org", ("/", "Prefix")), ("example.org", ("/fleet", "Exact"))]
     for rule in ingress["rules"]:
         backend = rule["http"]["paths"][0]["backend"]["service"]
@@ -265,7 +288,10 @@ def test_only_the_fleet_and_those_who_are_named_reach_the_own_valkey():
 
 
 def test_no_value_reaches_an_object_as_a_float():
-    values = {**REDIS, "coordinator": {"retention": {"runs": 1000000000, "events": 999999999, "deadLettersMax": 123456789}}}
+    values = {
+        **REDIS,
+        "coordinator": {"retention": {"runs": 1000000000, "events": 999999999, "deadLettersMax": 123456789}},
+    }
     variables = env(of(render(values), "Deployment", "coordinator"))
     assert variables["STEPFLEET_RETAIN_RUNS"] == "1000000000"
     assert variables["STEPFLEET_RETAIN_EVENTS"] == "999999999"

@@ -1,4 +1,5 @@
 """What holds for every pod: the restricted level of Pod Security, probes, draining, images, and where pods may run."""
+
 import pytest
 
 from chart import CASES, NAMESPACE, case, containers, env, kinds, of, pod, render, text, CHART
@@ -34,7 +35,10 @@ def violations(spec, name, openshift=False):
         expect("memory" in container["resources"]["limits"], "no memory limit")
         names = [given["name"] for given in container.get("env", [])]
         expect(len(names) == len(set(names)), "a variable twice")
-        mounted, there = {m["name"] for m in container.get("volumeMounts", [])}, {v["name"] for v in spec.get("volumes", [])}
+        mounted, there = (
+            {m["name"] for m in container.get("volumeMounts", [])},
+            {v["name"] for v in spec.get("volumes", [])},
+        )
         there |= {"data"}  # Of a StatefulSet's own claim.
         expect(mounted <= there, f"mounts without a volume: {mounted - there}")
     return problems
@@ -80,12 +84,17 @@ def test_objects_have_one_name_each_the_namespace_and_the_labels(name):
 @pytest.mark.parametrize("name", CASES)
 def test_selectors_find_their_pods_and_no_others(name):
     things = case(name)
-    pods = {thing["metadata"]["name"]: thing["spec"]["template"]["metadata"]["labels"]
-            for thing in things if thing["kind"] in ("Deployment", "StatefulSet")}
+    pods = {
+        thing["metadata"]["name"]: thing["spec"]["template"]["metadata"]["labels"]
+        for thing in things
+        if thing["kind"] in ("Deployment", "StatefulSet")
+    }
     for thing in things:
         if thing["kind"] in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
             wanted = thing["spec"]["selector"]["matchLabels"]
-            assert set(wanted) <= {f"app.kubernetes.io/{end}" for end in ("name", "instance", "component")} | {"stepfleet/pool"}
+            assert set(wanted) <= {f"app.kubernetes.io/{end}" for end in ("name", "instance", "component")} | {
+                "stepfleet/pool"
+            }
             found = [pod for pod, labels in pods.items() if wanted.items() <= labels.items()]
             assert found == [thing["metadata"]["name"]]
         if thing["kind"] == "Service":
@@ -108,7 +117,9 @@ def test_probes_of_life_ask_the_program_and_never_redis():
             for probe in ("startupProbe", "livenessProbe"):
                 assert own[probe]["httpGet"]["path"] == "/livez"
             ports = {port["name"] for port in own["ports"]}
-            assert all(own[probe]["httpGet"]["port"] in ports for probe in ("startupProbe", "livenessProbe", "readinessProbe"))
+            assert all(
+                own[probe]["httpGet"]["port"] in ports for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+            )
     worker = pod(of(things, "Deployment", "worker-default"))["containers"][0]
     assert worker["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
@@ -142,12 +153,18 @@ def test_images_come_from_registry_repository_and_digest_or_tag():
 
 
 def test_pools_are_merged_over_the_defaults_and_null_takes_one_away():
-    things = render({
-        "workerDefaults": {"concurrency": 3, "resources": {"limits": {"memory": "1Gi"}}},
-        "workers": {"default": None, "gpu": {"queues": ["urgent", "gpu"], "resources": {"limits": {"nvidia.com/gpu": "1"}}}},
-    })
+    things = render(
+        {
+            "workerDefaults": {"concurrency": 3, "resources": {"limits": {"memory": "1Gi"}}},
+            "workers": {
+                "default": None,
+                "gpu": {"queues": ["urgent", "gpu"], "resources": {"limits": {"nvidia.com/gpu": "1"}}},
+            },
+        }
+    )
     assert {thing["metadata"]["name"] for thing in things if thing["kind"] == "Deployment"} == {
-        "fleet-stepfleet-coordinator", "fleet-stepfleet-worker-gpu",
+        "fleet-stepfleet-coordinator",
+        "fleet-stepfleet-worker-gpu",
     }
     gpu = of(things, "Deployment", "gpu")
     assert env(gpu)["STEPFLEET_CONCURRENCY"] == "3"

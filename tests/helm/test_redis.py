@@ -1,4 +1,5 @@
 """How the programs reach Redis, and the chart's own Valkey."""
+
 import pytest
 
 from chart import case, env, of, pod, render
@@ -24,7 +25,8 @@ def test_a_secret_has_the_whole_url():
         ("redis-single", "rediss://coordinator:$(REDIS_PASSWORD)@redis.data:6380/3"),
         (
             "redis-sentinel",
-            "redis-sentinel://:$(REDIS_PASSWORD)@sentinel-0.redis:26379,sentinel-1.redis:26379,sentinel-2.redis:26379/mymaster",
+            "redis-sentinel://:$(REDIS_PASSWORD)@"
+            "sentinel-0.redis:26379,sentinel-1.redis:26379,sentinel-2.redis:26379/mymaster",
         ),
         ("redis-cluster", "rediss-cluster://10.0.0.1:6379,10.0.0.2:6379,[fd00::3]:6379"),
         ("valkey", "redis://coordinator:$(REDIS_PASSWORD)@fleet-stepfleet-valkey:6379"),
@@ -56,9 +58,16 @@ def test_files_of_tls_are_where_the_variables_say(name):
     for thing in (of(case(name), "Deployment", "coordinator"), of(case(name), "Deployment", "worker-default")):
         volume = next(volume for volume in pod(thing)["volumes"] if volume["name"] == "redis-tls")
         folder = next(mount for mount in pod(thing)["containers"][0]["volumeMounts"] if mount["name"] == "redis-tls")
-        paths = {f"{folder['mountPath']}/{item['path']}" for source in volume["projected"]["sources"]
-                 for item in source["secret"]["items"]}
-        named = {value for name, value in env(thing).items() if name.startswith("STEPFLEET_REDIS_") and name.endswith("_FILE")}
+        paths = {
+            f"{folder['mountPath']}/{item['path']}"
+            for source in volume["projected"]["sources"]
+            for item in source["secret"]["items"]
+        }
+        named = {
+            value
+            for name, value in env(thing).items()
+            if name.startswith("STEPFLEET_REDIS_") and name.endswith("_FILE")
+        }
         assert paths == named and named
 
 

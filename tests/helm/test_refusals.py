@@ -1,4 +1,5 @@
 """Values that mean nothing, or something that nobody wants, are refused, and the message says why."""
+
 import json
 
 import pytest
@@ -25,10 +26,27 @@ def refusal(values, helm="4"):
         ({"redis": {"hosts": ["a:1"]}}, "must say where Redis is: 2 do"),
         ({"valkey": {"enabled": True}}, "must say where Redis is: 2 do"),
         ({"redis": {"existingSecret": "", "hosts": ["a:1", "b:1"]}}, "set redis.topology to sentinel or cluster"),
-        ({"redis": {"existingSecret": "", "hosts": ["a:1"], "topology": "sentinel"}}, "redis.sentinelService must name"),
-        ({"redis": {"existingSecret": "", "hosts": ["a:1"], "topology": "cluster", "database": 1}}, "for a single server only"),
-        ({"redis": {"existingSecret": "", "hosts": ["a:1"], "tls": {"caSecret": {"name": "x"}}}}, "redis.tls.enabled is false"),
+        (
+            {"redis": {"existingSecret": "", "hosts": ["a:1"], "topology": "sentinel"}},
+            "redis.sentinelService must name",
+        ),
+        (
+            {"redis": {"existingSecret": "", "hosts": ["a:1"], "topology": "cluster", "database": 1}},
+            "for a single server only",
+        ),
+        (
+            {"redis": {"existingSecret": "", "hosts": ["a:1"], "tls": {"caSecret": {"name": "x"}}}},
+            "redis.tls.enabled is false",
+        ),
         ({"redis": {"existingSecret": "", "hosts": ["a:1"], "caKey": "ca"}}, "use redis.tls.caSecret"),
+        (
+            {"redis": {"existingSecret": "", "hosts": ["a:1"], "user": "b"}},
+            "coordinator.redis: the user b has no password",
+        ),
+        (
+            {"redis": {"existingSecret": "", "hosts": ["a:1"]}, **pool(redis={"user": "c"})},
+            "workers.default.redis: the user c has no password",
+        ),
         ({"redis": {"existingSecret": "", "tls": {"enabled": True}}, "valkey": {"enabled": True}}, "speaks no TLS"),
         ({"api": {"enabled": True}}, "api.enabled needs api.tokensSecret"),
         ({"api": {"enabled": True, "tokensSecret": "t", "port": 9090}}, "must not be the same"),
@@ -39,17 +57,24 @@ def refusal(values, helm="4"):
         (pool(autoscaling={"hpa": {"enabled": True}, "keda": KEDA}), "hpa and keda are both enabled"),
         (pool(autoscaling={"minReplicas": 5, "maxReplicas": 2, "keda": KEDA}), "minReplicas is above maxReplicas"),
         (pool(autoscaling={"minReplicas": 0, "hpa": {"enabled": True}}), "minReplicas 0 is for keda only"),
-        (pool(autoscaling={"keda": {"enabled": True}}), "workers.default.autoscaling.keda.prometheus.serverAddress is missing"),
+        (
+            pool(autoscaling={"keda": {"enabled": True}}),
+            "workers.default.autoscaling.keda.prometheus.serverAddress is missing",
+        ),
         (pool(autoscaling={"keda": {"enabled": True, "mode": "redis-streams"}}), "KEDA cannot read a URL"),
         (
             {
-                "redis": {"existingSecret": "", "hosts": ["a:1"]}, "coordinator": {"partitions": 65},
+                "redis": {"existingSecret": "", "hosts": ["a:1"]},
+                "coordinator": {"partitions": 65},
                 **pool(autoscaling={"keda": {"enabled": True, "mode": "redis-streams"}}),
             },
             "asks each of 65 partitions",
         ),
         ({"serviceAccount": {"create": False}}, "`serviceAccount` is gone since 0.2.0"),
-        ({"coordinator": {"env": [{"name": "STEPFLEET_LISTEN", "value": "x"}]}}, "coordinator.env has STEPFLEET_LISTEN"),
+        (
+            {"coordinator": {"env": [{"name": "STEPFLEET_LISTEN", "value": "x"}]}},
+            "coordinator.env has STEPFLEET_LISTEN",
+        ),
         (pool(env=[{"name": "STEPFLEET_QUEUE", "value": "x"}]), "workers.default.env has STEPFLEET_QUEUE"),
     ],
 )

@@ -1,4 +1,5 @@
 """Every file of ci/ renders with both Helms, and what it renders is what Kubernetes and its extensions take."""
+
 import functools
 import json
 import os
@@ -68,9 +69,18 @@ def crds(things):
 
 
 def test_the_schemas_of_the_extensions_take_their_objects():
-    extensions = [thing for name in CASES for thing in objects(text(CHART / f"ci/{name}-values.yaml")) if is_extension(thing)]
+    extensions = [
+        thing for name in CASES for thing in objects(text(CHART / f"ci/{name}-values.yaml")) if is_extension(thing)
+    ]
     found = {thing["kind"] for thing in extensions}
-    assert found == {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute"}
+    assert found == {
+        "ScaledObject",
+        "TriggerAuthentication",
+        "ServiceMonitor",
+        "PodMonitor",
+        "PrometheusRule",
+        "HTTPRoute",
+    }
     assert crds(extensions) == []
 
 
@@ -101,8 +111,14 @@ def test_the_schemas_of_the_extensions_refuse_what_is_wrong():
 # prometheus-operator 0.60 and later, Gateway API v1.
 FIELDS = {
     "ScaledObject": {
-        "scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "fallback",
-        "advanced", "triggers",
+        "scaleTargetRef",
+        "minReplicaCount",
+        "maxReplicaCount",
+        "pollingInterval",
+        "cooldownPeriod",
+        "fallback",
+        "advanced",
+        "triggers",
     },
     "TriggerAuthentication": {"secretTargetRef"},
     "ServiceMonitor": {"namespaceSelector", "selector", "endpoints"},

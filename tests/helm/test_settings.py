@@ -1,4 +1,5 @@
 """Every setting of the programs can be reached by a value, and the chart sets none that they do not have."""
+
 import json
 import re
 
@@ -65,8 +66,10 @@ def test_what_the_chart_sets_itself_cannot_be_given_twice(program, values):
 
 
 def test_other_variables_reach_the_programs_as_they_are():
-    given = [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://otel:4317"},
-             {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+    given = [
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://otel:4317"},
+        {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    ]
     for thing in render({"coordinator": {"env": given}, "workerDefaults": {"env": given}}):
         if thing["kind"] == "Deployment":
             assert pod(thing)["containers"][0]["env"][-2:] == given

@@ -1,4 +1,5 @@
 """An upgrade from an earlier version of the chart touches no field that Kubernetes refuses to change."""
+
 import json
 import shutil
 

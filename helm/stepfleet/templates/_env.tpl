@@ -1,4 +1,4 @@
-{{/* The variables that the chart sets itself, so that they cannot be given twice; a test compares with what is rendered. */}}
+{{/* The variables that the chart sets itself, so that they cannot be given twice. A test compares. */}}
 {{- define "stepfleet.envOfAll" -}}
 REDIS_PASSWORD STEPFLEET_REDIS_URL STEPFLEET_REDIS_PREFIX STEPFLEET_SENTINEL_PASSWORD STEPFLEET_REDIS_CA_FILE {{ "" -}}
 STEPFLEET_REDIS_CERT_FILE STEPFLEET_REDIS_KEY_FILE STEPFLEET_LOG_FORMAT STEPFLEET_LOG STEPFLEET_NAME

@@ -33,12 +33,13 @@ key: {{ $redis.passwordSecret.key }}
 {{- define "stepfleet.redisUrl" -}}
 {{- $redis := .root.Values.redis -}}
 {{- $topology := ternary "single" $redis.topology .root.Values.valkey.enabled -}}
-{{- $user := .root.Values.valkey.enabled | ternary .component ((.own.redis | default dict).user | default $redis.user) -}}
+{{- $given := (.own.redis | default dict).user | default $redis.user -}}
+{{- $user := .root.Values.valkey.enabled | ternary .component $given -}}
 {{- $tls := and $redis.tls.enabled (not .root.Values.valkey.enabled) -}}
 {{- ternary "rediss" "redis" $tls -}}
 {{- if ne $topology "single" -}}-{{ $topology }}{{- end -}}
 ://
-{{- if include "stepfleet.redisPassword" . -}}{{ $user }}:$(REDIS_PASSWORD)@{{- else if $user -}}{{ $user }}@{{- end -}}
+{{- if include "stepfleet.redisPassword" . -}}{{ $user }}:$(REDIS_PASSWORD)@{{- end -}}
 {{- include "stepfleet.redisHosts" .root -}}
 {{- if eq $topology "sentinel" -}}/{{ $redis.sentinelService }}{{- end -}}
 {{- if and (eq $topology "single") $redis.database -}}/{{ $redis.database }}{{- end -}}

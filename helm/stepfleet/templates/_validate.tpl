@@ -3,12 +3,16 @@
 {{- include "stepfleet.deprecated" . -}}
 {{- include "stepfleet.validateRedis" . -}}
 {{- include "stepfleet.validateApi" . -}}
+{{- $coordinator := dict "root" . "own" .Values.coordinator "component" "coordinator" -}}
+{{- include "stepfleet.validateLogin" (merge (dict "at" "coordinator.redis") $coordinator) -}}
 {{- $own := include "stepfleet.envOfCoordinator" . | splitList " " -}}
 {{- include "stepfleet.validateEnv" (dict "at" "coordinator" "env" .Values.coordinator.env "own" $own) -}}
 {{- $own = include "stepfleet.envOfWorker" . | splitList " " -}}
 {{- range $name, $_ := .Values.workers -}}
 {{- $pool := include "stepfleet.pool" (dict "root" $ "pool" $name) | fromYaml -}}
 {{- include "stepfleet.validatePool" (dict "root" $ "name" $name "own" $pool) -}}
+{{- $login := dict "at" (printf "workers.%s.redis" $name) "root" $ "own" $pool "component" "worker" -}}
+{{- include "stepfleet.validateLogin" $login -}}
 {{- include "stepfleet.validateEnv" (dict "at" (printf "workers.%s" $name) "env" $pool.env "own" $own) -}}
 {{- end -}}
 {{- end -}}
@@ -22,10 +26,12 @@
 
 {{- define "stepfleet.validateRedis" -}}
 {{- $redis := .Values.redis -}}
-{{- $ways := compact (list $redis.existingSecret (join "," $redis.hosts) (.Values.valkey.enabled | ternary "valkey" "")) -}}
+{{- $own := .Values.valkey.enabled | ternary "valkey" "" -}}
+{{- $ways := compact (list $redis.existingSecret (join "," $redis.hosts) $own) -}}
 {{- if ne (len $ways) 1 -}}
 {{- $found := not $ways | ternary "none does" (printf "%d do" (len $ways)) -}}
-{{- fail (printf "exactly one of redis.existingSecret, redis.hosts and valkey.enabled must say where Redis is: %s" $found) -}}
+{{- $of := "exactly one of redis.existingSecret, redis.hosts and valkey.enabled" -}}
+{{- fail (printf "%s must say where Redis is: %s" $of $found) -}}
 {{- end -}}
 {{- if and $redis.caKey (not $redis.existingSecret) -}}
 {{- fail "redis.caKey is a key of redis.existingSecret, which is empty; use redis.tls.caSecret" -}}
@@ -44,6 +50,16 @@
 {{- end -}}
 {{- if and .Values.valkey.enabled (or $redis.tls.enabled (include "stepfleet.redisFiles" .)) -}}
 {{- fail "the chart's own Valkey speaks no TLS; leave redis.tls alone with valkey.enabled" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A URL has no user without a password. Takes {at, root, own, component}. */}}
+{{- define "stepfleet.validateLogin" -}}
+{{- $given := .own.redis | default dict -}}
+{{- $user := $given.user | default .root.Values.redis.user -}}
+{{- $isOurs := or .root.Values.valkey.enabled (include "stepfleet.redisUrlSecret" .) -}}
+{{- if and $user (not $isOurs) (not (include "stepfleet.redisPassword" .)) -}}
+{{- fail (printf "%s: the user %s has no password; set passwordSecret there or in redis" .at $user) -}}
 {{- end -}}
 {{- end -}}
 
@@ -89,12 +105,13 @@
 {{- end -}}
 {{- $partitions := $keda.redisStreams.partitions | default .root.Values.coordinator.partitions | int -}}
 {{- if gt $partitions 64 -}}
-{{- fail (printf "%s.keda.mode redis-streams asks each of %d partitions; beyond 64 use the mode prometheus" $at $partitions) -}}
+{{- $what := "redis-streams asks each of" -}}
+{{- fail (printf "%s.keda.mode %s %d partitions; beyond 64 use the mode prometheus" $at $what $partitions) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* A variable twice: Kubernetes would take the later one, and the chart would mean the other. Takes {at, env, own}. */}}
+{{/* A variable twice: Kubernetes takes the later one, and the chart means the other. Takes {at, env, own}. */}}
 {{- define "stepfleet.validateEnv" -}}
 {{- range .env -}}
 {{- if has .name $.own -}}

@@ -297,3 +297,10 @@ def test_no_value_reaches_an_object_as_a_float():
     assert variables["STEPFLEET_RETAIN_EVENTS"] == "999999999"
     assert variables["STEPFLEET_RETAIN_DEAD_LETTERS_MAX"] == "123456789"
     assert "e+" not in text(CHART / "ci/full-values.yaml") and objects(text(CHART / "ci/full-values.yaml"))
+
+
+def test_a_million_jobs_reach_keda_as_digits():
+    streams = {"autoscaling": {"keda": {"redisStreams": {"jobsPerWorker": 1000000}}}}
+    spec = of(render({"workers": {"default": streams}}, base="keda-streams"), "ScaledObject", "worker-default")["spec"]
+    assert spec["advanced"]["scalingModifiers"]["target"] == "1000000"
+    assert spec["triggers"][0]["metadata"]["lagCount"] == "1000000"

@@ -41,7 +41,7 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- if $redis.tls.enabled -}}{{- $_ := set $metadata "enableTLS" "true" -}}{{- end -}}
 {{- with (include "stepfleet.kedaLogin" . | fromYaml).user -}}{{- $_ := set $metadata "username" . -}}{{- end -}}
 {{- $type := eq $topology "single" | ternary "redis-streams" (printf "redis-%s-streams" $topology) -}}
-{{- $per := $streams.jobsPerWorker | default .own.concurrency | toString -}}
+{{- $per := $streams.jobsPerWorker | default .own.concurrency | int64 | toString -}}
 {{- $tags := include "stepfleet.partitionTags" .root | splitList " " -}}
 {{- $triggers := list -}}
 {{- $auth := include "stepfleet.kedaAuth" . -}}

@@ -1,3 +1,4 @@
+{{/* Names, labels, images. */}}
 {{- define "stepfleet.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
@@ -12,7 +13,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects pods; never changes. Takes {root, component}. */}}
+{{/* What selects pods; never changes. Takes {root, component, pool}. */}}
 {{- define "stepfleet.selector" -}}
 app.kubernetes.io/name: {{ include "stepfleet.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -22,111 +23,61 @@ stepfleet/pool: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Takes {root, component, pool, more}: `more` are labels of one kind of object, and win. */}}
 {{- define "stepfleet.labels" -}}
-{{ include "stepfleet.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- $own := include "stepfleet.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "stepfleet" -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version) -}}
+{{- toYaml (mergeOverwrite (dict) .root.Values.commonLabels (.more | default dict) $own) -}}
+{{- end -}}
+
+{{/* The metadata of an object. Takes {root, component, pool, name, namespace, more, annotations}. */}}
+{{- define "stepfleet.metadata" -}}
+name: {{ .name }}
+namespace: {{ .namespace | default .root.Release.Namespace }}
+labels:
+  {{- include "stepfleet.labels" . | nindent 2 }}
+{{- with mergeOverwrite (dict) .root.Values.commonAnnotations (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Takes {root, image}: an image that says only what differs from the chart's own. */}}
 {{- define "stepfleet.image" -}}
-{{- $image := mergeOverwrite (deepCopy .root.Values.image) (.image | default dict) -}}
-{{- if $image.digest -}}
-{{ $image.repository }}@{{ $image.digest }}
-{{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
+{{- $own := .image | default dict -}}
+{{- $image := mergeOverwrite (deepCopy .root.Values.image) $own -}}
+{{- if and (or $own.repository $own.tag) (not $own.digest) -}}
+{{- $_ := set $image "digest" "" -}}
 {{- end -}}
+{{- include "stepfleet.reference" (dict "root" .root "image" $image) -}}
+{{- end -}}
+
+{{/* What a container names. Takes {root, image}. */}}
+{{- define "stepfleet.reference" -}}
+{{- with .image.registry | default .root.Values.global.imageRegistry -}}{{ . }}/{{- end -}}
+{{- .image.repository -}}
+{{- if .image.digest -}}@{{ .image.digest }}{{- else -}}:{{ .image.tag | default .root.Chart.AppVersion }}{{- end -}}
 {{- end -}}
 
 {{/* Takes {root, component}. */}}
 {{- define "stepfleet.serviceAccount" -}}
-{{- if .root.Values.serviceAccount.create -}}
+{{- $account := index .root.Values.serviceAccounts .component -}}
+{{- if $account.create -}}
 {{ include "stepfleet.fullname" .root }}-{{ .component }}
 {{- else -}}
-{{ .root.Values.serviceAccount.name | default "default" }}
+{{ $account.name | default "default" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The variables that tell a program where Redis is. */}}
-{{- define "stepfleet.redisEnv" -}}
-- name: STEPFLEET_REDIS_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ required "redis.existingSecret must name a Secret with the URL of Redis" .Values.redis.existingSecret }}
-      key: {{ .Values.redis.urlKey }}
-- name: STEPFLEET_REDIS_PREFIX
-  value: {{ .Values.redis.prefix | quote }}
-{{- if .Values.redis.caKey }}
-- name: STEPFLEET_REDIS_CA_FILE
-  value: /etc/stepfleet/redis/ca.pem
-{{- end }}
-- name: STEPFLEET_LOG_FORMAT
-  value: {{ .Values.logFormat }}
-- name: STEPFLEET_NAME
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.name
+{{/* A pool merged over the defaults. Takes {root, pool}. */}}
+{{- define "stepfleet.pool" -}}
+{{- toYaml (mergeOverwrite (deepCopy .root.Values.workerDefaults) (index .root.Values.workers .pool | default dict)) -}}
 {{- end -}}
 
-{{- define "stepfleet.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
-{{- end -}}
-
-{{- define "stepfleet.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- end -}}
-
-{{- define "stepfleet.mounts" -}}
-- name: tmp
-  mountPath: /tmp
-{{- if .Values.redis.caKey }}
-- name: redis-ca
-  mountPath: /etc/stepfleet/redis
-  readOnly: true
-{{- end }}
-{{- end -}}
-
-{{- define "stepfleet.volumes" -}}
-- name: tmp
-  emptyDir: {}
-{{- if .Values.redis.caKey }}
-- name: redis-ca
-  secret:
-    secretName: {{ .Values.redis.existingSecret }}
-    items:
-      - key: {{ .Values.redis.caKey }}
-        path: ca.pem
-{{- end }}
-{{- end -}}
-
-{{/* Where a pod may run. Takes the coordinator or a pool. */}}
-{{- define "stepfleet.placement" -}}
-{{- with .nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .affinity }}
-affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .topologySpreadConstraints }}
-topologySpreadConstraints:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
+{{/* Whether something else sets the number of a pool's pods. Takes a merged pool. */}}
+{{- define "stepfleet.isScaled" -}}
+{{- if or .autoscaling.hpa.enabled .autoscaling.keda.enabled -}}true{{- end -}}
 {{- end -}}

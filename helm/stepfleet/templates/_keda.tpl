@@ -1,0 +1,89 @@
+{{/* What KEDA is asked to look at. */}}
+
+{{/* Takes the autoscaling of a pool. */}}
+{{- define "stepfleet.scaleDown" -}}
+scaleDown:
+  stabilizationWindowSeconds: {{ .scaleDown.stabilizationWindowSeconds }}
+  policies:
+    - type: Percent
+      value: {{ .scaleDown.percent }}
+      periodSeconds: {{ .scaleDown.periodSeconds }}
+{{- end -}}
+
+{{/* Hash tags of the first partitions, as protocol/src/keys/slots.rs has them; a test compares. */}}
+{{- define "stepfleet.partitionTags" -}}
+1bz fjl 17p 356 5nw 7l1 h85 b3k dlj ng4 130 31v 5j7 7hq qsu 7ys 8yc 265 8ha gio pt6 c0h 4mt 6o2 {{ "" -}}
+mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p {{ "" -}}
+7ia hho 7xc hym o4m 8xs oag 8iq c1x 49n cdr 4ld 23e m2k 4v 8m1 c58 asv 6jb abt
+{{- end -}}
+
+{{/* The sum over the pool's queues; each is told by one coordinator, and by two for a moment when that changes. */}}
+{{- define "stepfleet.kedaQuery" -}}
+{{- $queues := list -}}
+{{- range .own.queues -}}{{- $queues = append $queues (regexQuoteMeta . | replace "\\" "\\\\") -}}{{- end -}}
+{{- $of := printf "namespace=%q,queue=~\"%s\"" .root.Release.Namespace (join "|" $queues) -}}
+{{- printf "sum(max by (queue) (stepfleet_queue_wanted_workers{%s}))" $of -}}
+{{- end -}}
+
+{{/* A pair of triggers for every stream. Takes {root, own, name}. */}}
+{{- define "stepfleet.kedaStreams" -}}
+{{- $redis := .root.Values.redis -}}
+{{- $streams := .own.autoscaling.keda.redisStreams -}}
+{{- $topology := .root.Values.valkey.enabled | ternary "single" $redis.topology -}}
+{{- $metadata := dict "consumerGroup" "workers" -}}
+{{- if eq $topology "single" -}}
+{{- $_ := set $metadata "address" (include "stepfleet.redisHosts" .root) -}}
+{{- $_ := set $metadata "databaseIndex" (toString $redis.database) -}}
+{{- else -}}
+{{- $_ := set $metadata "addresses" (include "stepfleet.redisHosts" .root) -}}
+{{- end -}}
+{{- if eq $topology "sentinel" -}}{{- $_ := set $metadata "sentinelMaster" $redis.sentinelService -}}{{- end -}}
+{{- if $redis.tls.enabled -}}{{- $_ := set $metadata "enableTLS" "true" -}}{{- end -}}
+{{- with (include "stepfleet.kedaLogin" . | fromYaml).user -}}{{- $_ := set $metadata "username" . -}}{{- end -}}
+{{- $type := eq $topology "single" | ternary "redis-streams" (printf "redis-%s-streams" $topology) -}}
+{{- $per := $streams.jobsPerWorker | default .own.concurrency | int64 | toString -}}
+{{- $tags := include "stepfleet.partitionTags" .root | splitList " " -}}
+{{- $triggers := list -}}
+{{- $auth := include "stepfleet.kedaAuth" . -}}
+{{- range $q, $queue := .own.queues -}}
+{{- range $p := until ($streams.partitions | default $.root.Values.coordinator.partitions | int) -}}
+{{- $stream := printf "%s{%s}:jobs:%s" $redis.prefix (index $tags $p) $queue -}}
+{{- range $what, $field := dict "lag" "lagCount" "pending" "pendingEntriesCount" -}}
+{{- $of := merge (dict "stream" $stream $field $per) $metadata -}}
+{{- $trigger := dict "type" $type "name" (printf "%s_%d_%d" $what $q $p) "metadata" $of -}}
+{{- if $auth -}}{{- $_ := set $trigger "authenticationRef" (dict "name" $auth) -}}{{- end -}}
+{{- $triggers = append $triggers $trigger -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $triggers -}}
+{{- end -}}
+
+{{/* All jobs of all streams, waiting and running. A lag that Redis cannot tell is -1. Takes a list of triggers. */}}
+{{- define "stepfleet.kedaFormula" -}}
+{{- $terms := list -}}
+{{- range . -}}{{- $terms = append $terms (printf "max(%s, 0)" .name) -}}{{- end -}}
+{{- join " + " $terms -}}
+{{- end -}}
+
+{{/* The login of KEDA at Redis. Takes {root, own}; gives {user, name, key} without what is not given. */}}
+{{- define "stepfleet.kedaLogin" -}}
+{{- $redis := .root.Values.redis -}}
+{{- $streams := .own.autoscaling.keda.redisStreams -}}
+{{- if .root.Values.valkey.enabled -}}
+{{- toYaml (dict "user" "keda" "name" (include "stepfleet.valkeySecret" .root) "key" "keda") -}}
+{{- else if $streams.passwordSecret.name -}}
+{{- toYaml (dict "user" $streams.user "name" $streams.passwordSecret.name "key" $streams.passwordSecret.key) -}}
+{{- else if $redis.passwordSecret.name -}}
+{{- toYaml (dict "user" $redis.user "name" $redis.passwordSecret.name "key" $redis.passwordSecret.key) -}}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
+{{/* The name of the pool's TriggerAuthentication; nothing if Redis asks for nothing. Takes {root, own, name}. */}}
+{{- define "stepfleet.kedaAuth" -}}
+{{- if or (include "stepfleet.kedaLogin" . | fromYaml) (include "stepfleet.redisFiles" .root) -}}
+{{ .name }}-redis
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,97 @@
+"""Every setting of the programs can be reached by a value, and the chart sets none that they do not have."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from chart import CASES, CHART, TOP, Refused, case, env, pod, render
+
+SOURCE = TOP / "cli/src"
+OF_REDIS = ["process/redis.rs"]
+OF = {
+    "coordinator": [*OF_REDIS, "process/coordinator.rs", "process/retention.rs", "process/outbox.rs"],
+    "worker": [*OF_REDIS, "process/worker.rs"],
+}
+# Read without clap, by both.
+LOG = {"STEPFLEET_LOG"}
+# The chart gives tokens instead.
+NEVER = {"STEPFLEET_INSECURE_LISTEN"}
+# Of the verbs, in the pods of coordinators and of `helm test`.
+OF_VERBS = {"STEPFLEET_API", "STEPFLEET_TOKEN_FILE"}
+# Settings of the API's tokens and of the wish for workers.
+NEXT = {"STEPFLEET_TOKENS_FILE", "STEPFLEET_QUEUE_AGE_TARGET"}
+
+
+def settings(program):
+    """The variables that a program reads, as its source says."""
+    found = set(LOG)
+    for path in OF[program]:
+        found |= set(re.findall(r'\benv = "(STEPFLEET_\w+)"', (SOURCE / path).read_text()))
+    return found
+
+
+def rendered(program):
+    """The variables that the chart sets for a program in any of the files of values."""
+    found = set()
+    for name in CASES:
+        for thing in case(name):
+            labels = thing["metadata"].get("labels", {})
+            if thing["kind"] == "Deployment" and labels["app.kubernetes.io/component"] == program:
+                found |= {name for name in env(thing) if name != "STEPFLEET_EXAMPLE"}
+    return found
+
+
+@pytest.mark.parametrize("program", OF)
+def test_every_setting_of_a_program_has_a_value(program):
+    assert len(settings(program)) > 10
+    assert settings(program) - rendered(program) - NEVER == set()
+
+
+@pytest.mark.parametrize("program", OF)
+def test_the_chart_sets_nothing_that_a_program_does_not_read(program):
+    assert rendered(program) - settings(program) - OF_VERBS - NEXT == {"REDIS_PASSWORD"}
+
+
+@pytest.mark.parametrize(("program", "values"), [("coordinator", "coordinator"), ("worker", "workerDefaults")])
+def test_what_the_chart_sets_itself_cannot_be_given_twice(program, values):
+    template = (CHART / "templates/_env.tpl").read_text()
+    lists = dict(re.findall(r'define "stepfleet.envOf(\w+)" -}}(.*?){{- end -}}', template, re.DOTALL))
+    kept = set(re.findall(r"\b[A-Z_]{2,}\b", lists["All"] + lists[program.capitalize()]))
+    assert kept == rendered(program) | (NEVER if program == "coordinator" else set())
+    for name in ("STEPFLEET_REDIS_URL", "STEPFLEET_LISTEN" if program == "coordinator" else "STEPFLEET_THREADS"):
+        with pytest.raises(Refused, match=f"env has {name}, which has a value of its own"):
+            render({values: {"env": [{"name": name, "value": "x"}]}})
+
+
+def test_other_variables_reach_the_programs_as_they_are():
+    given = [
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://otel:4317"},
+        {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    ]
+    for thing in render({"coordinator": {"env": given}, "workerDefaults": {"env": given}}):
+        if thing["kind"] == "Deployment":
+            assert pod(thing)["containers"][0]["env"][-2:] == given
+
+
+def test_every_value_of_the_schema_has_its_line_in_the_values_and_the_other_way_round():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    # Those that are free, given as a whole, or gone.
+    free = {"global", "workers", "serviceAccount", "extraObjects"}
+
+    def known(part):
+        while "$ref" in part:
+            part = schema["definitions"][part["$ref"].rsplit("/", 1)[1]]
+        return part
+
+    def compare(part, values, at):
+        part = known(part)
+        if "properties" not in part or not isinstance(values, dict) or not values:
+            return
+        names = set(part["properties"]) - (free if not at else set())
+        assert names - set(values) - {"claims"} == set(), f"not in values.yaml, below `{at}`"
+        for name in names & set(values):
+            compare(part["properties"][name], values[name], f"{at}.{name}" if at else name)
+
+    compare(schema, yaml.safe_load((CHART / "values.yaml").read_text()), "")

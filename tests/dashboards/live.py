@@ -191,6 +191,7 @@ def main():
         begin = time.time()
         if given.fleet:
             own.load(given.seconds)
+            time.sleep(3)
         else:
             time.sleep(given.seconds)
         print("panels: ", end="")

@@ -1,6 +1,6 @@
-"""Reads the generated dashboards into Grafana's own types and writes them back: whatever Grafana does not know is lost then.
+"""Reads the generated dashboards into Grafana's own types and writes them back.
 
-It needs the package grafana-foundation-sdk; `check.sh` installs it into .tools/.
+Whatever Grafana does not know is lost then. It needs the package grafana-foundation-sdk; `check.sh` installs it into .tools/.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """Reads the generated dashboards into Grafana's own types and writes them back.
 
-Whatever Grafana does not know is lost then. It needs the package grafana-foundation-sdk; `check.sh` installs it into .tools/.
+Whatever Grafana does not know is lost then. It needs the package grafana-foundation-sdk, which `check.sh` installs into
+.tools/.
 """
 
 import copy

@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import threading
@@ -78,6 +79,10 @@ steps:
 workflow: bank
 steps:
   pay: {handler: fail, breaker: bank, retry: {max_attempts: 10}}
+---
+workflow: long
+steps:
+  wait: {handler: exec, with: {command: [sleep, "3"]}}
 ---
 workflow: borne
 steps:
@@ -205,7 +210,8 @@ class Fleet:
         replay = {"kind": "replay", "filter": {"cause": "exhausted"}, "rate": 20}
         events = [
             (seconds / 4, lambda: self.call("POST", f"/runs/{self._submit(['unserved'], url)}/suspend", {})),
-            (seconds / 3, self.victim.kill),
+            (seconds / 3, lambda: self._submit(["long"] * 24, url)),
+            (seconds / 3 + 1, self.victim.kill),
             (seconds / 2, lambda: self.call("POST", "/campaigns", replay)),
         ]
         begin = time.monotonic()
@@ -215,6 +221,12 @@ class Fleet:
                 events.pop(0)[1]()
             time.sleep(max(0, begin + elapsed + 1 - time.monotonic()))
         partner.shutdown()
+        wait_for(self._loss_is_told, "the jobs of the killed worker", 60)
+
+    def _loss_is_told(self):
+        texts = [ask(f"http://{address}/metrics") for job, address in self.targets if job == "stepfleet-coordinator"]
+        if not any(re.search(r"^stepfleet_jobs_lost_total [1-9]", text, re.MULTILINE) for text in texts):
+            raise OSError("no coordinator has counted a lost job")
 
 
 def ask(url):

@@ -31,6 +31,17 @@ import promql  # noqa: E402
 
 # As Prometheus would be set up, so that whatever groups by these labels has something to group.
 LABELS = {"cluster": "here", "namespace": "live"}
+# What the load of --fleet must bring about, pending or firing, and what it must not.
+EXPECTED = {
+    "StepfleetNoWorkersForQueue", "StepfleetQueuePausedLong", "StepfleetRunFailureRatioHigh",
+    "StepfleetDeadLettersGrowing", "StepfleetOutboxEntriesDropped",
+}
+FORBIDDEN = {
+    "StepfleetNoCoordinator", "StepfleetPartitionUnowned", "StepfleetPartitionsOwnedTwice", "StepfleetCoordinatorAlone",
+    "StepfleetTornCommits", "StepfleetAuditRepairs", "StepfleetLimitLeaks", "StepfleetScrapeMissing",
+    "StepfleetRedisEvictionPolicyWrong", "StepfleetRedisEvictedKeys", "StepfleetRedisPersistenceBroken",
+    "StepfleetRedisUnreachable", "StepfleetPoisonJobs", "StepfleetWorkerUnreadableJobs",
+}
 
 
 class Prometheus:
@@ -82,6 +93,9 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             return json.loads(error.read())["error"]
 
+    def rules(self):
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+
     def has_data(self, expression, begin):
         """Whether there is a number at any moment since `begin`; a text is an error."""
         answer = self.get("query_range", query=expression, start=begin, end=time.time(), step="5s")
@@ -113,10 +127,9 @@ def alerts(prometheus, begin):
 
 
 def rule_errors(prometheus):
-    for group in prometheus.get("rules")["groups"]:
-        for rule in group["rules"]:
-            if rule["health"] != "ok":
-                yield f"rule {rule['name']} is {rule['health']}: {rule.get('lastError', '')}"
+    for rule in prometheus.rules():
+        if rule["health"] != "ok":
+            yield f"rule {rule['name']} is {rule['health']}: {rule.get('lastError', '')}"
 
 
 def exported(tools, targets, metrics):
@@ -135,6 +148,16 @@ def exported(tools, targets, metrics):
             yield f"{job}: promtool check metrics: {line}"
     for name in sorted(set(metrics) - seen - set(catalog.OTHERS) - set(empty.REASONS)):
         yield f"`{name}` is documented, and nobody exports it"
+
+
+def active_alerts(prometheus):
+    active = {alert["labels"]["alertname"] for alert in prometheus.get("alerts")["alerts"]}
+    for name in sorted((EXPECTED | FORBIDDEN) - {rule["name"] for rule in prometheus.rules()}):
+        yield f"{name} is no alert"
+    for name in sorted(EXPECTED - active):
+        yield f"{name} is not active, though the load brings it about"
+    for name in sorted(FORBIDDEN & active):
+        yield f"{name} is active"
 
 
 def variables(prometheus):
@@ -191,6 +214,7 @@ def main():
         begin = time.time()
         if given.fleet:
             own.load(given.seconds)
+            time.sleep(3)
         else:
             time.sleep(given.seconds)
         print("panels: ", end="")
@@ -198,6 +222,7 @@ def main():
         print("metrics of alerts and recording rules: ", end="")
         problems += report(alerts(prometheus, begin))
         problems += list(rule_errors(prometheus)) + list(variables(prometheus))
+        problems += list(active_alerts(prometheus)) if given.fleet else []
         problems += list(exported(given.tools, targets, metrics))
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -1,6 +1,4 @@
-"""The metrics that exist, as the product documents them: docs/metrics.md, or while that is not there metrics.txt.
-
-docs/metrics.md is read by its tables: the names are in backticks in the first column. Kinds and labels are taken from
+"""The metrics that exist, as the product documents them: docs/metrics.md. It is read by its tables: the names are in backticks in the first column. Kinds and labels are taken from
 the columns whose titles begin with `kind` or `type`, and with `label`; labels may also stand behind the name, as in
 `name{a,b}`.
 """
@@ -8,20 +6,10 @@ the columns whose titles begin with `kind` or `type`, and with `label`; labels m
 import pathlib
 import re
 
-HERE = pathlib.Path(__file__).resolve().parent
-TOP = HERE.parents[1]
+TOP = pathlib.Path(__file__).resolve().parents[2]
 # Labels that Prometheus adds, or the alerts themselves.
 ADDED = {"cluster", "namespace", "job", "instance", "le"}
 OTHERS = {"up": {"labels": set(), "kind": "gauge"}, "ALERTS": {"labels": None, "kind": "gauge"}}
-
-
-def from_list(text):
-    metrics = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, kind, *labels = line.split()
-            metrics[name] = {"kind": kind, "labels": set(labels)}
-    return metrics
 
 
 def from_document(text):
@@ -47,13 +35,8 @@ def from_document(text):
 
 def read():
     """Every metric by its name, and the file that says so."""
-    document = TOP / "docs/metrics.md"
-    if document.is_file():
-        metrics = from_document(document.read_text())
-        source = "docs/metrics.md"
-    else:
-        metrics = from_list((HERE / "metrics.txt").read_text())
-        source = "tests/dashboards/metrics.txt"
+    source = "docs/metrics.md"
+    metrics = from_document((TOP / source).read_text())
     if len(metrics) < 50:
         raise SystemExit(f"{source} names only {len(metrics)} metrics; is the name the first column?")
     return {**metrics, **OTHERS}, source

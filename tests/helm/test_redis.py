@@ -2,7 +2,7 @@
 
 import pytest
 
-from chart import case, env, of, pod, render
+from chart import CHART, TOP, case, env, of, pod, render
 
 
 def of_both(things):
@@ -107,3 +107,7 @@ def test_another_configuration_starts_the_own_valkey_anew():
         return of(things, "StatefulSet")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
     assert checksum("1gb") == checksum("1gb") != checksum("2gb")
+
+
+def test_the_users_are_those_of_the_deployment():
+    assert (CHART / "files/users.acl").read_text() == (TOP / "deploy/redis/users.acl").read_text()

@@ -20,8 +20,6 @@ LOG = {"STEPFLEET_LOG"}
 NEVER = {"STEPFLEET_INSECURE_LISTEN"}
 # Of the verbs, in the pods of coordinators and of `helm test`.
 OF_VERBS = {"STEPFLEET_API", "STEPFLEET_TOKEN_FILE"}
-# Settings of the API's tokens and of the wish for workers.
-NEXT = {"STEPFLEET_TOKENS_FILE", "STEPFLEET_QUEUE_AGE_TARGET"}
 
 
 def settings(program):
@@ -51,7 +49,7 @@ def test_every_setting_of_a_program_has_a_value(program):
 
 @pytest.mark.parametrize("program", OF)
 def test_the_chart_sets_nothing_that_a_program_does_not_read(program):
-    assert rendered(program) - settings(program) - OF_VERBS - NEXT == {"REDIS_PASSWORD"}
+    assert rendered(program) - settings(program) - OF_VERBS == {"REDIS_PASSWORD"}
 
 
 @pytest.mark.parametrize(("program", "values"), [("coordinator", "coordinator"), ("worker", "workerDefaults")])

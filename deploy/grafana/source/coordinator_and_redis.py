@@ -175,7 +175,7 @@ AUDIT = [
         "Counters of the partitions",
         "Sums that the partitions keep in Redis, since the installation began. They survive every restart.",
         "short",
-        [("Total", "max by (name) (stepfleet_partition_counter{@})")],
+        [("Total", "max by (name) (stepfleet_partition_incidents{@})")],
         by=["name"],
         width=24,
     ),
@@ -228,10 +228,10 @@ REDIS = [
         width=6,
     ),
     graph(
-        "Hours until full",
+        "Time until full",
         "At the rate of the last ten minutes. There is no line while memory does not grow.",
-        "h",
-        [query("max by (node) (stepfleet_redis_memory_hours_to_full{@})", "{{node}}")],
+        "s",
+        [query("max by (node) (stepfleet_redis_memory_full_in_seconds{@})", "{{node}}")],
         width=6,
     ),
     graph(

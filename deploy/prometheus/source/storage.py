@@ -23,10 +23,10 @@ RULES = [
     alert(
         "StepfleetRedisFullSoon",
         "warning",
-        "min by (fleet, node) (stepfleet_redis_memory_hours_to_full) < 6",
+        "min by (fleet, node) (stepfleet_redis_memory_full_in_seconds) < 6 * 3600",
         wait="15m",
         summary="Redis node {{ $labels.node }} is full within hours",
-        description="At the rate of the last ten minutes there is room for {{ $value | humanize }} hours.",
+        description="At the rate of the last ten minutes there is room for {{ $value | humanizeDuration }}.",
         dashboard=BOARD,
     ),
     alert(

@@ -107,7 +107,7 @@ impl Fleet {
             partitions: f.level("stepfleet_partitions", "Partitions of the installation"),
             unowned: f.level("stepfleet_partitions_unowned", "Partitions without an owner"),
             counters: f.levels(
-                "stepfleet_partition_counter",
+                "stepfleet_partition_incidents",
                 "What was dropped or repaired, summed over partitions",
                 &["name"],
             ),
@@ -262,8 +262,8 @@ impl Servers {
             ratio: f.levels("stepfleet_redis_memory_ratio", "Share of maxmemory that is used; 0 without a limit", BY),
             bytes: f.levels("stepfleet_redis_memory_bytes", "Memory in use that counts against maxmemory", BY),
             hours: f.levels(
-                "stepfleet_redis_memory_hours_to_full",
-                "Hours until it is full at the present rate; absent while it does not grow",
+                "stepfleet_redis_memory_full_in_seconds",
+                "Seconds until it is full at the present rate; absent while it does not grow",
                 BY,
             ),
             evicted: f.levels("stepfleet_redis_evicted_keys", "Keys that the node has evicted; must stay 0", BY),
@@ -288,7 +288,7 @@ impl Servers {
             ratio.with_label_values(&name).set(node.ratio());
             bytes.with_label_values(&name).set(node.used as f64);
             if let Some(left) = node.hours_to_full {
-                hours.with_label_values(&name).set(left);
+                hours.with_label_values(&name).set(left * 3_600.0);
             }
             let yes = |what: bool| if what { 1.0 } else { 0.0 };
             evicted.with_label_values(&name).set(node.safety.evicted_keys as f64);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stepfleet_connect::metric::{Family, Kind};
+use stepfleet_metric::{Family, Kind};
 
 const HEAD: &str = "\
 # Metrics

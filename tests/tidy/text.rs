@@ -3,12 +3,16 @@
 use crate::project::Source;
 
 /// What a crate must not depend on; tests' dependencies count too.
-const FORBIDDEN: [(&str, &[&str]); 4] = [
+const FORBIDDEN: [(&str, &[&str]); 5] = [
     (
         "protocol/Cargo.toml",
         &["tokio", "redis", "deadpool-redis", "stepfleet-connect", "stepfleet-coordinator", "stepfleet-worker"],
     ),
     ("protocol/connect/Cargo.toml", &["stepfleet-coordinator", "stepfleet-worker"]),
+    (
+        "protocol/metric/Cargo.toml",
+        &["redis", "stepfleet-protocol", "stepfleet-connect", "stepfleet-coordinator", "stepfleet-worker"],
+    ),
     ("coordinator/Cargo.toml", &["stepfleet-worker", "stepfleet"]),
     ("worker/Cargo.toml", &["stepfleet-coordinator", "stepfleet"]),
 ];

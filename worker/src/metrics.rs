@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
-use stepfleet_connect::metric::{Families, Family, WORK_SECONDS};
+use stepfleet_metric::{Families, Family, WORK_SECONDS};
 use stepfleet_protocol::{
     message::{Outcome, Returned},
     name::Name,

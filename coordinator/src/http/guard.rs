@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use prometheus::{HistogramVec, IntCounterVec};
-use stepfleet_connect::metric::{Families, TRIP_SECONDS};
+use stepfleet_metric::{Families, TRIP_SECONDS};
 use uuid::Uuid;
 
 use super::{

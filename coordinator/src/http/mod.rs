@@ -78,7 +78,7 @@ mod workflows;
 use std::{io, sync::Arc, time::Duration};
 
 use axum::{Json, Router, extract::DefaultBodyLimit, http::Uri, middleware, routing::get};
-use stepfleet_connect::metric::Family;
+use stepfleet_metric::Family;
 use stepfleet_protocol::id::RunId;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;

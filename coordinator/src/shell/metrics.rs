@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
-use stepfleet_connect::metric::Families;
+use stepfleet_metric::Families;
 use stepfleet_protocol::gate::Stand;
 
 use super::{retention::Expired, told::Work};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
-use stepfleet_connect::metric::{Bounded, Families, TRIP_SECONDS, WORK_SECONDS};
+use stepfleet_metric::{Bounded, Families, TRIP_SECONDS, WORK_SECONDS};
 use stepfleet_protocol::{failure::Category, name::Name, state::State};
 
 use super::{

@@ -6,7 +6,8 @@ use std::{sync::LazyLock, time::Instant};
 
 use prometheus::{Histogram, HistogramOpts};
 use redis::{Pipeline, Value, aio::ConnectionLike};
-use stepfleet_connect::{Redis, metric::TRIP_SECONDS};
+use stepfleet_connect::Redis;
+use stepfleet_metric::TRIP_SECONDS;
 use stepfleet_protocol::keys::slot_of;
 
 use super::reply;

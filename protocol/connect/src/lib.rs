@@ -2,7 +2,7 @@
 //!
 //! [`Settings`] says where; [`Redis`] knows the topology and hands out connections: [`Plain`] for an owner or a blocking
 //! reader, a pooled one for short exclusive use, a [`Subscriber`] for sharded pub/sub. [`preflight`] says whether the
-//! servers are fit. [`metric`] is how both programs make their metrics: this is the crate that they share and that does I/O.
+//! servers are fit.
 //!
 //! Deliberately absent: keys, records, retries. Who loses a connection decides what that means.
 
@@ -11,7 +11,6 @@ mod error;
 mod facts;
 pub mod limits;
 mod link;
-pub mod metric;
 mod plain;
 mod settings;
 mod slot;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use prometheus::{Gauge, GaugeVec, proto::MetricFamily};
-use stepfleet_connect::metric::{Families, Family};
+use stepfleet_metric::{Families, Family};
 use tokio::sync::Mutex;
 
 use self::wanted::{Memory, Ran};

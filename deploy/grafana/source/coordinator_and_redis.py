@@ -188,6 +188,7 @@ API = [
         "reqps",
         [query("sum by (status) (rate(stepfleet_http_requests_total{@}[$__rate_interval]))", "{{status}}")],
         stack=True,
+        width=6,
     ),
     graph(
         "Ten busiest routes",
@@ -197,6 +198,7 @@ API = [
             "topk(10, sum by (method, route) (rate(stepfleet_http_requests_total{@}[$__rate_interval])))",
             "{{method}} {{route}}",
         )],
+        width=6,
     ),
     graph(
         "Slowest routes, p95",
@@ -207,6 +209,16 @@ API = [
             "(rate(stepfleet_http_request_seconds_bucket{@}[$__rate_interval]))))",
             "{{method}} {{route}}",
         )],
+        width=6,
+    ),
+    graph(
+        "Requests refused for their token",
+        "`missing` and `unknown` tokens, or a `role` that is not enough. Many `unknown` ones: somebody guesses, or a token was "
+        "withdrawn that is still in use.",
+        "reqps",
+        [query("sum by (why) (rate(stepfleet_http_denied_total{@}[$__rate_interval]))", "{{why}}")],
+        stack=True,
+        width=6,
     ),
 ]
 

@@ -119,8 +119,8 @@ struct Sealed {
 pub struct Committed {
     /// What it did.
     pub tally: Tally,
-    /// How long its trip took, unless it waited for the log as well.
-    pub took: Option<Duration>,
+    /// How long its trip took, without the read of the log behind it.
+    pub took: Duration,
     /// The server's time after it, in Unix milliseconds.
     pub at_ms: u64,
 }
@@ -217,9 +217,10 @@ impl<L: Link> Owner<L> {
         let behind = self.upkeep.is_behind(schedule);
         let (chores, extra) = self.upkeep.due(schedule, gates, self.server_ms, self.partition.head.offset);
         if leaving {
+            let begun = Instant::now();
             let turn = self.partition.turn(commit.as_ref(), Ask::default()).await?;
             self.server_ms = turn.now_ms;
-            self.committed = commit.map(|_| Committed { tally, took: None, at_ms: turn.now_ms });
+            self.committed = commit.map(|_| Committed { tally, took: begun.elapsed(), at_ms: turn.now_ms });
             return self.store_young().await;
         }
         self.core.cache.shrink();
@@ -242,14 +243,18 @@ impl<L: Link> Owner<L> {
         let turn = turn?;
         if let Some(commit) = &commit {
             self.applied(commit);
-            let took = block.is_none().then(|| begun.elapsed());
-            self.committed = Some(Committed { tally, took, at_ms: turn.now_ms });
+            let took = begun.elapsed().saturating_sub(turn.read);
+            self.committed = Some(Committed { tally, took, at_ms: turn.before_ms });
         }
         self.returning.turned(self.server_ms, turn.now_ms);
         self.server_ms = turn.now_ms;
         // What was sent has applied: it is not to blame for anything any more.
         self.memory.last_alone.clear();
         let ahead = ahead?;
+        if matches!(ahead, None | Some(Ahead::Untouched(_))) {
+            // What is decided now came with this turn.
+            self.core.tally.server_ms = self.server_ms;
+        }
         self.take_in(turn, chores, count, ahead.is_none())?;
         let batch = AssertUnwindSafe(self.batch(ahead)).catch_unwind();
         batch.await.unwrap_or(Err(OwnerError::Panicked))

@@ -110,7 +110,7 @@ impl Work {
             ),
             commit: f.histogram(
                 "stepfleet_owner_commit_seconds",
-                "Trips with a commit, but for those that waited for the log as well",
+                "Trips of commits, without the read of the log behind them, and with what was decided meanwhile",
                 &TRIP_SECONDS,
             ),
             log_age: f.histogram(
@@ -165,9 +165,7 @@ impl Teller {
     /// Tells of a commit.
     pub fn tell(&mut self, committed: Committed) {
         let Committed { tally, took, at_ms } = committed;
-        if let Some(took) = took {
-            self.work.commit.observe(took.as_secs_f64());
-        }
+        self.work.commit.observe(took.as_secs_f64());
         if let Some(oldest_ms) = tally.oldest_ms {
             self.work.log_age.observe(seconds(tally.server_ms.saturating_sub(oldest_ms)));
         }
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_told_with_its_times_and_the_wait_for_the_log_is_no_part_of_a_trip() {
+    fn a_commit_is_told_with_its_times() {
         let mut families = Families::default();
         let mut teller = Teller::new(Work::new(&mut families));
         let seen = vec![
@@ -294,8 +292,8 @@ mod tests {
             Seen::Timer("retry", 40),
         ];
         let tally = Tally { seen, oldest_ms: Some(880), server_ms: 1_000 };
-        teller.tell(Committed { tally, took: Some(Duration::from_millis(2)), at_ms: 1_002 });
-        teller.tell(Committed { tally: Tally::default(), took: None, at_ms: 1_500 });
+        teller.tell(Committed { tally, took: Duration::from_millis(2), at_ms: 1_002 });
+        teller.tell(Committed { tally: Tally::default(), took: Duration::from_millis(3), at_ms: 1_500 });
         let text = text(&families);
         for line in [
             "stepfleet_jobs_dispatched_total{queue=\"q\"} 2",
@@ -309,7 +307,8 @@ mod tests {
             "stepfleet_runs_finished_total{outcome=\"completed\"} 1",
             "stepfleet_timer_late_seconds_sum 0.04",
             "stepfleet_owner_log_age_seconds_sum 0.12",
-            "stepfleet_owner_commit_seconds_count 1",
+            "stepfleet_owner_commit_seconds_sum 0.005",
+            "stepfleet_owner_commit_seconds_count 2",
         ] {
             assert!(text.lines().any(|found| found == line), "no `{line}` in\n{text}");
         }
@@ -326,7 +325,7 @@ mod tests {
                     Seen::RunEnded(name(&format!("w{n}")), State::Failed, 1),
                     Seen::StepEnded(name(&format!("q{n}")), State::Failed),
                 ];
-                teller.tell(Committed { tally: Tally { seen, ..Tally::default() }, took: None, at_ms: 1 });
+                teller.tell(Committed { tally: Tally { seen, ..Tally::default() }, took: Duration::ZERO, at_ms: 1 });
             }
         }
         let text = text(&families);

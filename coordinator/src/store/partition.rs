@@ -103,6 +103,8 @@ pub struct Turn {
     pub before_ms: u64,
     /// The server's time after the read, in Unix milliseconds.
     pub now_ms: u64,
+    /// How long the read took, and waited, by the server's clock.
+    pub read: Duration,
     /// Replies to the extra commands.
     pub extra: Vec<Value>,
 }
@@ -248,8 +250,8 @@ impl<L: Link> Partition<L> {
         let mut replies = replies.into_iter().skip(behind + 1);
         self.check_head(replies.next().as_ref())?;
         let extra: Vec<Value> = replies.by_ref().take(extras).collect();
-        let time = |value: Option<Value>| value.as_ref().and_then(reply::time_ms).ok_or(TurnError::Unexpected("TIME"));
-        let before_ms = time(replies.next())?;
+        let time = |value: Option<Value>| value.as_ref().and_then(reply::time_us).ok_or(TurnError::Unexpected("TIME"));
+        let before_us = time(replies.next())?;
         let entries = if read {
             let value = replies.next().ok_or(TurnError::Unexpected("XREAD"))?;
             if let Some(text) = reply::error(&value) {
@@ -259,8 +261,9 @@ impl<L: Link> Partition<L> {
         } else {
             Vec::new()
         };
-        let now_ms = time(replies.next())?;
-        Ok(Turn { entries, before_ms, now_ms, extra })
+        let now_us = time(replies.next())?;
+        let read = Duration::from_micros(now_us.saturating_sub(before_us));
+        Ok(Turn { entries, before_ms: before_us / 1_000, now_ms: now_us / 1_000, read, extra })
     }
 
     /// Reads on the owner's connection, so that reader and committer are never on different servers.

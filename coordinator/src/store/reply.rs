@@ -124,7 +124,12 @@ pub fn group<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 
 /// Unix milliseconds of a TIME reply.
 pub fn time_ms(value: &Value) -> Option<u64> {
+    time_us(value).map(|us| us / 1_000)
+}
+
+/// Unix microseconds of a TIME reply.
+pub fn time_us(value: &Value) -> Option<u64> {
     let [secs, micros] = array(value)? else { return None };
     let (secs, micros) = (u64::try_from(number(secs)?).ok()?, u64::try_from(number(micros)?).ok()?);
-    Some(secs * 1_000 + micros / 1_000)
+    Some(secs * 1_000_000 + micros)
 }

@@ -111,3 +111,12 @@ def test_another_configuration_starts_the_own_valkey_anew():
 
 def test_the_users_are_those_of_the_deployment():
     assert (CHART / "files/users.acl").read_text() == (TOP / "deploy/redis/users.acl").read_text()
+
+
+def test_keda_finds_the_charts_own_valkey_from_another_namespace():
+    triggers = of(case("keda-valkey"), "ScaledObject", "worker-default")["spec"]["triggers"]
+    assert triggers
+    for trigger in triggers:
+        assert trigger["metadata"]["address"].startswith("fleet-stepfleet-valkey.")
+        assert trigger["metadata"]["address"].endswith(".svc:6379")
+        assert ("lagCount" in trigger["metadata"]) == ("activationLagCount" in trigger["metadata"])

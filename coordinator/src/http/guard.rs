@@ -130,7 +130,9 @@ pub(super) async fn guard(State(app): State<AppState>, mut request: Request, nex
     let matched = matched.as_ref().map(MatchedPath::as_str);
     let admitted = admit(&app, &mut request, matched);
     let route = matched.unwrap_or("none");
-    let response = match (admitted, app.requests.try_acquire()) {
+    // Whether the process runs must not depend on how many others ask it something.
+    let held = if matched == Some("/livez") { Ok(None) } else { app.requests.try_acquire().map(Some) };
+    let response = match (admitted, held) {
         (Err(denied), _) => {
             app.counts.denied.with_label_values(&[denied.why()]).inc();
             denied.into_response(&method, route)
@@ -144,9 +146,16 @@ pub(super) async fn guard(State(app): State<AppState>, mut request: Request, nex
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", text).retry_after(1).into_response()
         }
     };
-    app.counts.requests.with_label_values(&[method.as_str(), route, response.status().as_str()]).inc();
-    app.counts.seconds.with_label_values(&[method.as_str(), route]).observe(begun.elapsed().as_secs_f64());
+    let label = method_label(&method);
+    app.counts.requests.with_label_values(&[label, route, response.status().as_str()]).inc();
+    app.counts.seconds.with_label_values(&[label, route]).observe(begun.elapsed().as_secs_f64());
     finish(response, &id)
+}
+
+/// The method as a label. HTTP allows any word, and whoever reaches the port may send one.
+fn method_label(method: &str) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or(stepfleet_metric::OTHER)
 }
 
 /// Writes the request's id into the answer, and into the problem if it is one.

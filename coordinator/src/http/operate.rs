@@ -118,7 +118,7 @@ async fn metrics(State(app): State<AppState>) -> Response {
     if app.metrics.speaks_for_fleet() {
         families.extend(app.metrics.fleet.registry.gather());
         // Without Redis the counters of this process are still worth having.
-        families.extend(app.gauges.gather(&app.client, &app.metrics.work).await.unwrap_or_default());
+        families.extend(app.gauges.gather(&app.client, &app.metrics.work).await);
     }
     let (encoder, mut out) = (TextEncoder::new(), Vec::new());
     if let Err(error) = encoder.encode(&families, &mut out) {

@@ -50,6 +50,8 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("POST", "/api/v1/runs/{id}/resolve", OPERATE),
     ("POST", "/api/v1/runs/{id}/compensate", OPERATE),
     // The same under other names.
+    ("GET", "/workers/health", VIEW),
+    ("GET", "/workers/stats", VIEW),
     ("GET", "/api/v1/workflow", VIEW),
     ("GET", "/api/v1/workflow/metrics", VIEW),
     ("GET", "/api/v1/workflow/{id}/status", VIEW),
@@ -192,7 +194,8 @@ mod tests {
         let mut known: BTreeSet<(String, String)> = described().into_iter().map(|(m, p, _)| (m, p)).collect();
         known.insert(("GET".into(), "/api/v1/openapi.json".into()));
         for (method, path, _) in TABLE {
-            let is_other_name = path.starts_with("/api/v1/workflow/") || *path == "/api/v1/workflow";
+            let is_other_name = path.starts_with("/api/v1/workflow/")
+                || ["/api/v1/workflow", "/workers/health", "/workers/stats"].contains(path);
             assert!(is_other_name || known.contains(&((*method).into(), (*path).into())), "{method} {path}");
         }
         let once: BTreeSet<_> = TABLE.iter().map(|(method, path, _)| (method, path)).collect();

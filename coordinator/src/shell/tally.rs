@@ -80,7 +80,7 @@ pub enum Seen {
     Letter(Name, Cause),
     /// A dead letter was replayed.
     Replayed,
-    /// A result came that nobody waited for.
+    /// An attempt was done or failed that nobody waited for any more.
     Ignored,
     /// A timer was decided, so long after it was due.
     Timer(&'static str, u64),
@@ -200,14 +200,18 @@ impl Tally {
         let (index, moved) = moved;
         let queue = || run.plan.steps[index as usize].queue.clone();
         match (moved.why, about) {
-            (Why::Begun, About::Job(queue, entry, _)) => {
+            // One that was lost or handed back unseen began nowhere that anybody knows of.
+            (Why::Begun, About::Job(queue, entry, None | Some((_, Some(_))))) => {
                 self.seen.push(Seen::Begun(queue.clone(), moved.at_ms.saturating_sub(entry.ms)));
             }
             (Why::RetryPlanned, _) => {
                 self.seen.extend(category.map(|category| Seen::Retried(queue(), category)));
             }
             (Why::Replayed, _) => self.seen.push(Seen::Replayed),
-            (Why::Ignored, _) => self.seen.push(Seen::Ignored),
+            // A worker that confirms a stop did no work in vain.
+            (Why::Ignored, About::Job(_, _, Some((JobEnd::Completed | JobEnd::Failed, _)))) => {
+                self.seen.push(Seen::Ignored);
+            }
             _ => {}
         }
         let gave_up = moved.why == Why::GaveUp && run.step(index).state == State::Failed;

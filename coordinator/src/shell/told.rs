@@ -62,7 +62,7 @@ impl Work {
             runs: f.counters("stepfleet_runs_finished_total", "Ends of runs, by how they ended", &["outcome"]),
             run_seconds: f.histograms(
                 "stepfleet_run_seconds",
-                "From the submit of a run to each of its ends; workflows beyond the first 50 are `other`",
+                "From the submit of a run, by the clock of whoever made its id, to each of its ends; workflows beyond the first 50 are `other`",
                 &["workflow"],
                 &WORK_SECONDS,
             ),
@@ -89,7 +89,7 @@ impl Work {
             ),
             letters: f.counters("stepfleet_dead_letters_total", "Steps that gave up, by cause", &["queue", "cause"]),
             replayed: f.counter("stepfleet_dead_letters_replayed_total", "Dead letters that were replayed"),
-            ignored: f.counter("stepfleet_results_ignored_total", "Results that nobody waited for any more"),
+            ignored: f.counter("stepfleet_results_ignored_total", "Attempts that were done or failed when nobody waited for them any more"),
             wait: f.histograms(
                 "stepfleet_job_wait_seconds",
                 "From a job's arrival on its stream to the beginning of its handler",

@@ -82,7 +82,7 @@ OWNERS = [
 LOOP = [
     graph(
         "Commit",
-        "From the decision until Redis has acknowledged it. It bounds how fast a partition is.",
+        "From its sending until Redis has acknowledged it, with what is decided meanwhile. It bounds how fast a partition is.",
         "s",
         quantiles("stepfleet_owner_commit_seconds"),
         lines=[(0.5, "orange")],

@@ -48,6 +48,7 @@ RULES = [
         max by (fleet, queue) (stepfleet_queue_depth) > 0
         and on (fleet, queue) max by (fleet, queue) (stepfleet_queue_workers) > 0
         unless on (fleet, queue) sum by (fleet, queue) (rate(stepfleet_jobs_finished_total[10m])) > 0
+        unless on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total{queue="other"}[10m])) > 0
         {NOT_PAUSED}
         """,
         wait="10m",
@@ -97,9 +98,10 @@ RULES = [
     alert(
         "StepfleetWorkersFewerThanWanted",
         "warning",
-        """
+        f"""
         max by (fleet, queue) (stepfleet_queue_wanted_workers)
         - on (fleet, queue) max by (fleet, queue) (stepfleet_queue_workers) > 0
+        {NOT_PAUSED}
         """,
         wait="20m",
         summary="Queue {{ $labels.queue }} has fewer workers than it needs",
@@ -110,8 +112,9 @@ RULES = [
     alert(
         "StepfleetWorkersSilent",
         "warning",
-        'max by (fleet) (stepfleet_workers{state="silent"}) > 0',
-        wait="2m",
+        # A dead worker is silent for a minute and a half, then it is off the registry.
+        'max by (fleet) (max_over_time(stepfleet_workers{state="silent"}[5m])) > 0',
+        wait="0m",
         summary="Workers are not heard of",
         description="{{ $value }} workers send no beats. Their jobs are given to others.",
         dashboard=BOARD,

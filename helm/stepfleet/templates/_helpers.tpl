@@ -16,10 +16,10 @@
 {{/* What selects pods; never changes. Takes {root, component, pool}. */}}
 {{- define "stepfleet.selector" -}}
 app.kubernetes.io/name: {{ include "stepfleet.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
-stepfleet/pool: {{ . }}
+stepfleet/pool: {{ . | quote }}
 {{- end }}
 {{- end -}}
 

@@ -32,7 +32,12 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- $topology := .root.Values.valkey.enabled | ternary "single" $redis.topology -}}
 {{- $metadata := dict "consumerGroup" "workers" -}}
 {{- if eq $topology "single" -}}
-{{- $_ := set $metadata "address" (include "stepfleet.redisHosts" .root) -}}
+{{- $hosts := include "stepfleet.redisHosts" .root -}}
+{{- if .root.Values.valkey.enabled -}}
+{{- /* KEDA resolves it in a namespace of its own. */ -}}
+{{- $hosts = printf "%s-valkey.%s.svc:6379" (include "stepfleet.fullname" .root) .root.Release.Namespace -}}
+{{- end -}}
+{{- $_ := set $metadata "address" $hosts -}}
 {{- $_ := set $metadata "databaseIndex" (toString $redis.database) -}}
 {{- else -}}
 {{- $_ := set $metadata "addresses" (include "stepfleet.redisHosts" .root) -}}
@@ -50,6 +55,8 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- $stream := printf "%s{%s}:jobs:%s" $redis.prefix (index $tags $p) $queue -}}
 {{- range $what, $field := dict "lag" "lagCount" "pending" "pendingEntriesCount" -}}
 {{- $of := merge (dict "stream" $stream $field $per) $metadata -}}
+{{- /* Some versions of KEDA refuse a lag without it; the formula says when the pool is active. */ -}}
+{{- if eq $what "lag" -}}{{- $_ := set $of "activationLagCount" "0" -}}{{- end -}}
 {{- $trigger := dict "type" $type "name" (printf "%s_%d_%d" $what $q $p) "metadata" $of -}}
 {{- if $auth -}}{{- $_ := set $trigger "authenticationRef" (dict "name" $auth) -}}{{- end -}}
 {{- $triggers = append $triggers $trigger -}}

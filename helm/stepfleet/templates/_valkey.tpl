@@ -26,9 +26,10 @@ users.acl: |
 start.sh: |
   set -eu
   umask 077
-  sed -e "s/^user coordinator on /&>$COORDINATOR_PASSWORD /" -e "s/^user worker on /&>$WORKER_PASSWORD /" \
-    -e "s/^user keda on /&>$KEDA_PASSWORD /" -e "s/^user viewer on /&>$VIEWER_PASSWORD /" \
-    /etc/valkey/users.acl >/run/valkey/users.acl
+  # By the shell's own printf: an argument of a program could be read by others.
+  printf 's/^user %s on /&>%s /\n' coordinator "$COORDINATOR_PASSWORD" worker "$WORKER_PASSWORD" \
+    keda "$KEDA_PASSWORD" viewer "$VIEWER_PASSWORD" |
+    sed -f - /etc/valkey/users.acl >/run/valkey/users.acl
   unset COORDINATOR_PASSWORD WORKER_PASSWORD KEDA_PASSWORD VIEWER_PASSWORD
   exec valkey-server /etc/valkey/valkey.conf
 ready.sh: |

@@ -27,6 +27,8 @@ use crate::{
 
 /// Scrapes within this time get what the last one got.
 const FRESH: Duration = Duration::from_secs(1);
+/// Whoever scrapes gets the rest without the fleet after this time: Redis does not answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// A timer that was due so long ago, in milliseconds, should have been decided.
 const OVERDUE_MS: u64 = 10_000;
 /// States of workers, as labels.
@@ -45,11 +47,13 @@ impl Gauges {
         Self { target, shared: Arc::new(Mutex::new(Fleet::new())) }
     }
 
-    /// The gauges as Redis knows them now.
-    ///
-    /// # Errors
-    /// Redis'.
-    pub(super) async fn gather(&self, client: &Client, work: &Work) -> ApiResult<Vec<MetricFamily>> {
+    /// The gauges as Redis knows them now; none if it does not answer within three seconds.
+    pub(super) async fn gather(&self, client: &Client, work: &Work) -> Vec<MetricFamily> {
+        let read = tokio::time::timeout(PATIENCE, self.read(client, work)).await;
+        read.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    async fn read(&self, client: &Client, work: &Work) -> ApiResult<Vec<MetricFamily>> {
         let mut fleet = self.shared.lock().await;
         if fleet.read_at.is_none_or(|at| at.elapsed() > FRESH) {
             fleet.read(client, work, self.target).await?;
@@ -124,9 +128,11 @@ impl Fleet {
 
     async fn read(&mut self, client: &Client, work: &Work, target: Duration) -> ApiResult<()> {
         self.queues.reset();
-        for queue in queue_views(client).await? {
-            let wanted = self.memory.wanted(&queue, ran(work, &queue.name), target);
-            self.queues.set(&queue, wanted);
+        let queues = queue_views(client).await?;
+        self.memory.keep(&queues);
+        for queue in &queues {
+            let wanted = self.memory.wanted(queue, ran(work, &queue.name), target);
+            self.queues.set(queue, wanted);
         }
         let runs = metrics_of(client, Range::Hour).await?;
         self.runs.with_label_values(&["active"]).set(runs.active as f64);

@@ -35,6 +35,11 @@ struct Known {
 }
 
 impl Memory {
+    /// Forgets queues that are not there any more.
+    pub(super) fn keep(&mut self, queues: &[QueueView]) {
+        self.queues.retain(|name, _| queues.iter().any(|queue| queue.name == *name));
+    }
+
     /// How many workers are wanted so that what waits begins within `target`.
     ///
     /// Each job that a worker has keeps its slot: nobody is scaled away in the middle of work. A waiting job needs a slot for its
@@ -54,11 +59,13 @@ impl Memory {
         if queue.workers > 0 {
             known.slots = f64::from(queue.slots) / f64::from(queue.workers);
         }
-        if queue.pending + queue.depth == 0 {
+        // What waits in a paused queue is nobody's work yet.
+        let depth = if queue.paused.is_some() { 0 } else { queue.depth };
+        if queue.pending + depth == 0 {
             return 0;
         }
         let share = (known.service / target.as_secs_f64().max(0.001)).min(1.0);
-        let slots = queue.pending as f64 + queue.depth as f64 * share;
+        let slots = queue.pending as f64 + depth as f64 * share;
         let workers = if known.slots > 0.0 { (slots / known.slots).ceil() } else { 1.0 };
         (workers as u64).max(1)
     }
@@ -99,6 +106,16 @@ mod tests {
     fn a_job_that_takes_longer_than_it_may_wait_gets_a_slot_of_its_own_and_no_more() {
         let (ran, target) = (Ran { jobs: 100, seconds: 100_000.0 }, Duration::from_secs(10));
         assert_eq!(Memory::default().wanted(&queue(8, 0, 1), ran, target), 2);
+    }
+
+    #[test]
+    fn a_paused_queue_wants_those_at_work_alone() {
+        let paused = crate::http::view::PauseView::default();
+        for (pending, expected) in [(0, 0), (5, 2)] {
+            let queue = QueueView { paused: Some(paused.clone()), ..queue(100_000, pending, 3) };
+            let (ran, target) = (Ran { jobs: 100, seconds: 100.0 }, Duration::from_secs(10));
+            assert_eq!(Memory::default().wanted(&queue, ran, target), expected, "{pending} run");
+        }
     }
 
     #[test]

@@ -118,14 +118,16 @@ impl<D: Dial> Task<D> {
             if self.known.has_changed().unwrap_or(false) {
                 owner.set_rules(self.known.borrow_and_update().rules.clone());
             }
-            if let Err(error) = owner.turn(self.stop.is_cancelled()).await {
+            let turned = owner.turn(self.stop.is_cancelled()).await;
+            // Its commit may have applied whatever came after it.
+            if let Some(committed) = owner.committed.take() {
+                teller.tell(committed);
+            }
+            if let Err(error) = turned {
                 return (Some(error), owner.done.commits > 0, owner.memory());
             }
             self.pause(false);
             self.count(&mut before, owner.done);
-            if let Some(committed) = owner.committed.take() {
-                teller.tell(committed);
-            }
         }
         (None, true, owner.memory())
     }

@@ -48,7 +48,7 @@ RULES = [
         max by (fleet, queue) (stepfleet_queue_depth) > 0
         and on (fleet, queue) max by (fleet, queue) (stepfleet_queue_workers) > 0
         unless on (fleet, queue) sum by (fleet, queue) (rate(stepfleet_jobs_finished_total[10m])) > 0
-        unless on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total{queue="other"}[10m])) > 0
+        unless on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total{{queue="other"}}[10m])) > 0
         {NOT_PAUSED}
         """,
         wait="10m",

@@ -14,7 +14,8 @@ from these names; [operations.md](operations.md) says what to watch.
 Coordinators serve `/metrics` at `--metrics-listen` (and with the API), workers at `--health-listen`. Counters begin at 0
 with their process: use `rate()` and `increase()`. Times are seconds, sizes bytes, shares 0 to 1.
 
-Labels are bounded: `queue` has at most 100 values and `workflow` 50 in each process, the rest share `other`; `category`,
+Labels are bounded: `queue` has at most 100 values and `workflow` 50 in each process, the rest share `other`
+(but the gauges of queues, of which there are as many as queues); `category`,
 `cause`, `outcome`, `kind`, `state`, `stand`, `way`, `what`, `name`, `route` and `subscriber` are fixed lists; `handler` is what the
 worker has, `node` the servers. Ids of runs, jobs and workers are in logs and traces, never in a label.
 ";

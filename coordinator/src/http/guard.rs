@@ -47,11 +47,7 @@ impl Counts {
             families.counters("stepfleet_http_requests_total", "Requests to the API", &["method", "route", "status"]);
         let help = "Time to the head of the answer";
         let seconds = families.histograms("stepfleet_http_request_seconds", help, &["method", "route"], &TRIP_SECONDS);
-        let (name, help) = (
-            "stepfleet_redis_trip_seconds",
-            "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own",
-        );
-        families.made(ask::SECONDS.clone(), name, help);
+        families.made(ask::SECONDS.clone(), ask::SECONDS_NAME, ask::SECONDS_HELP);
         let help = "Requests that were refused for their token";
         let denied = families.counters("stepfleet_http_denied_total", help, &["why"]);
         for why in Denied::WHYS {

@@ -266,6 +266,20 @@ pub enum Cause {
     Compensation,
 }
 
+impl Cause {
+    /// The word, as in JSON and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Permanent => "permanent",
+            Self::Data => "data",
+            Self::Poison => "poison",
+            Self::Expired => "expired",
+            Self::Compensation => "compensation",
+        }
+    }
+}
+
 /// A dead letter before it is written; the shell adds the job's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Letter {

@@ -13,7 +13,6 @@ use super::{
     owner::Committed,
     tally::{JobEnd, Seen, TIMERS},
 };
-use crate::machine::decision::Cause;
 
 /// Queues with series of their own.
 const QUEUES_MAX: usize = 100;
@@ -204,7 +203,7 @@ impl Teller {
             Seen::Retried(queue, category) => self.categorised(queue, category, true),
             Seen::Letter(queue, cause) => {
                 let label = self.queue(queue).label.clone();
-                self.work.letters.with_label_values(&[label.as_str(), cause_label(cause)]).inc();
+                self.work.letters.with_label_values(&[label.as_str(), cause.as_str()]).inc();
             }
             Seen::Replayed => self.work.replayed.inc(),
             Seen::Ignored => self.work.ignored.inc(),
@@ -250,17 +249,6 @@ impl Teller {
 
 fn bounded(names: &Mutex<Bounded>, name: &Name) -> String {
     names.lock().unwrap_or_else(PoisonError::into_inner).value(name.as_str()).to_owned()
-}
-
-fn cause_label(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Exhausted => "exhausted",
-        Cause::Permanent => "permanent",
-        Cause::Data => "data",
-        Cause::Poison => "poison",
-        Cause::Expired => "expired",
-        Cause::Compensation => "compensation",
-    }
 }
 
 #[cfg(test)]

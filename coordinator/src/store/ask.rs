@@ -12,10 +12,14 @@ use stepfleet_protocol::keys::slot_of;
 
 use super::reply;
 
-/// How long questions took, the wait for a connection included. Of the process, as its connections are.
+/// The name of [`SECONDS`].
+pub const SECONDS_NAME: &str = "stepfleet_redis_trip_seconds";
+/// What [`SECONDS`] tells.
+pub const SECONDS_HELP: &str = "Trips of the API and of subscribers to Redis, the wait for a connection included; owners have connections of their own";
+
+/// How long questions took. Of the process, as its connections are.
 pub static SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
-    let help = "Trips of the API and of subscribers to Redis, with the wait for a connection; owners have connections of their own";
-    let opts = HistogramOpts::new("stepfleet_redis_trip_seconds", help).buckets(TRIP_SECONDS.to_vec());
+    let opts = HistogramOpts::new(SECONDS_NAME, SECONDS_HELP).buckets(TRIP_SECONDS.to_vec());
     Histogram::with_opts(opts).expect("legal name and buckets")
 });
 

@@ -51,6 +51,7 @@ impl Site {
             partitions: 2,
             retention: Retention::default(),
             dispatcher: Some(Dispatcher::new(client, Outbox::default(), subscribers)),
+            spans: stepfleet_coordinator::shell::spans::Spans::default(),
         };
         tokio::spawn(fleet::run(redis.clone(), config, metrics.clone(), stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

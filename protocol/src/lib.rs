@@ -19,5 +19,6 @@ pub mod name;
 pub mod policy;
 pub mod rate;
 pub mod state;
+pub mod trace;
 pub mod value;
 pub mod workflow;

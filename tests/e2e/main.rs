@@ -47,6 +47,7 @@ mod retention;
 mod scaling;
 mod tokens;
 mod topologies;
+mod traces;
 mod waits;
 mod web;
 mod worker_death;

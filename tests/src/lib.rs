@@ -9,6 +9,7 @@ pub mod chaos;
 mod child;
 pub mod cluster;
 pub mod lab;
+pub mod otlp;
 pub mod port;
 pub mod program;
 pub mod sentinel;

@@ -52,6 +52,8 @@ struct Inner {
     taken: Instant,
     begun: OnceLock<Instant>,
     done: AtomicBool,
+    /// The trace context of the span in which it runs.
+    trace: OnceLock<String>,
     /// Whether `started` was reported.
     told: AtomicBool,
     progress: AtomicU8,
@@ -72,6 +74,7 @@ impl Attempt {
             taken: Instant::now(),
             begun: OnceLock::new(),
             done: AtomicBool::new(false),
+            trace: OnceLock::new(),
             told: AtomicBool::new(false),
             progress: AtomicU8::new(UNKNOWN),
             cause: AtomicU8::new(0),
@@ -121,9 +124,14 @@ impl Attempt {
         ExternalCall::new(self.clone(), kind)
     }
 
-    /// W3C trace context of the run, if it has one.
+    /// W3C trace context for what the handler calls: the span of this attempt if the worker makes spans, else that of the
+    /// run, if it has one.
     pub fn traceparent(&self) -> Option<&str> {
-        self.0.job.traceparent.as_deref()
+        self.0.trace.get().or(self.0.job.traceparent.as_ref()).map(String::as_str)
+    }
+
+    pub(crate) fn traced(&self, traceparent: String) {
+        self.0.trace.get_or_init(|| traceparent);
     }
 
     /// When the attempt will be stopped; none if it has no limit.

@@ -17,6 +17,7 @@ use crate::{
     handler::{Call, Typed},
     limits::{CONCURRENCY_DEFAULT, CONCURRENCY_MAX, DRAIN_TIMEOUT},
     session, source, stock,
+    trace::Tracing,
 };
 
 /// The queue of a worker that names none.
@@ -77,6 +78,7 @@ pub(crate) struct Plan {
     pub(crate) classifier: Arc<dyn Classifier>,
     pub(crate) drain_timeout: Duration,
     pub(crate) health: Option<SocketAddr>,
+    pub(crate) tracing: Tracing,
 }
 
 /// Puts a [`Worker`] together, and runs it. Problems are told by [`Builder::run`] and [`Builder::build`], all at once.
@@ -91,6 +93,7 @@ pub struct Builder {
     classifier: Arc<dyn Classifier>,
     drain_timeout: Duration,
     health: Option<SocketAddr>,
+    tracing: Tracing,
 }
 
 impl Builder {
@@ -105,6 +108,7 @@ impl Builder {
             classifier: Arc::new(StandardClassifier),
             drain_timeout: DRAIN_TIMEOUT,
             health: None,
+            tracing: Tracing::default(),
         }
     }
 
@@ -189,6 +193,12 @@ impl Builder {
         self
     }
 
+    /// What spans of attempts say; see [`Tracing`].
+    pub fn tracing(mut self, tracing: Tracing) -> Self {
+        self.tracing = tracing;
+        self
+    }
+
     /// Checks everything.
     ///
     /// # Errors
@@ -241,6 +251,7 @@ impl Builder {
                     classifier: self.classifier,
                     drain_timeout: self.drain_timeout,
                     health: self.health,
+                    tracing: self.tracing,
                 },
             }),
             _ => Err(BuildError { problems }),

@@ -21,7 +21,9 @@ use stepfleet_protocol::{
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{calls::Ledger, classify::Classifier, gates::Gates, handler::Call, metrics::Metrics, table::Table};
+use crate::{
+    calls::Ledger, classify::Classifier, gates::Gates, handler::Call, metrics::Metrics, table::Table, trace::Tracing,
+};
 
 /// Shared by the tasks of one worker.
 pub(crate) struct Kit {
@@ -36,6 +38,8 @@ pub(crate) struct Kit {
     pub(crate) classifier: Arc<dyn Classifier>,
     /// The records of external calls.
     pub(crate) ledger: Arc<Ledger>,
+    /// What spans of attempts say.
+    pub(crate) tracing: Tracing,
     pub(crate) slots: usize,
     /// Slots that no job has.
     pub(crate) free: Arc<Semaphore>,

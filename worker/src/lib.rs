@@ -49,6 +49,7 @@ mod sink;
 mod source;
 mod stock;
 mod table;
+mod trace;
 mod value;
 
 pub use attempt::Attempt;
@@ -59,3 +60,4 @@ pub use failure::Failure;
 pub use metrics::families as metric_families;
 pub use stepfleet_connect::Settings;
 pub use stepfleet_protocol::failure::Category;
+pub use trace::{Parentage, Tracing};

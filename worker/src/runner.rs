@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt;
+use opentelemetry::context::FutureExt as _;
 use stepfleet_protocol::{
     failure::{Category, Failure as WireFailure},
     keys,
@@ -28,6 +29,7 @@ use crate::{
     handler::{Call, Called},
     kit::{Kit, Report},
     limits::{CANCEL_GRACE, DRAIN_GRACE, TIMEOUT_GRACE, VALUE_RETRY},
+    trace::Traced,
 };
 
 /// Runs an attempt and reports what became of it. The slot is free only when the report is on its way, so that a writer
@@ -45,11 +47,13 @@ pub(crate) async fn run(
     }
     let begun = attempt.begin();
     kit.metrics.slots_used.inc();
-    let called = supervised(&kit, &attempt, handler, input).await;
+    let traced = Traced::begin(&kit, &attempt);
+    let called = supervised(&kit, &attempt, handler, input, &traced).await;
     let ran = begun.elapsed();
     kit.metrics.ran(&attempt.message().handler, ran.as_secs_f64());
     let outcome =
         outcome_of(&attempt, called.map(|called| called.map_err(|failure| judged(&kit, &attempt, ran, failure))));
+    traced.end(&kit.tracing, &outcome);
     report(&kit, &attempt, ran, outcome).await;
     kit.metrics.slots_used.dec();
     drop(slot);
@@ -76,11 +80,16 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
 }
 
 /// What the handler returned; none if it was told to stop and did not in time.
-async fn supervised(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input) -> Option<Called> {
-    let span = tracing::info_span!(
-        "attempt", run = %attempt.run(), step = attempt.step(), attempt = attempt.attempt(), job = %attempt.job()
-    );
-    let work = AssertUnwindSafe(work(kit, attempt, handler, input)).catch_unwind().instrument(span);
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
+async fn supervised(
+    kit: &Kit,
+    attempt: &Attempt,
+    handler: Arc<dyn Call>,
+    input: Input,
+    traced: &Traced,
+) -> Option<Called> {
+    let work = AssertUnwindSafe(work(kit, attempt, handler, input, traced));
+    let work = work.catch_unwind().with_context(traced.context()).instrument(traced.log().clone());
     let mut work = pin!(Some(work));
     let mut called = poll_fn(|context| match work.as_mut().as_pin_mut() {
         Some(work) => work.poll(context).map(|ended| ended.unwrap_or_else(|panic| Err(panicked(&*panic)))),
@@ -105,12 +114,14 @@ async fn supervised(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input:
 }
 
 /// The whole work of an attempt: the input, then the handler.
-async fn work(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input) -> Called {
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
+async fn work(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input, traced: &Traced) -> Called {
     let input = match input {
         Input::None => Bytes::new(),
         Input::Whole(Payload::Inline(bytes)) => bytes,
         Input::Whole(Payload::Ref(value)) => Box::pin(fetched(kit, attempt, &value)).await?,
     };
+    traced.takes(&kit.tracing, &input);
     handler.call(attempt.clone(), input).await
 }
 

@@ -117,6 +117,7 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
         handlers: plan.handlers,
         classifier: plan.classifier,
         ledger: Arc::new(ledger),
+        tracing: plan.tracing,
         slots: plan.concurrency,
         free: Arc::new(Semaphore::new(plan.concurrency)),
         unhandled: Arc::new(Semaphore::new(plan.concurrency)),

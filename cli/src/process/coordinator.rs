@@ -8,18 +8,18 @@ use clap::Args;
 use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
     http::{self, AppState, tokens::Tokens},
-    shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention},
+    shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention, spans::Spans},
     store::client::Client,
 };
 use stepfleet_protocol::{duration::Millis, keys::Keys, limits::PARTITIONS_MAX, name::Name};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::logs::{self, LogFormat};
 use super::outbox::{Outbox, OutboxArgs};
 use super::redis::{self, RedisArgs};
 use super::retention::{self, RetentionArgs};
 use super::settings::{address, number};
+use super::telemetry::{self, LogArgs};
 use super::{Checks, Given, stop_on_signals};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
@@ -62,9 +62,8 @@ pub(crate) struct CoordinatorArgs {
     /// Name of this coordinator; the host's if not given.
     #[arg(long, value_name = "NAME", env = "STEPFLEET_NAME")]
     pub(super) name: Option<String>,
-    /// How log lines look. STEPFLEET_LOG sets a filter.
-    #[arg(long, value_enum, value_name = "FORM", env = "STEPFLEET_LOG_FORMAT", default_value_t = LogFormat::Text)]
-    pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
     #[command(flatten)]
     pub(super) retention: RetentionArgs,
     #[command(flatten)]
@@ -94,6 +93,8 @@ pub(crate) struct Config {
     pub(crate) retention: Retention,
     /// How subscribers are told what was committed.
     pub(crate) outbox: Outbox,
+    /// Where spans go.
+    pub(crate) spans: Spans,
 }
 
 impl CoordinatorArgs {
@@ -133,6 +134,7 @@ impl CoordinatorArgs {
                 name: name?,
                 retention: retention?,
                 outbox: outbox?,
+                spans: Spans::default(),
             })
         })();
         checks.done(config)
@@ -168,12 +170,16 @@ pub(super) fn host() -> String {
 /// # Errors
 /// It cannot begin: settings, server, address.
 pub(crate) async fn run(args: CoordinatorArgs, given: &Given, out: &Out) -> Result<Exit, Failure> {
-    let config = args.check(given)?;
-    logs::start(args.log_format, if out.verbose() > 0 { "debug" } else { "info" })?;
+    let mut config = args.check(given)?;
+    let level = if out.verbose() > 0 { "debug" } else { "info" };
+    let telemetry = telemetry::start(&args.log, level, "stepfleet-coordinator")?;
+    config.spans = telemetry.spans();
     let redis = redis::connect(config.redis.clone()).await?;
     redis::fit(&redis, false, out).await?;
     let stop = stop_on_signals()?;
-    serve(redis, &config, stop).await
+    let served = serve(redis, &config, stop).await;
+    telemetry.end().await;
+    served
 }
 
 /// Runs a coordinator with its API until `stop`.
@@ -189,6 +195,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
     let metrics = Metrics::new();
     let client = Client::new(redis.clone(), config.keys.clone());
     let open = AppState::new(client.clone(), metrics.clone()).with_age_target(config.queue_age_target);
+    let open = open.with_spans(config.spans.clone());
     let app = match &config.tokens {
         Some(tokens) => open.clone().with_tokens(tokens.clone()),
         None => open.clone(),
@@ -199,6 +206,7 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         partitions: config.partitions,
         retention: config.retention,
         dispatcher: Some(config.outbox.dispatcher(client, config.retention.audit_ms)),
+        spans: config.spans.clone(),
     };
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let lanes = Lanes::open().map_err(|error| Failure::failed(format!("no threads for the owners: {error}")))?;

@@ -13,14 +13,16 @@ use stepfleet_protocol::{
     limits::PARTITIONS_MAX,
     name::Name,
 };
+use stepfleet_worker::Tracing;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::logs::{self, LogFormat};
 use super::outbox::{Outbox, OutboxArgs};
 use super::retention::{self, RetentionArgs};
 use super::server::{self, Server};
 use super::settings::number;
+use super::telemetry::{self, LogArgs};
+use super::trace::TraceArgs;
 use super::{Checks, Given, coordinator, redis, stop_on_signals, worker};
 use crate::failure::{Exit, Failure};
 use crate::out::{Ink, Out};
@@ -67,6 +69,8 @@ pub(crate) struct DevArgs {
     retention: RetentionArgs,
     #[command(flatten)]
     outbox: OutboxArgs,
+    #[command(flatten)]
+    trace: TraceArgs,
 }
 
 /// `dev`, as it is meant.
@@ -79,6 +83,7 @@ struct Config {
     queues: Vec<Name>,
     retention: Retention,
     outbox: Outbox,
+    tracing: Tracing,
 }
 
 impl DevArgs {
@@ -92,6 +97,7 @@ impl DevArgs {
         let queues = self.queue.iter().filter_map(|queue| checks.read("queue", queue, Name::new)).collect();
         let retention = self.retention.check(retention::Keys::MayBeLost, &mut checks);
         let outbox = self.outbox.check(&mut checks);
+        let tracing = self.trace.check(&mut checks);
         let config = (|| {
             Some(Config {
                 port: u16::try_from(port?).ok()?,
@@ -101,6 +107,7 @@ impl DevArgs {
                 queues,
                 retention: retention?,
                 outbox: outbox?,
+                tracing: tracing?,
             })
         })();
         checks.done(config)
@@ -118,7 +125,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         1 => "info",
         _ => "debug",
     };
-    logs::start(LogFormat::Text, level)?;
+    let telemetry = telemetry::start(&LogArgs::text(), level, "stepfleet-dev")?;
     let program = server::find(args.server.as_deref())?;
     let folder = folder(&args.data_dir)?;
     let lock = lock(&folder)?;
@@ -140,6 +147,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         name: Name::new("dev").expect("a legal name"),
         retention: config.retention,
         outbox: config.outbox.clone(),
+        spans: telemetry.spans(),
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
     let client = Client::new(redis.clone(), coordinator_config.keys.clone());
@@ -183,6 +191,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
     if early.is_none() {
         let _ = coordinator.await;
     }
+    telemetry.end().await;
     server.stop().await;
     drop(lock);
     result
@@ -204,6 +213,7 @@ fn worker_config(config: &Config, redis: &Settings, number: usize) -> worker::Co
         name: Some(Name::new(&format!("dev-{number}")).expect("a legal name")),
         drain_timeout: DRAIN_TIMEOUT,
         health: None,
+        tracing: config.tracing.clone(),
     }
 }
 

@@ -4,12 +4,13 @@
 pub(crate) mod bench;
 pub(crate) mod coordinator;
 pub(crate) mod dev;
-mod logs;
 mod outbox;
 pub(crate) mod redis;
 mod retention;
 mod server;
 mod settings;
+mod telemetry;
+mod trace;
 pub(crate) mod worker;
 
 pub(crate) use settings::{Checks, Given};

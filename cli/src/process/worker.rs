@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 use stepfleet_connect::Settings;
 use stepfleet_protocol::{duration::Millis, name::Name};
-use stepfleet_worker::{RunError, Worker, limits};
+use stepfleet_worker::{RunError, Tracing, Worker, limits};
 use tokio_util::sync::CancellationToken;
 
-use super::logs::{self, LogFormat};
 use super::redis::{self, RedisArgs};
 use super::settings::{address, number};
+use super::telemetry::{self, LogArgs};
+use super::trace::TraceArgs;
 use super::{Checks, Given, stop_on_signals};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
@@ -45,9 +46,10 @@ pub(crate) struct WorkerArgs {
     /// hundreds of jobs at once, and costs the least.
     #[arg(long, value_name = "N", env = "STEPFLEET_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: u16,
-    /// How log lines look. STEPFLEET_LOG sets a filter.
-    #[arg(long, value_enum, value_name = "FORM", env = "STEPFLEET_LOG_FORMAT", default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    trace: TraceArgs,
 }
 
 /// `worker`, as it is meant.
@@ -67,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) drain_timeout: Duration,
     /// Address for probes and metrics.
     pub(crate) health: Option<SocketAddr>,
+    /// What spans of attempts say.
+    pub(crate) tracing: Tracing,
 }
 
 impl WorkerArgs {
@@ -83,6 +87,7 @@ impl WorkerArgs {
         let name = checks.maybe("name", self.name.as_deref(), Name::new);
         let drain_timeout = checks.read("drain_timeout", &self.drain_timeout, Millis::parse);
         let health = checks.maybe("health_listen", self.health_listen.as_deref(), address);
+        let tracing = self.trace.check(&mut checks);
         let config = (|| {
             Some(Config {
                 redis: redis?,
@@ -92,6 +97,7 @@ impl WorkerArgs {
                 name: name?,
                 drain_timeout: drain_timeout?.std(),
                 health: health?,
+                tracing: tracing?,
             })
         })();
         checks.done(config)
@@ -104,10 +110,13 @@ impl WorkerArgs {
 /// It cannot begin: settings, server, address.
 pub(crate) async fn run(args: WorkerArgs, given: &Given, out: &Out) -> Result<Exit, Failure> {
     let config = args.check(given)?;
-    logs::start(args.log_format, if out.verbose() > 0 { "debug" } else { "info" })?;
+    let level = if out.verbose() > 0 { "debug" } else { "info" };
+    let telemetry = telemetry::start(&args.log, level, "stepfleet-worker")?;
     let redis = redis::connect(config.redis.clone()).await?;
     redis::fit(&redis, false, out).await?;
-    work(&config, stop_on_signals()?).await
+    let worked = work(&config, stop_on_signals()?).await;
+    telemetry.end().await;
+    worked
 }
 
 /// Runs a stock worker until `stop`, or until it is drained.
@@ -121,6 +130,7 @@ pub(super) async fn work(config: &Config, stop: CancellationToken) -> Result<Exi
         .queues(config.queues.iter().map(Name::as_str))
         .concurrency(config.concurrency)
         .drain_timeout(config.drain_timeout)
+        .tracing(config.tracing.clone())
         .stock_handlers();
     if let Some(name) = &config.name {
         builder = builder.name(name.as_str());

@@ -67,6 +67,7 @@ mod partitions;
 mod policies;
 mod roles;
 mod runs;
+mod sent;
 mod show;
 mod submit;
 mod subscribers;
@@ -85,7 +86,10 @@ use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{shell::metrics::Metrics, store::client::Client};
+use crate::{
+    shell::{metrics::Metrics, spans::Spans},
+    store::client::Client,
+};
 use error::ApiError;
 
 /// Bytes of a request, but for definitions and bulk submits.
@@ -106,6 +110,7 @@ pub struct AppState {
     requests: Arc<Semaphore>,
     bulks: Arc<Semaphore>,
     tokens: Option<tokens::Tokens>,
+    spans: Spans,
 }
 
 impl AppState {
@@ -119,7 +124,14 @@ impl AppState {
             requests: Arc::new(Semaphore::new(guard::REQUESTS_MAX)),
             bulks: Arc::new(Semaphore::new(BULKS_MAX)),
             tokens: None,
+            spans: Spans::default(),
         }
+    }
+
+    /// With spans of submits.
+    #[must_use]
+    pub fn with_spans(self, spans: Spans) -> Self {
+        Self { spans, ..self }
     }
 
     /// With the time that a job may wait before more workers are wanted (`stepfleet_queue_wanted_workers`).

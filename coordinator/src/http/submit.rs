@@ -16,6 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     AppState,
     error::{ApiError, ApiResult, state_of},
+    sent::{Batch, Sent},
     take::{self, Raw, Strict},
     view::{BulkAnswer, Problem, SubmitRequest, Submitted},
 };
@@ -55,8 +56,13 @@ async fn submit(
         request.idempotency_key = Some(key);
     }
     let how = How { actor: take::actor(&headers), now_ms: take::now_ms(), durable: request.durable };
-    let wanted = Door::new(&app.client, take::traceparent(&headers)).wanted(request).await?;
-    let submitted = submitted(app.client.submit(wanted, &how).await)?;
+    let sent = Sent::one(&app.spans, take::traceparent(&headers));
+    let traceparent = sent.traceparent();
+    let submitted = async {
+        let wanted = Door::new(&app.client).wanted(request, traceparent).await?;
+        submitted(app.client.submit(wanted, &how).await)
+    };
+    let submitted = sent.until(submitted.await)?;
     let status = match (submitted.state, submitted.known) {
         (None, _) => StatusCode::ACCEPTED,
         (Some(_), true) => StatusCode::OK,
@@ -76,7 +82,8 @@ async fn bulk(State(app): State<AppState>, headers: HeaderMap, Raw(body): Raw) -
     let permit = app.bulks.clone().try_acquire_owned().map_err(|_| {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", "too many bulk submits at once").retry_after(1)
     })?;
-    let shared = Arc::new((app.client.clone(), take::actor(&headers), take::traceparent(&headers)));
+    let many = Many { app, actor: take::actor(&headers), traceparent: take::traceparent(&headers) };
+    let shared = Arc::new(many);
     let groups = groups(&body);
     let answers = stream::iter(groups)
         .map(move |group| answer_group(shared.clone(), group))
@@ -95,16 +102,24 @@ fn groups(body: &Bytes) -> Vec<Vec<(u64, Bytes)>> {
     lines.chunks(LINES_AT_ONCE).map(<[_]>::to_vec).collect()
 }
 
-async fn answer_group(shared: Arc<(Client, String, Option<String>)>, group: Vec<(u64, Bytes)>) -> Bytes {
-    let (client, actor, traceparent) = &*shared;
-    let mut door = Door::new(client, traceparent.clone());
+/// What the lines of a bulk submit share.
+struct Many {
+    app: AppState,
+    actor: String,
+    traceparent: Option<String>,
+}
+
+async fn answer_group(shared: Arc<Many>, group: Vec<(u64, Bytes)>) -> Bytes {
+    let Many { app: AppState { client, spans, .. }, actor, traceparent } = &*shared;
+    let mut door = Door::new(client);
+    let mut spans = Batch::new(spans, traceparent.clone(), group.len());
     let mut answers: Vec<Option<ApiResult<Submitted>>> = Vec::with_capacity(group.len());
     let (mut plain, mut durable) = (Vec::new(), Vec::new());
     for (place, (_, line)) in group.iter().enumerate() {
         let request = take::json::<SubmitRequest>(line);
         let is_durable = request.as_ref().is_ok_and(|r| r.durable);
         let wanted = match request {
-            Ok(request) => door.wanted(request).await,
+            Ok(request) => door.wanted(request, spans.create()).await,
             Err(e) => Err(e),
         };
         answers.push(match wanted {
@@ -123,6 +138,7 @@ async fn answer_group(shared: Arc<(Client, String, Option<String>)>, group: Vec<
             answers[place] = Some(submitted(taken));
         }
     }
+    spans.done(answers.iter().filter(|answer| matches!(answer, Some(Err(_)))).count());
     let mut out = Vec::with_capacity(group.len() * 128);
     for ((line, _), answer) in group.into_iter().zip(answers) {
         let (run, error) = match answer.expect("every line was answered") {
@@ -150,16 +166,15 @@ fn submitted(taken: Result<Taken, ClientError>) -> ApiResult<Submitted> {
 /// Makes submits of requests: finds or checks the workflow, validates the input. Remembers what it found for one request.
 pub(super) struct Door<'a> {
     client: &'a Client,
-    traceparent: Option<String>,
     seen: HashMap<String, Arc<Stored>>,
 }
 
 impl<'a> Door<'a> {
-    pub(super) fn new(client: &'a Client, traceparent: Option<String>) -> Self {
-        Self { client, traceparent, seen: HashMap::new() }
+    pub(super) fn new(client: &'a Client) -> Self {
+        Self { client, seen: HashMap::new() }
     }
 
-    async fn wanted(&mut self, request: SubmitRequest) -> ApiResult<Wanted> {
+    async fn wanted(&mut self, request: SubmitRequest, traceparent: Option<String>) -> ApiResult<Wanted> {
         let print = take::fingerprint(&codec::pack(&(
             &request.workflow,
             &request.definition,
@@ -187,7 +202,7 @@ impl<'a> Door<'a> {
         }
         let idempotency = idempotency_key.map(take::checked_key).transpose()?.map(|key| (key, print));
         let input = input.filter(|i| !i.is_null()).map(|i| Bytes::from(codec::pack(&i)));
-        Ok(Wanted { workflow, input, traceparent: self.traceparent.clone(), idempotency })
+        Ok(Wanted { workflow, input, traceparent, idempotency })
     }
 
     async fn registered(&mut self, text: &str) -> ApiResult<Arc<Stored>> {

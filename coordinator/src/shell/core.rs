@@ -98,6 +98,8 @@ pub struct Core {
     pub parking: Option<Gate>,
     /// What holds in the present batch.
     pub rules: Rules,
+    /// What becomes of runs whose traces are recorded is told as spans.
+    pub traces: bool,
     /// The batch has no room for more jobs: what becomes ready waits in the ready set.
     pub full: bool,
     /// Runs that are not there and that somebody worked for, as this reign has told.
@@ -107,7 +109,7 @@ pub struct Core {
 impl Core {
     /// Begins the batch of commit `seq`, at `server_ms` of the server's clock.
     pub fn begin_batch(&mut self, reign: Reign, seq: u64, server_ms: u64) {
-        self.tally = Tally { server_ms, ..Tally::default() };
+        self.tally = Tally { server_ms, traces: self.traces, ..Tally::default() };
         self.mint = Mint::new(reign, seq);
         self.full = false;
     }
@@ -260,7 +262,7 @@ impl Core {
         let (was, about) = (run.state, About::of(&event));
         let decision = decide(&self.rules, run, event, self.now_ms, &mut self.mint);
         let touched = self.staged.touched.entry(id).or_insert_with(|| Touched { was: Some(was), ..Touched::default() });
-        self.tally.decided(run, about, &decision);
+        self.tally.decided(run, about, &decision, self.now_ms);
         let Decision { transitions, effects } = decision;
         for counter in transitions.iter().filter_map(staged::counter) {
             *self.staged.commit.counters.entry(counter).or_default() += 1;

@@ -24,6 +24,7 @@ use super::{
     observer::Observer,
     policies::{Known, Watcher},
     retention::Retention,
+    spans::Spans,
 };
 use crate::store::link::{Dial, LinkError};
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub retention: Retention,
     /// Who is told what was committed; none where nobody is.
     pub dispatcher: Option<Dispatcher>,
+    /// Where spans go.
+    pub spans: Spans,
 }
 
 /// Live slots by queue, in one partition's share.

@@ -18,6 +18,7 @@ use stepfleet_protocol::{
     id::RunId,
     limits::INLINE_BYTES_MAX,
     message::Job,
+    trace::span_of_job,
     value::{Input, Payload, ValueRef},
 };
 use tokio::sync::Semaphore;
@@ -28,6 +29,7 @@ use super::{
     intake::{Origin, Place},
     letters,
     owner::OwnerError,
+    spans::facts::{self, Fact, Traced},
     tally::Seen,
 };
 use crate::{
@@ -341,6 +343,11 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
     let fallback = step.fallback.as_ref().filter(|_| dispatch.falls_back);
     // Undoing is of the execution that is undone.
     let of = step.undoes.map_or(dispatch.index, |undoes| undoes.of);
+    let traced = core.traces.then(|| facts::recorded(run)).flatten();
+    let traceparent = match &traced {
+        Some(of) => Some(of.at(span_of_job(&dispatch.job)).to_string()),
+        None => run.traceparent.as_deref().map(Into::into),
+    };
     let job = Job {
         v: codec::VERSION,
         id: dispatch.job,
@@ -354,13 +361,17 @@ fn stage_job(core: &mut Core, dispatch: Dispatch, gate: Option<Gate>, input: Inp
         handler: fallback.map_or(&step.handler, |f| &f.handler).clone(),
         timeout_ms: step.timeout_ms,
         input,
-        traceparent: run.traceparent.as_deref().map(Into::into),
+        traceparent,
         gate: fallback.map(|f| Gate::handler(&f.handler)).or(gate),
         canary: dispatch.leave.as_ref().is_some_and(|leave| leave.canary.is_some()),
         undo: step.undoes.is_some(),
     };
     let queue = dispatch.queue(run);
     let since_ms = if let Origin::Entry(entry, _) = dispatch.of.0 { Some(entry.ms) } else { None };
+    if let Some(of) = traced {
+        let fact = Fact::Sent(Box::new(facts::sent(run, &dispatch, since_ms.unwrap_or(core.now_ms))));
+        core.tally.spans.push(Traced { run: run.id, of, fact });
+    }
     core.tally.seen.push(Seen::Dispatched(queue.clone(), since_ms));
     core.staged.commit.jobs.push((queue, codec::encode(&job)));
     if let Some(leave) = dispatch.leave

@@ -20,6 +20,7 @@ pub mod owner;
 pub mod policies;
 pub mod retention;
 pub mod schedule;
+pub mod spans;
 pub mod tally;
 pub mod told;
 pub mod upkeep;

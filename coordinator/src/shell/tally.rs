@@ -2,13 +2,15 @@
 
 use stepfleet_protocol::{
     failure::Category,
-    id::StreamId,
     message::{JobRef, Outcome, Returned},
     name::Name,
     state::State,
 };
 
-use super::intake::{Item, Origin, What};
+use super::{
+    intake::{Item, Origin, What},
+    spans::facts::{self, Fact, Traced},
+};
 use crate::machine::{
     decision::{Cause, Decision, Effect, Transition, Why},
     event::{Event, Timer},
@@ -95,6 +97,12 @@ pub struct Tally {
     pub oldest_ms: Option<u64>,
     /// The server's time when the batch was gathered.
     pub server_ms: u64,
+    /// Spans are told.
+    pub traces: bool,
+    /// The spans, in order.
+    pub spans: Vec<Traced>,
+    /// When the present item came, in Unix milliseconds.
+    pub came_ms: u64,
 }
 
 /// Kinds of timers, as labels.
@@ -103,8 +111,8 @@ pub const TIMERS: [&str; 4] = ["run", "retry", "attempt", "start"];
 /// What has to be known of an event after it was decided.
 #[derive(Debug)]
 pub enum About {
-    /// It speaks of a job: which stream entry of which queue, and how it ended, if it did.
-    Job(Name, StreamId, Option<(JobEnd, Option<u64>)>),
+    /// It speaks of a job: which, and how it ended, if it did.
+    Job(JobRef, Option<(JobEnd, Option<u64>)>),
     /// The owner's own time-out of a job.
     AttemptTimer,
     /// Anything else.
@@ -114,7 +122,7 @@ pub enum About {
 impl About {
     /// Of an event that is about to be decided.
     pub fn of(event: &Event) -> Self {
-        let job = |of: &JobRef, end| Self::Job(of.queue.clone(), of.entry, end);
+        let job = |of: &JobRef, end| Self::Job(of.clone(), end);
         match event {
             Event::Result { of, run_ms, outcome, .. } => {
                 let ran = !matches!(outcome, Outcome::Returned(_));
@@ -133,6 +141,7 @@ impl About {
 impl Tally {
     /// An item is decided now.
     pub fn item(&mut self, item: &Item) {
+        self.came_ms = item.at_ms;
         match (item.origin, &item.what) {
             (Origin::Entry(..), _) => {
                 self.oldest_ms = Some(self.oldest_ms.map_or(item.at_ms, |oldest| oldest.min(item.at_ms)));
@@ -150,8 +159,11 @@ impl Tally {
         }
     }
 
-    /// An event was decided.
-    pub fn decided(&mut self, run: &Run, about: About, decision: &Decision) {
+    /// An event was decided, at `now_ms` of the server's clock.
+    pub fn decided(&mut self, run: &Run, about: About, decision: &Decision, now_ms: u64) {
+        if self.traces {
+            self.trace(run, &about, decision, now_ms);
+        }
         let queue = |index: u32| run.plan.steps[index as usize].queue.clone();
         let mut category = None;
         for effect in &decision.effects {
@@ -174,8 +186,8 @@ impl Tally {
         }
         let awaited = decision.transitions.iter().any(|t| t.why != Why::Ignored);
         match about {
-            About::Job(queue, _, Some((end, run_ms))) if awaited => {
-                self.seen.push(Seen::JobEnded(queue, end, run_ms));
+            About::Job(of, Some((end, run_ms))) if awaited => {
+                self.seen.push(Seen::JobEnded(of.queue, end, run_ms));
             }
             About::AttemptTimer => {
                 let step = decision.transitions.iter().find_map(|t| t.step);
@@ -183,6 +195,15 @@ impl Tally {
             }
             About::Job(..) | About::Other => {}
         }
+    }
+
+    fn trace(&mut self, run: &Run, about: &About, decision: &Decision, now_ms: u64) {
+        let Some(of) = facts::recorded(run) else { return };
+        let settled = facts::settled(run, about, decision, (self.came_ms, now_ms));
+        let ended = decision.transitions.iter().filter_map(|moved| facts::ended(run, moved));
+        let facts = settled.map(|settled| Fact::Settled(Box::new(settled)));
+        let facts = facts.into_iter().chain(ended.map(|ended| Fact::Ended(Box::new(ended))));
+        self.spans.extend(facts.map(|fact| Traced { run: run.id, of, fact }));
     }
 
     fn run_moved(&mut self, run: &Run, moved: &Transition) {
@@ -201,15 +222,15 @@ impl Tally {
         let queue = || run.plan.steps[index as usize].queue.clone();
         match (moved.why, about) {
             // One that was lost or handed back unseen began nowhere that anybody knows of.
-            (Why::Begun, About::Job(queue, entry, None | Some((_, Some(_))))) => {
-                self.seen.push(Seen::Begun(queue.clone(), moved.at_ms.saturating_sub(entry.ms)));
+            (Why::Begun, About::Job(of, None | Some((_, Some(_))))) => {
+                self.seen.push(Seen::Begun(of.queue.clone(), moved.at_ms.saturating_sub(of.entry.ms)));
             }
             (Why::RetryPlanned, _) => {
                 self.seen.extend(category.map(|category| Seen::Retried(queue(), category)));
             }
             (Why::Replayed, _) => self.seen.push(Seen::Replayed),
             // A worker that confirms a stop did no work in vain.
-            (Why::Ignored, About::Job(_, _, Some((JobEnd::Completed | JobEnd::Failed, _)))) => {
+            (Why::Ignored, About::Job(_, Some((JobEnd::Completed | JobEnd::Failed, _)))) => {
                 self.seen.push(Seen::Ignored);
             }
             _ => {}

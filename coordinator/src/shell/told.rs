@@ -11,6 +11,7 @@ use stepfleet_protocol::{failure::Category, name::Name, state::State};
 
 use super::{
     owner::Committed,
+    spans::Spans,
     tally::{JobEnd, Seen, TIMERS},
 };
 
@@ -146,6 +147,7 @@ const STEP_ENDS: [State; 4] = [State::Completed, State::Failed, State::Cancelled
 #[derive(Debug)]
 pub struct Teller {
     work: Work,
+    spans: Spans,
     queues: HashMap<Name, Queue>,
     workflows: HashMap<Name, Histogram>,
 }
@@ -157,8 +159,8 @@ fn seconds(ms: u64) -> f64 {
 
 impl Teller {
     /// For one partition.
-    pub fn new(work: Work) -> Self {
-        Self { work, queues: HashMap::new(), workflows: HashMap::new() }
+    pub fn new(work: Work, spans: Spans) -> Self {
+        Self { work, spans, queues: HashMap::new(), workflows: HashMap::new() }
     }
 
     /// Tells of a commit.
@@ -167,6 +169,9 @@ impl Teller {
         self.work.commit.observe(took.as_secs_f64());
         if let Some(oldest_ms) = tally.oldest_ms {
             self.work.log_age.observe(seconds(tally.server_ms.saturating_sub(oldest_ms)));
+        }
+        for traced in tally.spans {
+            self.spans.tell(traced, at_ms);
         }
         for seen in tally.seen {
             self.fact(seen, at_ms);
@@ -269,7 +274,7 @@ mod tests {
     #[test]
     fn a_commit_is_told_with_its_times() {
         let mut families = Families::default();
-        let mut teller = Teller::new(Work::new(&mut families));
+        let mut teller = Teller::new(Work::new(&mut families), Spans::default());
         let seen = vec![
             Seen::Dispatched(name("q"), Some(900)),
             Seen::Dispatched(name("q"), None),
@@ -279,7 +284,7 @@ mod tests {
             Seen::RunEnded(name("w"), State::Completed, 3_000),
             Seen::Timer("retry", 40),
         ];
-        let tally = Tally { seen, oldest_ms: Some(880), server_ms: 1_000 };
+        let tally = Tally { seen, oldest_ms: Some(880), server_ms: 1_000, ..Tally::default() };
         teller.tell(Committed { tally, took: Duration::from_millis(2), at_ms: 1_002 });
         teller.tell(Committed { tally: Tally::default(), took: Duration::from_millis(3), at_ms: 1_500 });
         let text = text(&families);
@@ -307,7 +312,7 @@ mod tests {
         let mut families = Families::default();
         let work = Work::new(&mut families);
         // Two partitions of one process share the bound.
-        for mut teller in [Teller::new(work.clone()), Teller::new(work)] {
+        for mut teller in [Teller::new(work.clone(), Spans::default()), Teller::new(work, Spans::default())] {
             for n in 0..1_000 {
                 let seen = vec![
                     Seen::RunEnded(name(&format!("w{n}")), State::Failed, 1),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stepfleet_coordinator::{
-    shell::{fleet, lease::Leases, links::Links, metrics::Metrics, retention::Retention},
+    shell::{fleet, lease::Leases, links::Links, metrics::Metrics, retention::Retention, spans},
     store::{
         link::{Dial, Link},
         memory::{Clock, MemoryDial, MemoryServer},
@@ -150,7 +150,14 @@ fn coordinators_from_before_the_clock_was_set_back_do_not_count() {
 
 fn config(name: &str) -> fleet::Config {
     let retention = Retention::default();
-    fleet::Config { name: name.into(), keys: all_keys(), partitions: EIGHT, retention, dispatcher: None }
+    fleet::Config {
+        name: name.into(),
+        keys: all_keys(),
+        partitions: EIGHT,
+        retention,
+        dispatcher: None,
+        spans: spans::Spans::default(),
+    }
 }
 
 async fn owned(metrics: &Metrics, count: i64) -> Duration {

@@ -8,6 +8,7 @@ use stepfleet_coordinator::{
         metrics::Metrics,
         owner::{BATCH_ITEMS_MAX, OwnerError},
         retention::Retention,
+        spans,
     },
     store::{link::Dial, memory::MemoryDial, reply, room, workflows::Stored},
 };
@@ -159,7 +160,14 @@ fn on_a_cluster_nothing_is_announced_before_it_is_committed() {
 fn a_reign_that_has_the_number_of_a_lost_one_is_another_reign() {
     on_twin(async |server, mut w| {
         let retention = Retention::default();
-        let config = fleet::Config { name: "c@1".into(), keys: all_keys(), partitions: 1, retention, dispatcher: None };
+        let config = fleet::Config {
+            name: "c@1".into(),
+            keys: all_keys(),
+            partitions: 1,
+            retention,
+            dispatcher: None,
+            spans: spans::Spans::default(),
+        };
         let stop = CancellationToken::new();
         let running = tokio::spawn(fleet::run(w.dial.clone(), config, Metrics::new(), stop.clone()));
         let first = reign_from(&mut w, 1).await;

@@ -64,6 +64,7 @@ pub struct Fleet {
     coordinators_at: String,
     workers_at: String,
     options: Vec<OsString>,
+    variables: Vec<(String, OsString)>,
     partitions: u16,
     /// Coordinators, in the order of their start.
     pub coordinators: Vec<Coordinator>,
@@ -79,6 +80,7 @@ impl Fleet {
             coordinators_at: url.into(),
             workers_at: url.into(),
             options: Vec::new(),
+            variables: Vec::new(),
             partitions,
             coordinators: Vec::new(),
             workers: Vec::new(),
@@ -106,6 +108,13 @@ impl Fleet {
     #[must_use]
     pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.options.extend([name.into(), value.into()]);
+        self
+    }
+
+    /// Gives every program one more variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
         self
     }
 
@@ -173,7 +182,8 @@ impl Fleet {
     fn program(&self, words: &[&str], url: &str) -> anyhow::Result<Launch> {
         let words = [words, &["--redis", url]].concat();
         let words = words.iter().map(OsString::from).chain(self.options.iter().cloned());
-        Ok(Program::stepfleet(words.collect::<Vec<_>>())?.env("NO_PROXY", "*").env("STEPFLEET_LOG", "info"))
+        let launch = Program::stepfleet(words.collect::<Vec<_>>())?.env("NO_PROXY", "*").env("STEPFLEET_LOG", "info");
+        Ok(self.variables.iter().fold(launch, |launch, (name, value)| launch.env(name, value)))
     }
 
     /// The API of the first coordinator.

@@ -106,11 +106,12 @@ impl<D: Dial> Task<D> {
         };
         owner.configure(self.dial.is_cluster(), self.config.retention);
         owner.attach(self.gates.clone());
+        owner.trace(self.config.spans.is_on());
         // Every owner begins without; what this task has seen before is no news to the receiver.
         owner.set_slots(self.slots.borrow_and_update().clone());
         owner.set_rules(rules);
         let mut before = owner.done;
-        let mut teller = Teller::new(self.metrics.work.clone());
+        let mut teller = Teller::new(self.metrics.work.clone(), self.config.spans.clone());
         while !self.stop.is_cancelled() || !owner.is_settled() {
             if self.slots.has_changed().unwrap_or(false) {
                 owner.set_slots(self.slots.borrow_and_update().clone());

@@ -35,6 +35,11 @@ use crate::{
 const WORK_PER_READ: usize = 5_000;
 
 impl<L: Link> Owner<L> {
+    /// Whether what becomes of runs whose traces are recorded is told as spans.
+    pub fn trace(&mut self, on: bool) {
+        self.core.traces = on;
+    }
+
     /// Begins to own a partition: loads timers, young runs, work items and queues.
     ///
     /// # Errors
@@ -70,6 +75,7 @@ impl<L: Link> Owner<L> {
             leave: None,
             falls_back: false,
             parking: None,
+            traces: false,
             rules: Rules::default(),
         };
         let upkeep = Upkeep::new(name, partition.keys.clone(), turn.now_ms);

@@ -1,0 +1,52 @@
+//! The log's filter from a file, read again and again: a mounted ConfigMap, or what a person writes there.
+
+use std::{io::ErrorKind, path::PathBuf, time::Duration};
+
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Bytes of a filter, at most.
+const BYTES_MAX: usize = 4096;
+
+/// Follows the file for ever; `usual` holds while it is missing or empty. What cannot be read is told once and changes nothing.
+pub(super) async fn follow(path: PathBuf, usual: String, handle: reload::Handle<EnvFilter, Registry>) {
+    let mut seen = usual.clone();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        looks.tick().await;
+        let wanted = match tokio::fs::read_to_string(&path).await {
+            Ok(text) if text.trim().is_empty() => usual.clone(),
+            Ok(text) => text.trim().to_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => usual.clone(),
+            Err(error) => {
+                tracing::debug!(file = %path.display(), %error, "the file with the log filter cannot be read");
+                continue;
+            }
+        };
+        if wanted == seen {
+            continue;
+        }
+        let filter = match filter(&wanted) {
+            Ok(filter) => filter,
+            Err(why) => {
+                tracing::warn!(file = %path.display(), why, "the log filter stays as it is");
+                seen = wanted;
+                continue;
+            }
+        };
+        seen.clone_from(&wanted);
+        match handle.reload(filter) {
+            // At a level that nearly every filter lets through: who reads the log should see that it changed.
+            Ok(()) => tracing::warn!(file = %path.display(), filter = wanted, "the log filter has changed"),
+            Err(error) => tracing::warn!(%error, "the log filter stays as it is"),
+        }
+    }
+}
+
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    if text.len() > BYTES_MAX {
+        return Err(format!("the file has {} bytes; allowed are {BYTES_MAX}", text.len()));
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("bad filter `{text}`: {error}"))
+}

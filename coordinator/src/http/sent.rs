@@ -1,0 +1,98 @@
+//! Spans of submits: a `send` for one run; a `create` for each run of a bulk submit, and a `send` for them together.
+//!
+//! The span of a run's submit is its creation context: it goes with the run, and all its other spans are below it. Where spans
+//! go nowhere, or the submitter says that its trace is not recorded, what the submitter sent goes with the run as it is.
+
+use opentelemetry::{
+    KeyValue,
+    global::BoxedSpan,
+    trace::{Link, Span, SpanBuilder, SpanKind, Status},
+};
+use stepfleet_protocol::trace::TraceContext;
+
+use super::{error::ApiResult, view::Submitted};
+use crate::shell::spans::{Spans, messaging, traceparent};
+
+/// Where submits go, as others see it.
+const DESTINATION: &str = "runs";
+
+fn builder(name: &'static str, kind: SpanKind) -> SpanBuilder {
+    let attributes = messaging(name, name, DESTINATION.to_owned());
+    SpanBuilder::from_name(format!("{name} {DESTINATION}")).with_kind(kind).with_attributes(attributes)
+}
+
+/// The submit of one run.
+pub(super) struct Sent {
+    span: Option<BoxedSpan>,
+    given: Option<String>,
+}
+
+impl Sent {
+    /// Begins, below the span of the submitter if it `given` one.
+    pub(super) fn one(spans: &Spans, given: Option<String>) -> Self {
+        let parent = given.as_deref().and_then(|text| text.parse().ok());
+        Self { span: spans.begin(builder("send", SpanKind::Producer), parent.as_ref()), given }
+    }
+
+    /// The context that goes with the run.
+    pub(super) fn traceparent(&self) -> Option<String> {
+        let own = self.span.as_ref().map(BoxedSpan::span_context).filter(|context| context.is_valid());
+        own.map(traceparent).or_else(|| self.given.clone())
+    }
+
+    /// Ends with what came of it.
+    pub(super) fn until(self, submitted: ApiResult<Submitted>) -> ApiResult<Submitted> {
+        if let Some(mut span) = self.span {
+            match &submitted {
+                Ok(run) => {
+                    span.set_attribute(KeyValue::new("messaging.message.conversation_id", run.id.to_string()));
+                    span.set_attribute(KeyValue::new("stepfleet.run.known", run.known));
+                }
+                Err(error) => {
+                    span.set_attribute(KeyValue::new("error.type", error.problem.code.clone()));
+                    span.set_status(Status::error(error.problem.detail.clone()));
+                }
+            }
+        }
+        submitted
+    }
+}
+
+/// A group of a bulk submit.
+pub(super) struct Batch {
+    spans: Spans,
+    given: Option<String>,
+    parent: Option<TraceContext>,
+    send: Option<BoxedSpan>,
+}
+
+impl Batch {
+    /// Begins a group of so many runs.
+    pub(super) fn new(spans: &Spans, given: Option<String>, count: usize) -> Self {
+        let parent = given.as_deref().and_then(|text| text.parse().ok());
+        let mut send = spans.begin(builder("send", SpanKind::Client), parent.as_ref());
+        if let Some(span) = &mut send {
+            span.set_attribute(KeyValue::new("messaging.batch.message_count", count as i64));
+        }
+        Self { spans: spans.clone(), given, parent, send }
+    }
+
+    /// The context of one of them: in the submitter's trace if there is one, else in a trace of its own.
+    pub(super) fn create(&mut self) -> Option<String> {
+        let mut builder = builder("create", SpanKind::Producer);
+        if let Some(send) = &self.send {
+            builder = builder.with_links(vec![Link::new(send.span_context().clone(), Vec::new(), 0)]);
+        }
+        let span = self.spans.begin(builder, self.parent.as_ref());
+        let own = span.as_ref().map(BoxedSpan::span_context).filter(|context| context.is_valid());
+        own.map(traceparent).or_else(|| self.given.clone())
+    }
+
+    /// Ends, with so many that were refused.
+    pub(super) fn done(self, refused: usize) {
+        if let (Some(mut span), 1..) = (self.send, refused) {
+            span.set_attribute(KeyValue::new("error.type", "refused"));
+            span.set_status(Status::error(format!("{refused} were refused")));
+        }
+    }
+}

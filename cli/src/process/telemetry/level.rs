@@ -36,10 +36,10 @@ pub(super) async fn follow(path: PathBuf, usual: String, handle: reload::Handle<
             }
         };
         seen.clone_from(&wanted);
-        match handle.reload(filter) {
-            // At a level that nearly every filter lets through: who reads the log should see that it changed.
-            Ok(()) => tracing::warn!(file = %path.display(), filter = wanted, "the log filter has changed"),
-            Err(error) => tracing::warn!(%error, "the log filter stays as it is"),
+        // Before it changes, as the new one may not let this through.
+        tracing::warn!(file = %path.display(), filter = wanted, "the log filter changes");
+        if let Err(error) = handle.reload(filter) {
+            tracing::warn!(%error, "the log filter stays as it is");
         }
     }
 }

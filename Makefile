@@ -29,7 +29,7 @@ WITH_SERVERS = set -a; \
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
 .PHONY: help setup build test test-users demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check \
-  check-helm check-helm-run dashboards check-dashboards check-dashboards-live
+  check-helm check-helm-run check-image dashboards check-dashboards check-dashboards-live
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
@@ -107,6 +107,10 @@ check-helm: ## the Helm chart, with real Helm 3 and 4 and the schemas of three v
 check-helm-run: setup ## start what the chart renders as local processes on a real server, and run its `helm test`
 	cargo build --workspace --bins
 	@$(WITH_SERVERS) STEPFLEET_PROGRAM=target/debug/stepfleet tests/helm/check.sh --run
+
+check-image: setup ## the images: a linter, and their files run as their entry points say, without a container engine
+	cargo build --workspace --bins
+	@$(WITH_SERVERS) tests/image/check.sh
 
 dashboards: ## write what Grafana and Prometheus read, from deploy/grafana/source and deploy/prometheus/source
 	@python3 deploy/grafana/source/build.py

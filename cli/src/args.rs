@@ -136,6 +136,8 @@ pub(crate) enum Command {
     Bench(process::bench::BenchArgs),
     /// Check that the API, and with --redis the servers, are there and set up well.
     Doctor(verbs::doctor::DoctorArgs),
+    /// Ask whether a program of the fleet on this host is alive, as the health check of a container.
+    Probe(verbs::probe::ProbeArgs),
     /// Completions for a shell.
     Completions(verbs::completions::CompletionsArgs),
 }

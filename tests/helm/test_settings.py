@@ -6,13 +6,13 @@ import re
 import pytest
 import yaml
 
-from chart import CASES, CHART, TOP, Refused, case, env, pod, render
+from chart import CASES, CHART, TOP, Refused, case, env, of, pod, render
 
 SOURCE = TOP / "cli/src"
 OF_REDIS = ["process/redis.rs"]
 OF = {
-    "coordinator": [*OF_REDIS, "process/coordinator.rs", "process/retention.rs", "process/outbox.rs"],
-    "worker": [*OF_REDIS, "process/worker.rs"],
+    "coordinator": [*OF_REDIS, "process/telemetry.rs", "process/coordinator.rs", "process/retention.rs", "process/outbox.rs"],
+    "worker": [*OF_REDIS, "process/telemetry.rs", "process/trace.rs", "process/worker.rs"],
 }
 # Read without clap, by both.
 LOG = {"STEPFLEET_LOG"}
@@ -37,7 +37,7 @@ def rendered(program):
         for thing in case(name):
             labels = thing["metadata"].get("labels", {})
             if thing["kind"] == "Deployment" and labels["app.kubernetes.io/component"] == program:
-                found |= {name for name in env(thing) if name != "STEPFLEET_EXAMPLE"}
+                found |= {name for name in env(thing) if name != "STEPFLEET_EXAMPLE" and not name.startswith("OTEL_")}
     return found
 
 
@@ -71,6 +71,45 @@ def test_other_variables_reach_the_programs_as_they_are():
     for thing in render({"coordinator": {"env": given}, "workerDefaults": {"env": given}}):
         if thing["kind"] == "Deployment":
             assert pod(thing)["containers"][0]["env"][-2:] == given
+
+
+def test_traces_are_set_by_the_variables_of_opentelemetry():
+    things = case("tracing")
+    for name in ("coordinator", "default"):
+        found = env(of(things, "Deployment", name))
+        assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector.observability:4318"
+        assert found["OTEL_EXPORTER_OTLP_PROTOCOL"] == "http/protobuf"
+        assert found["OTEL_EXPORTER_OTLP_HEADERS"] == {"secretKeyRef": {"name": "otel", "key": "headers"}}
+        assert (found["OTEL_TRACES_SAMPLER"], found["OTEL_TRACES_SAMPLER_ARG"]) == (
+            "parentbased_traceidratio",
+            "0.25",
+        )
+        # Kubernetes fills in only what is defined before.
+        order = list(found)
+        assert max(order.index("STEPFLEET_NAME"), order.index("OTEL_K8S_NODE")) < order.index("OTEL_RESOURCE_ATTRIBUTES")
+        assert found["OTEL_RESOURCE_ATTRIBUTES"] == (
+            "k8s.pod.name=$(STEPFLEET_NAME),k8s.node.name=$(OTEL_K8S_NODE),k8s.namespace.name=prod,"
+            "deployment.environment.name=prod"
+        )
+    assert found["STEPFLEET_TRACE_REDACT"] == "iban,password"
+    for component in ("coordinator", "worker"):
+        egress = of(things, "NetworkPolicy", component)["spec"]["egress"]
+        assert egress[-1] == {"ports": [{"port": 4318, "protocol": "TCP"}]}
+    assert not any(name.startswith("OTEL_") for thing in render({}) if pod(thing) for name in env(thing))
+    with pytest.raises(Refused, match="tracing.endpoint must say where the collector is"):
+        render({"tracing": {"enabled": True}})
+
+
+def test_the_log_filter_is_a_folder_that_kubernetes_keeps_up_to_date():
+    things = case("tracing")
+    assert of(things, "ConfigMap", "-log")["data"] == {"filter": "info,stepfleet_worker=debug"}
+    for thing in things:
+        if thing["kind"] == "Deployment":
+            container = pod(thing)["containers"][0]
+            mount = next(mount for mount in container["volumeMounts"] if mount["name"] == "log")
+            # With subPath the file would stay as it was when the pod began.
+            assert mount == {"name": "log", "mountPath": "/etc/stepfleet/log", "readOnly": True}
+            assert env(thing)["STEPFLEET_LOG_FILE"] == "/etc/stepfleet/log/filter"
 
 
 def test_every_value_of_the_schema_has_its_line_in_the_values_and_the_other_way_round():

@@ -30,7 +30,8 @@ const WATCHDOG: &str = "read -r _; kill \"$1\"";
 #[derive(Debug)]
 pub(super) struct Server {
     child: Child,
-    watchdog: Child,
+    /// None where there is no shell, as in an image: the end of its container ends the server.
+    watchdog: Option<Child>,
     /// Its port on 127.0.0.1.
     pub(super) port: u16,
     /// The program.
@@ -82,8 +83,11 @@ impl Server {
         let mut watchdog = std::process::Command::new("sh");
         watchdog.args(["-c", WATCHDOG, "sh", &pid]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         watchdog.process_group(0);
-        let watchdog =
-            Command::from(watchdog).kill_on_drop(true).spawn().map_err(|error| fault("cannot watch", &error))?;
+        let watchdog = match Command::from(watchdog).kill_on_drop(true).spawn() {
+            Ok(watchdog) => Some(watchdog),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(fault("cannot watch", &error)),
+        };
         let deadline = Instant::now() + START_TIMEOUT;
         while !answers(port).await {
             if let Ok(Some(status)) = child.try_wait() {
@@ -108,7 +112,9 @@ impl Server {
     /// Lets it write its data and end.
     pub(super) async fn stop(mut self) {
         // First, so that it cannot hit another process with the same id later.
-        let _ = self.watchdog.kill().await;
+        if let Some(watchdog) = &mut self.watchdog {
+            let _ = watchdog.kill().await;
+        }
         let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         if timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {

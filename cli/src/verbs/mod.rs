@@ -10,6 +10,7 @@ pub(crate) mod import;
 pub(crate) mod limits;
 pub(crate) mod partitions;
 pub(crate) mod policies;
+pub(crate) mod probe;
 pub(crate) mod quarantine;
 pub(crate) mod queues;
 pub(crate) mod runs;
@@ -51,6 +52,7 @@ pub(crate) async fn run(command: Command, global: &Global, out: &Out) -> Result<
         Command::Quarantine(verb) => quarantine::run(verb, &ask()?).await,
         Command::Audit(verb) => audit::run(verb, &ask()?).await,
         Command::Subscribers(verb) => subscribers::run(verb, &ask()?).await,
+        Command::Probe(args) => probe::run(args, out).await,
         Command::Doctor(args) => doctor::run(args, &ask()?).await,
         Command::Dev(_)
         | Command::Coordinator(_)

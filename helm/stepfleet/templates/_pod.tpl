@@ -38,10 +38,68 @@ initContainers:
 - name: STEPFLEET_LOG
   value: {{ . | quote }}
 {{- end }}
+{{- if .root.Values.logConfigMap.enabled }}
+- name: STEPFLEET_LOG_FILE
+  value: /etc/stepfleet/log/filter
+{{- end }}
 - name: STEPFLEET_NAME
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
+{{- include "stepfleet.tracingEnv" .root }}
+{{- end -}}
+
+{{/* Of OpenTelemetry, for every program. */}}
+{{- define "stepfleet.tracingEnv" -}}
+{{- $tracing := .Values.tracing }}
+{{- if $tracing.enabled }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ $tracing.endpoint | quote }}
+- name: OTEL_EXPORTER_OTLP_PROTOCOL
+  value: {{ $tracing.protocol }}
+{{- with $tracing.headersSecret }}
+{{- if .name }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom:
+    secretKeyRef: {name: {{ .name }}, key: {{ .key }}}
+{{- end }}
+{{- end }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ $tracing.sampler }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ $tracing.samplerRatio | quote }}
+- name: OTEL_K8S_NODE
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: {{ include "stepfleet.resourceAttributes" . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "stepfleet.resourceAttributes" -}}
+{{- $all := list "k8s.pod.name=$(STEPFLEET_NAME)" "k8s.node.name=$(OTEL_K8S_NODE)" -}}
+{{- $all = append $all (printf "k8s.namespace.name=%s" .Release.Namespace) -}}
+{{- range $name, $value := .Values.tracing.resourceAttributes -}}
+{{- $all = append $all (printf "%s=%s" $name $value) -}}
+{{- end -}}
+{{- join "," $all -}}
+{{- end -}}
+
+{{/* What spans of attempts say. */}}
+{{- define "stepfleet.attemptTracingEnv" -}}
+{{- with .Values.tracing }}
+{{- if .enabled }}
+- name: STEPFLEET_TRACE_PARENTAGE
+  value: {{ .parentage }}
+- name: STEPFLEET_TRACE_VALUES
+  value: {{ .values | quote }}
+{{- with .redact }}
+- name: STEPFLEET_TRACE_REDACT
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* /livez is about the process and never about Redis: a restart repairs no Redis. Takes {own, port, ready}. */}}
@@ -83,6 +141,11 @@ readinessProbe:
   mountPath: /etc/stepfleet/redis
   readOnly: true
 {{- end }}
+{{- if .root.Values.logConfigMap.enabled }}
+- name: log
+  mountPath: /etc/stepfleet/log
+  readOnly: true
+{{- end }}
 {{- with .own.extraVolumeMounts }}
 {{ toYaml . }}
 {{- end }}
@@ -94,6 +157,10 @@ readinessProbe:
   emptyDir: {}
 {{- if include "stepfleet.redisFiles" .root }}
 {{ include "stepfleet.redisVolume" .root }}
+{{- end }}
+{{- if .root.Values.logConfigMap.enabled }}
+- name: log
+  configMap: {name: {{ include "stepfleet.fullname" .root }}-log}
 {{- end }}
 {{- with .own.extraVolumes }}
 {{ toYaml . }}

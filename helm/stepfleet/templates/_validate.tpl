@@ -3,6 +3,14 @@
 {{- include "stepfleet.deprecated" . -}}
 {{- include "stepfleet.validateRedis" . -}}
 {{- include "stepfleet.validateApi" . -}}
+{{- if and .Values.tracing.enabled (not .Values.tracing.endpoint) -}}
+{{- fail "tracing.endpoint must say where the collector is, such as http://otel-collector:4317, if tracing.enabled is set" -}}
+{{- end -}}
+{{- range $name, $value := .Values.tracing.resourceAttributes -}}
+{{- if contains "," (print $name $value) -}}
+{{- fail (printf "tracing.resourceAttributes has `%s`; allowed are names and values without commas" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- $coordinator := dict "root" . "own" .Values.coordinator "component" "coordinator" -}}
 {{- include "stepfleet.validateLogin" (merge (dict "at" "coordinator.redis") $coordinator) -}}
 {{- $own := include "stepfleet.envOfCoordinator" . | splitList " " -}}

@@ -13,7 +13,8 @@ once, each with its source, and the program ends with code 2. `--help` says the 
 
 What is not a setting of a program: how steps are tried again, time-outs, priorities and limits belong to workflows
 ([workflows.md](workflows.md)) and to the fleet's policies ([policies.md](policies.md)), which change without a restart.
-`STEPFLEET_LOG` sets the log filter of every program, as `info` or `info,stepfleet_coordinator=debug`.
+`STEPFLEET_LOG` sets the log filter of every program, as `info` or `info,stepfleet_coordinator=debug`. Traces are set by the standard
+variables of OpenTelemetry ([tracing.md](tracing.md#settings)).
 ";
 
 const OLDER: &str = "

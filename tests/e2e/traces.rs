@@ -182,7 +182,7 @@ async fn a_submitter_has_the_run_in_its_trace_a_dead_letter_is_seen_and_attempts
         let text = fleet.workers[0].stderr();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     };
-    let failed = lines().into_iter().filter(|line| line["fields"]["message"] == "the attempt failed").next_back();
+    let failed = lines().into_iter().rfind(|line| line["fields"]["message"] == "the attempt failed");
     let failed = failed.context("a failed attempt is in the log").unwrap();
     let where_it_was = ["run", "step", "attempt", "trace"].map(|name| failed["span"][name].clone());
     assert_eq!(where_it_was, [json!(run), json!("only"), json!(1), json!(own.trace)]);

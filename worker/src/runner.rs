@@ -80,7 +80,6 @@ pub(crate) async fn report(kit: &Kit, attempt: &Attempt, ran: Duration, outcome:
 }
 
 /// What the handler returned; none if it was told to stop and did not in time.
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 async fn supervised(
     kit: &Kit,
     attempt: &Attempt,
@@ -114,7 +113,6 @@ async fn supervised(
 }
 
 /// The whole work of an attempt: the input, then the handler.
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only move the list")]
 async fn work(kit: &Kit, attempt: &Attempt, handler: Arc<dyn Call>, input: Input, traced: &Traced) -> Called {
     let input = match input {
         Input::None => Bytes::new(),

@@ -202,3 +202,32 @@ async fn a_submitter_has_the_run_in_its_trace_a_dead_letter_is_seen_and_attempts
     seen.await.unwrap();
     fleet.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn each_run_of_a_bulk_submit_has_a_trace_of_its_own() {
+    let receiver = Receiver::start().await.unwrap();
+    let server = lab::server().await.unwrap();
+    let fleet = fleet(&server.url(), "grpc", receiver.grpc(), &[]).await;
+    let api = fleet.api();
+    api.register(&json!({ "workflow": "good", "steps": { "only": { "handler": "noop" } } })).await.unwrap();
+    let runs = api.submit_many("good", 3).await.unwrap();
+    api.until_all(&runs, "completed", SOON).await.unwrap();
+    let mut spans = Vec::new();
+    let all = wait::until(SOON, "every span", async || {
+        spans = receiver.spans();
+        ensure!(spans.len() >= 1 + 3 * 5, "{}", spans.len());
+        Ok(())
+    });
+    all.await.unwrap();
+    let [send] = named(&spans, "send runs")[..] else { panic!("one request") };
+    assert_eq!((send.kind, send.get("messaging.batch.message_count")), (SpanKind::Client, "3"));
+    let created = named(&spans, "create runs");
+    let traces: BTreeSet<&str> = created.iter().map(|span| span.trace.as_str()).collect();
+    assert_eq!((created.len(), traces.len()), (3, 3));
+    for create in created {
+        assert_eq!(create.links, [(send.trace.clone(), send.id.clone())]);
+        let below = |span: &&&Span| span.trace == create.trace && span.parent == create.id;
+        assert_eq!(named(&spans, "run good").iter().filter(below).count(), 1);
+    }
+    fleet.stop().await.unwrap();
+}

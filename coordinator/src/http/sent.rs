@@ -3,15 +3,13 @@
 //! The span of a run's submit is its creation context: it goes with the run, and all its other spans are below it. Where spans
 //! go nowhere, or the submitter says that its trace is not recorded, what the submitter sent goes with the run as it is.
 
+use super::{error::ApiResult, view::Submitted};
+use crate::shell::spans::{Spans, messaging, traceparent};
 use opentelemetry::{
     KeyValue,
     global::BoxedSpan,
     trace::{Link, Span, SpanBuilder, SpanKind, Status},
 };
-use stepfleet_protocol::trace::TraceContext;
-
-use super::{error::ApiResult, view::Submitted};
-use crate::shell::spans::{Spans, messaging, traceparent};
 
 /// Where submits go, as others see it.
 const DESTINATION: &str = "runs";
@@ -30,8 +28,8 @@ pub(super) struct Sent {
 impl Sent {
     /// Begins, below the span of the submitter if it `given` one.
     pub(super) fn one(spans: &Spans, given: Option<String>) -> Self {
-        let parent = given.as_deref().and_then(|text| text.parse().ok());
-        Self { span: spans.begin(builder("send", SpanKind::Producer), parent.as_ref()), given }
+        let span = spans.begin(given.as_deref(), || builder("send", SpanKind::Producer));
+        Self { span, given }
     }
 
     /// The context that goes with the run.
@@ -62,28 +60,25 @@ impl Sent {
 pub(super) struct Batch {
     spans: Spans,
     given: Option<String>,
-    parent: Option<TraceContext>,
     send: Option<BoxedSpan>,
 }
 
 impl Batch {
     /// Begins a group of so many runs.
     pub(super) fn new(spans: &Spans, given: Option<String>, count: usize) -> Self {
-        let parent = given.as_deref().and_then(|text| text.parse().ok());
-        let mut send = spans.begin(builder("send", SpanKind::Client), parent.as_ref());
+        let mut send = spans.begin(given.as_deref(), || builder("send", SpanKind::Client));
         if let Some(span) = &mut send {
             span.set_attribute(KeyValue::new("messaging.batch.message_count", count as i64));
         }
-        Self { spans: spans.clone(), given, parent, send }
+        Self { spans: spans.clone(), given, send }
     }
 
     /// The context of one of them: in the submitter's trace if there is one, else in a trace of its own.
-    pub(super) fn create(&mut self) -> Option<String> {
-        let mut builder = builder("create", SpanKind::Producer);
-        if let Some(send) = &self.send {
-            builder = builder.with_links(vec![Link::new(send.span_context().clone(), Vec::new(), 0)]);
-        }
-        let span = self.spans.begin(builder, self.parent.as_ref());
+    pub(super) fn create(&self) -> Option<String> {
+        let link = |send: &BoxedSpan| Link::new(send.span_context().clone(), Vec::new(), 0);
+        let links = || self.send.iter().map(link).collect();
+        let span =
+            self.spans.begin(self.given.as_deref(), || builder("create", SpanKind::Producer).with_links(links()));
         let own = span.as_ref().map(BoxedSpan::span_context).filter(|context| context.is_valid());
         own.map(traceparent).or_else(|| self.given.clone())
     }

@@ -112,7 +112,7 @@ struct Many {
 async fn answer_group(shared: Arc<Many>, group: Vec<(u64, Bytes)>) -> Bytes {
     let Many { app: AppState { client, spans, .. }, actor, traceparent } = &*shared;
     let mut door = Door::new(client);
-    let mut spans = Batch::new(spans, traceparent.clone(), group.len());
+    let spans = Batch::new(spans, traceparent.clone(), group.len());
     let mut answers: Vec<Option<ApiResult<Submitted>>> = Vec::with_capacity(group.len());
     let (mut plain, mut durable) = (Vec::new(), Vec::new());
     for (place, (_, line)) in group.iter().enumerate() {

@@ -55,10 +55,11 @@ impl Spans {
         self.0.is_some()
     }
 
-    /// Begins a span with an id of its own; none if they go nowhere.
-    pub fn begin(&self, builder: SpanBuilder, parent: Option<&TraceContext>) -> Option<BoxedSpan> {
-        let parent = parent.map(remote).unwrap_or_default();
-        self.0.as_ref().map(|tracer| tracer.build_with_context(builder, &parent))
+    /// Begins a span with an id of its own, below the one that a `traceparent` names; none if they go nowhere.
+    pub fn begin(&self, above: Option<&str>, builder: impl FnOnce() -> SpanBuilder) -> Option<BoxedSpan> {
+        let tracer = self.0.as_ref()?;
+        let above = above.and_then(|text| text.parse().ok());
+        Some(tracer.build_with_context(builder(), &above.as_ref().map(remote).unwrap_or_default()))
     }
 
     /// Tells of a span of a commit that applied at `at_ms` of the server's clock.

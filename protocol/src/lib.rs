@@ -18,6 +18,7 @@ pub mod missing;
 pub mod name;
 pub mod policy;
 pub mod rate;
+pub mod span;
 pub mod state;
 pub mod trace;
 pub mod value;

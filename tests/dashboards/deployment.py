@@ -1,4 +1,4 @@
-"""Whether compose.yaml, Prometheus' settings and Grafana's provisioning fit each other.
+"""Whether compose.yaml, Prometheus' settings, Grafana's provisioning and the collector of traces fit each other.
 
 The files are read as text, by the few lines that matter: names, ports, folders and versions.
 """
@@ -57,9 +57,44 @@ def problems(compose, prometheus, datasource, provider, exists):
         yield "Grafana's data source is no Prometheus"
 
 
+def of_traces(compose, collector, viewer, settings, exists):
+    """Problems of the way of traces: programs, collector, viewer. `settings` is docs/configuration.md."""
+    found = services(compose)
+    host, port = re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT: http://([a-z0-9-]+):(\d+)", compose).groups()
+    if host not in found:
+        yield f"traces are sent to `{host}`, which is no service"
+    if f'grpc: {{endpoint: "0.0.0.0:{port}"}}' not in collector:
+        yield f"traces are sent to port {port}, where the collector does not listen"
+    config = re.search(r"--config=(/etc/otel/\S+?)\]", compose).group(1)
+    if not exists(config.replace("/etc/otel", "./otel")):
+        yield f"the collector reads `{config}`, which does not exist"
+    target = re.search(r"endpoint: ([a-z0-9-]+):4317", collector).group(1)
+    if target not in found:
+        yield f"the collector sends to `{target}`, which is no service"
+    pipeline = re.search(r"traces: \{(.*)\}", collector).group(1)
+    for kind, names in re.findall(r"(\w+): \[(.*?)\]", pipeline):
+        declared = re.search(rf"^{kind}:\n((?:  .*\n)+)", collector, re.MULTILINE).group(1)
+        for name in names.split(", "):
+            if not re.search(rf"^  {re.escape(name)}:", declared, re.MULTILINE):
+                yield f"the pipeline has `{name}`, which is not among the {kind}"
+    shown = re.search(r"url: http://([a-z0-9-]+):16686", viewer)
+    if not shown or shown.group(1) not in found:
+        yield "Grafana's data source of traces is no service of compose.yaml"
+    for name in set(re.findall(r"\b(STEPFLEET_[A-Z_]+): ", compose)):
+        if f"`{name}`" not in settings:
+            yield f"no program reads {name}"
+
+
+def trace_files():
+    """What `of_traces` reads."""
+    paths = ("deploy/compose.yaml", "deploy/otel/collector.yaml", "deploy/grafana/provisioning/datasources/jaeger.yaml")
+    return [(TOP / path).read_text() for path in (*paths, "docs/configuration.md")]
+
+
 def check():
     deploy = TOP / "deploy"
-    return list(problems(
+    traces = of_traces(*trace_files(), lambda path: (deploy / path).exists())
+    return list(traces) + list(problems(
         (deploy / "compose.yaml").read_text(),
         (deploy / "prometheus/prometheus.yaml").read_text(),
         (deploy / "grafana/provisioning/datasources/prometheus.yaml").read_text(),

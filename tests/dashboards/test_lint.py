@@ -160,6 +160,26 @@ class Deployment(unittest.TestCase):
             with self.subTest(f"{old} -> {new}"):
                 self.assertNotEqual(self.found(name, old, new), [])
 
+    def test_a_break_in_the_way_of_traces_is_found(self):
+        deploy = deployment.TOP / "deploy"
+        for name, old, new in (
+            (0, "http://otel-collector:4317", "http://collector:4317"),
+            (0, "http://otel-collector:4317", "http://otel-collector:4318"),
+            (0, "  jaeger:\n", "  viewer:\n"),
+            (0, "/etc/otel/collector.yaml", "/etc/otel/otel.yaml"),
+            (0, "STEPFLEET_CONCURRENCY:", "STEPFLEET_CONCURENCY:"),
+            (1, "endpoint: jaeger:4317", "endpoint: tempo:4317"),
+            (1, "exporters: [otlp/viewer]", "exporters: [otlp]"),
+            (1, "processors: [memory_limiter, batch]", "processors: [memory_limiter, batches]"),
+            (2, "http://jaeger:16686", "http://tempo:16686"),
+        ):
+            with self.subTest(f"{old} -> {new}"):
+                texts = deployment.trace_files()
+                self.assertIn(old, texts[name])
+                texts[name] = texts[name].replace(old, new)
+                found = list(deployment.of_traces(*texts, lambda path: (deploy / path).exists()))
+                self.assertEqual(len(found), 2 if "viewer:" in new else 1, found)
+
 
 if __name__ == "__main__":
     unittest.main()

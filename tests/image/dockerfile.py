@@ -43,5 +43,10 @@ class Image:
     def user(self):
         return self.last("USER")
 
+    def copied(self):
+        """What is copied into the image, as its sources are named."""
+        lines = [rest for word, rest in self.lines if word == "COPY"]
+        return [path for rest in lines for path in rest.split()[:-1] if not path.startswith("--")]
+
     def env(self):
         return dict(pair.split("=", 1) for word, rest in self.lines if word == "ENV" for pair in rest.split())

@@ -5,13 +5,13 @@
 //! `tracing-opentelemetry` so are those of `tracing`.
 
 use opentelemetry::{
-    Context, KeyValue, SpanId, TraceFlags, TraceId,
+    Context, KeyValue,
     global::{self, BoxedTracer},
-    trace::{Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, TraceState, Tracer},
+    trace::{Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer},
 };
 use serde_json::Value as Json;
 use std::sync::LazyLock;
-use stepfleet_protocol::{failure::cut, message::Outcome, trace::TraceContext, value::Payload};
+use stepfleet_protocol::{failure::cut, message::Outcome, span::messaging, trace::TraceContext, value::Payload};
 
 use crate::{attempt::Attempt, kit::Kit, value};
 
@@ -95,29 +95,24 @@ impl Traced {
     pub(crate) fn begin(kit: &Kit, attempt: &Attempt) -> Self {
         let job = attempt.message();
         let sent: Option<TraceContext> = job.traceparent.as_deref().and_then(|text| text.parse().ok());
-        let parent = sent.map(|sent| {
-            let (trace, span) = (TraceId::from_bytes(sent.trace), SpanId::from_bytes(sent.span));
-            SpanContext::new(trace, span, TraceFlags::new(sent.flags), true, TraceState::default())
-        });
+        let parent: Option<SpanContext> = sent.as_ref().map(Into::into);
         let queue = &attempt.of().queue;
         let mut builder = SpanBuilder::from_name(format!("process {queue}")).with_kind(SpanKind::Consumer);
         let mut above = Context::new();
         match (parent, kit.tracing.parentage) {
-            // A trace of its own that nobody asked for would be recorded.
-            (Some(parent), _) if !parent.is_sampled() => above = above.with_remote_span_context(parent),
-            (Some(parent), Parentage::Parent) => above = above.with_remote_span_context(parent),
-            (Some(parent), Parentage::Link) => builder = builder.with_links(vec![Link::with_context(parent)]),
+            // Of a run that is not recorded nothing is: a trace of its own would be.
+            (Some(parent), Parentage::Link) if parent.is_sampled() => {
+                builder = builder.with_links(vec![Link::with_context(parent)]);
+            }
+            (Some(parent), _) => above = above.with_remote_span_context(parent),
             (None, _) => {}
         }
         let span = TRACER.build_with_context(builder, &above);
         let context = above.with_span(span);
         let span = context.span();
         if span.is_recording() {
+            span.set_attributes(messaging("process", queue.to_string()));
             span.set_attributes([
-                KeyValue::new("messaging.system", "stepfleet"),
-                KeyValue::new("messaging.operation.name", "process"),
-                KeyValue::new("messaging.operation.type", "process"),
-                KeyValue::new("messaging.destination.name", queue.to_string()),
                 KeyValue::new("messaging.consumer.group.name", stepfleet_protocol::keys::GROUP),
                 KeyValue::new("messaging.client.id", kit.worker.to_string()),
                 KeyValue::new("messaging.message.id", job.id.to_string()),
@@ -129,20 +124,16 @@ impl Traced {
                 KeyValue::new("stepfleet.max_attempts", i64::from(job.max_attempts)),
             ]);
         }
-        let own = span.span_context();
-        let mut trace = sent.map(|sent| sent.trace_id());
-        if own.is_valid() && Some(own.span_id().to_bytes()) != sent.map(|sent| sent.span) {
-            let (trace_bytes, span) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
-            let here = TraceContext { trace: trace_bytes, span, flags: own.trace_flags().to_u8() };
-            trace = Some(here.trace_id());
-            attempt.traced(here.to_string());
+        let own = TraceContext::of(span.span_context()).filter(|own| Some(own.span) != sent.map(|sent| sent.span));
+        if let Some(own) = own {
+            attempt.traced(own.to_string());
         }
         let log = tracing::info_span!(
             "attempt", run = %job.run, step = job.step.as_str(), attempt = job.attempt, job = %job.id,
             trace = tracing::field::Empty
         );
-        if let Some(trace) = trace {
-            log.record("trace", trace);
+        if let Some(here) = own.or(sent) {
+            log.record("trace", here.trace_id());
         }
         Self { context, log }
     }

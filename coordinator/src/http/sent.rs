@@ -1,22 +1,30 @@
 //! Spans of submits: a `send` for one run; a `create` for each run of a bulk submit, and a `send` for them together.
 //!
 //! The span of a run's submit is its creation context: it goes with the run, and all its other spans are below it. Where spans
-//! go nowhere, or the submitter says that its trace is not recorded, what the submitter sent goes with the run as it is.
+//! go nowhere, what the submitter sent goes with the run as it is.
 
-use super::{error::ApiResult, view::Submitted};
-use crate::shell::spans::{Spans, messaging, traceparent};
 use opentelemetry::{
     KeyValue,
     global::BoxedSpan,
     trace::{Link, Span, SpanBuilder, SpanKind, Status},
 };
+use stepfleet_protocol::{span::messaging, trace::TraceContext};
+
+use super::{error::ApiResult, view::Submitted};
+use crate::shell::spans::Spans;
 
 /// Where submits go, as others see it.
 const DESTINATION: &str = "runs";
 
 fn builder(name: &'static str, kind: SpanKind) -> SpanBuilder {
-    let attributes = messaging(name, name, DESTINATION.to_owned());
+    let attributes = messaging(name, DESTINATION.to_owned());
     SpanBuilder::from_name(format!("{name} {DESTINATION}")).with_kind(kind).with_attributes(attributes)
+}
+
+/// The context that goes with a run: that of its own span, else the one that its submitter gave.
+fn context(own: Option<&BoxedSpan>, given: Option<&String>) -> Option<String> {
+    let own = own.and_then(|span| TraceContext::of(span.span_context()));
+    own.map(|own| own.to_string()).or_else(|| given.cloned())
 }
 
 /// The submit of one run.
@@ -34,8 +42,7 @@ impl Sent {
 
     /// The context that goes with the run.
     pub(super) fn traceparent(&self) -> Option<String> {
-        let own = self.span.as_ref().map(BoxedSpan::span_context).filter(|context| context.is_valid());
-        own.map(traceparent).or_else(|| self.given.clone())
+        context(self.span.as_ref(), self.given.as_ref())
     }
 
     /// Ends with what came of it.
@@ -79,8 +86,7 @@ impl Batch {
         let links = || self.send.iter().map(link).collect();
         let span =
             self.spans.begin(self.given.as_deref(), || builder("create", SpanKind::Producer).with_links(links()));
-        let own = span.as_ref().map(BoxedSpan::span_context).filter(|context| context.is_valid());
-        own.map(traceparent).or_else(|| self.given.clone())
+        context(span.as_ref(), self.given.as_ref())
     }
 
     /// Ends, with so many that were refused.

@@ -12,6 +12,7 @@ use stepfleet_protocol::{
     failure::cut,
     id::{CommandId, RunId},
     name::Name,
+    trace::TraceContext,
 };
 
 use utoipa::IntoParams;
@@ -145,11 +146,10 @@ pub(super) fn reason(text: Option<String>) -> Option<String> {
     text.map(|t| cut(t, REASON_BYTES_MAX)).filter(|t| !t.is_empty())
 }
 
-/// The W3C trace context of the request, if it looks like one.
+/// The W3C trace context of the request; none if it is no good one, as the standard wants.
 pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("traceparent")?.to_str().ok()?;
-    let good = text.len() == 55 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    good.then(|| text.to_owned())
+    text.parse::<TraceContext>().ok().map(|context| context.to_string())
 }
 
 /// The header `Idempotency-Key`.
@@ -194,4 +194,23 @@ pub(super) fn fingerprint(request: &[u8]) -> String {
 pub(super) fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_context_that_is_none_is_dropped() {
+        let taken = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", text.parse().expect("visible text"));
+            traceparent(&headers)
+        };
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(taken(good).as_deref(), Some(good));
+        assert_eq!(taken(&good.to_uppercase()), None);
+        assert_eq!(taken("00-00000000000000000000000000000000-b7ad6b7169203331-01"), None);
+        assert_eq!(traceparent(&HeaderMap::new()), None);
+    }
 }

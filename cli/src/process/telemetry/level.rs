@@ -1,6 +1,12 @@
 //! The log's filter from a file, read again and again: a mounted ConfigMap, or what a person writes there.
 
-use std::{io::ErrorKind, path::PathBuf, time::Duration};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::io::AsyncReadExt;
 
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
@@ -15,7 +21,7 @@ pub(super) async fn follow(path: PathBuf, usual: String, handle: reload::Handle<
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         looks.tick().await;
-        let wanted = match tokio::fs::read_to_string(&path).await {
+        let wanted = match read(&path).await {
             Ok(text) if text.trim().is_empty() => usual.clone(),
             Ok(text) => text.trim().to_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => usual.clone(),
@@ -44,9 +50,17 @@ pub(super) async fn follow(path: PathBuf, usual: String, handle: reload::Handle<
     }
 }
 
+/// The text of the file, as far as one that is too long is told.
+async fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let file = tokio::fs::File::open(path).await?;
+    file.take(BYTES_MAX as u64 + 1).read_to_string(&mut text).await?;
+    Ok(text)
+}
+
 fn filter(text: &str) -> Result<EnvFilter, String> {
     if text.len() > BYTES_MAX {
-        return Err(format!("the file has {} bytes; allowed are {BYTES_MAX}", text.len()));
+        return Err(format!("the file is too long; allowed are {BYTES_MAX} bytes"));
     }
     EnvFilter::try_new(text).map_err(|error| format!("bad filter `{text}`: {error}"))
 }

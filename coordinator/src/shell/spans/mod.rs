@@ -15,12 +15,13 @@ use std::{
 };
 
 use opentelemetry::{
-    Context, InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
+    Context, InstrumentationScope, KeyValue,
     global::{self, BoxedSpan, BoxedTracer},
-    trace::{Link, Span, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, TraceState, Tracer},
+    trace::{Link, Span, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
 };
 use stepfleet_protocol::{
     id::RunId,
+    span::messaging,
     trace::{TraceContext, span_of_job, span_of_run},
 };
 
@@ -28,8 +29,6 @@ use self::facts::{Ended, Fact, Sent, Settled, Traced};
 pub use self::ids::Ids;
 use super::tally::JobEnd;
 
-/// The value of `messaging.system`.
-pub const SYSTEM: &str = "stepfleet";
 /// Links of a span, at most: the default of the OpenTelemetry SDK.
 const LINKS_MAX: usize = 128;
 
@@ -74,44 +73,22 @@ impl Spans {
     }
 }
 
-/// As the SDK has it.
-fn span_context(of: &TraceContext) -> SpanContext {
-    let (trace, span) = (TraceId::from_bytes(of.trace), SpanId::from_bytes(of.span));
-    SpanContext::new(trace, span, TraceFlags::new(of.flags), true, TraceState::default())
-}
-
 fn remote(of: &TraceContext) -> Context {
-    Context::new().with_remote_span_context(span_context(of))
-}
-
-/// As others read it.
-pub fn traceparent(of: &SpanContext) -> String {
-    let flags = of.trace_flags().to_u8();
-    TraceContext { trace: of.trace_id().to_bytes(), span: of.span_id().to_bytes(), flags }.to_string()
+    Context::new().with_remote_span_context(of.into())
 }
 
 fn at(ms: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
 }
 
-/// What every span of the messaging conventions says.
-pub fn messaging(operation: &'static str, kind: &'static str, destination: String) -> Vec<KeyValue> {
-    vec![
-        KeyValue::new("messaging.system", SYSTEM),
-        KeyValue::new("messaging.operation.name", operation),
-        KeyValue::new("messaging.operation.type", kind),
-        KeyValue::new("messaging.destination.name", destination),
-    ]
-}
-
 /// A link to the span in which a job was sent.
 fn link(of: &TraceContext, job: &stepfleet_protocol::id::JobId, why: &'static str) -> Link {
     let attributes = vec![KeyValue::new("stepfleet.link", why)];
-    Link::new(span_context(&of.at(span_of_job(job))), attributes, 0)
+    Link::new((&of.at(span_of_job(job))).into(), attributes, 0)
 }
 
 fn tell_sent(tracer: &BoxedTracer, (run, of): (RunId, &TraceContext), sent: &Sent, at_ms: u64) {
-    let mut attributes = messaging("send", "send", sent.queue.to_string());
+    let mut attributes = messaging("send", sent.queue.to_string());
     attributes.extend([
         KeyValue::new("messaging.message.id", sent.job.to_string()),
         KeyValue::new("messaging.message.conversation_id", run.to_string()),
@@ -134,7 +111,7 @@ fn tell_sent(tracer: &BoxedTracer, (run, of): (RunId, &TraceContext), sent: &Sen
 fn tell_settled(tracer: &BoxedTracer, (run, of): (RunId, &TraceContext), settled: Settled, at_ms: u64) {
     let Settled { job, step, queue, attempt, end, since_ms, failure, retry_ms, letter } = settled;
     let outcome = JobEnd::ALL[end as usize].1;
-    let mut attributes = messaging("settle", "settle", queue.to_string());
+    let mut attributes = messaging("settle", queue.to_string());
     attributes.extend([
         KeyValue::new("messaging.message.id", job.to_string()),
         KeyValue::new("messaging.message.conversation_id", run.to_string()),
@@ -159,7 +136,7 @@ fn tell_settled(tracer: &BoxedTracer, (run, of): (RunId, &TraceContext), settled
     let parent = Context::new().with_remote_span_context(span.span_context().clone());
     span.end_with_timestamp(at(at_ms));
     let Some(cause) = letter else { return };
-    let mut attributes = messaging("send", "send", "dead-letters".to_owned());
+    let mut attributes = messaging("send", "dead-letters".to_owned());
     attributes.extend([
         KeyValue::new("messaging.message.conversation_id", run.to_string()),
         KeyValue::new("stepfleet.step", step.to_string()),

@@ -48,6 +48,7 @@ mod scaling;
 mod tokens;
 mod topologies;
 mod traces;
+mod user_spans;
 mod waits;
 mod web;
 mod worker_death;

@@ -39,6 +39,7 @@ mod load;
 mod metrics;
 mod names;
 mod outcomes;
+mod pods;
 mod poison;
 mod policies;
 mod redis_death;

@@ -44,16 +44,21 @@ RULES = [
     alert(
         "StepfleetQueueNotDraining",
         "critical",
+        # With room, the oldest job is taken at once; while nobody takes it, its age grows by a second each second. Jobs
+        # that run for hours fill slots, and full slots are StepfleetWorkersSaturated. Slots of workers with several
+        # queues count for each of these: the second `unless` is for those that another queue has filled.
         f"""
         max by (fleet, queue) (stepfleet_queue_depth) > 0
-        and on (fleet, queue) max by (fleet, queue) (stepfleet_queue_workers) > 0
-        unless on (fleet, queue) sum by (fleet, queue) (rate(stepfleet_jobs_finished_total[10m])) > 0
-        unless on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total{{queue="other"}}[10m])) > 0
+        and on (fleet, queue) max by (fleet, queue) (deriv(stepfleet_queue_oldest_seconds[10m])) > 0.5
+        and on (fleet, queue)
+        max by (fleet, queue) (stepfleet_queue_pending)
+        < on (fleet, queue) max by (fleet, queue) (stepfleet_queue_slots)
+        unless on (fleet) fleet:stepfleet_worker_slots:used_ratio >= 1
         {NOT_PAUSED}
         """,
         wait="10m",
-        summary="Queue {{ $labels.queue }} has workers, and nothing of it ends",
-        description="{{ $value }} jobs wait, there are workers, and no job has ended in ten minutes.",
+        summary="Queue {{ $labels.queue }} has free slots, and its jobs are not taken",
+        description="{{ $value }} jobs wait, there are free slots, and the oldest job only becomes older.",
         dashboard=BOARD,
         about=["queue"],
     ),

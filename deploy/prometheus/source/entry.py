@@ -27,12 +27,12 @@ def _spelled(expression):
     return text
 
 
-def grew(counter, labels, window):
+def grew(counter, labels, window, more_than=0):
     """That a counter became larger. A series that is born with 1 counts as well; `increase` does not see it."""
     return (
-        f"sum by ({labels}) (increase({counter}[{window}])) > 0\n"
+        f"sum by ({labels}) (increase({counter}[{window}])) > {more_than}\n"
         f"or\n"
-        f"sum by ({labels}) ({counter} unless {counter} offset {window}) > 0"
+        f"sum by ({labels}) ({counter} unless {counter} offset {window}) > {more_than}"
     )
 
 

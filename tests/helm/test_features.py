@@ -72,6 +72,10 @@ def test_keda_follows_the_wish_of_the_coordinators():
     query = 'sum(max by (queue) (stepfleet_queue_wanted_workers{namespace="prod",queue=~"default|mail\\\\.out"}))'
     assert trigger["metadata"]["query"] == query
     assert trigger["metadata"]["ignoreNullValues"] == "false"
+    # With monitors of the chart, of this fleet's series alone: another one of the namespace may have such queues.
+    labelled = render({"monitoring": {"enabled": True}}, base="keda-prometheus")
+    query = of(labelled, "ScaledObject", "default")["spec"]["triggers"][0]["metadata"]["query"]
+    assert 'namespace="prod",fleet="fleet",queue=~' in query
     own = of(things, "ScaledObject", "own")["spec"]["triggers"][0]
     assert own["metadata"]["query"] == "max(wanted)"
     assert own["authenticationRef"] == {"name": "thanos"}

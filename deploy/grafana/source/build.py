@@ -34,7 +34,7 @@ def generated():
         files[f"deploy/grafana/{name}.json"] = text
         files[f"helm/stepfleet/dashboards/{name}.json"] = text
     files["deploy/prometheus/rules.yaml"] = rules.text(rules.GROUPS)
-    files["helm/stepfleet/rules/stepfleet.yaml"] = rules.text(rules.OPEN)
+    files["helm/stepfleet/rules/stepfleet.yaml"] = rules.text(rules.of_one_fleet(rules.OPEN))
     return files
 
 

@@ -222,7 +222,7 @@ RULES = [
         "warning",
         """
         up == 0
-        and on (cluster, namespace, job, instance) last_over_time(stepfleet_build_info[1h])
+        and on (fleet, job, instance) last_over_time(stepfleet_build_info[1h])
         """,
         wait="5m",
         summary="A program of the fleet is not scraped any more",

@@ -1,6 +1,7 @@
 """All groups of rules, and their YAML: for Prometheus, and for the chart, which fills in thresholds itself."""
 
 import json
+import re
 
 import coordinator
 import failures
@@ -21,6 +22,8 @@ OPEN = {
 GROUPS = {
     name: [{**rule, "expr": thresholds.filled(rule["expr"])} for rule in entries] for name, entries in OPEN.items()
 }
+# A series, with the brace behind it if it has one.
+SERIES = re.compile(r"\b(stepfleet_\w+|process_start_time_seconds|up|\w+:stepfleet_\w+:\w+)\b(\{?)")
 HEAD = "# Written by `make dashboards` from deploy/prometheus/source. Changes here are lost.\n"
 
 
@@ -37,6 +40,17 @@ def _rule(rule):
         else:
             lines.append(f"{key}: {json.dumps(value)}")
     return "\n".join(("      - " if number == 0 else "        ") + line for number, line in enumerate(lines))
+
+
+def of_one_fleet(groups):
+    """The same with a place in each selector, `<<own>>`, for the matchers of one fleet."""
+
+    def selected(expression):
+        return SERIES.sub(lambda found: f"{found[1]}{{<<own>>{',' if found[2] else '}'}", expression)
+
+    return {
+        name: [{**rule, "expr": selected(rule["expr"])} for rule in entries] for name, entries in groups.items()
+    }
 
 
 def text(groups):

@@ -21,7 +21,7 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- define "stepfleet.kedaQuery" -}}
 {{- $queues := list -}}
 {{- range .own.queues -}}{{- $queues = append $queues (regexQuoteMeta . | replace "\\" "\\\\") -}}{{- end -}}
-{{- $of := printf "namespace=%q,queue=~\"%s\"" .root.Release.Namespace (join "|" $queues) -}}
+{{- $of := printf "%s,queue=~\"%s\"" (include "stepfleet.series" .root) (join "|" $queues) -}}
 {{- printf "sum(max by (queue) (stepfleet_queue_wanted_workers{%s}))" $of -}}
 {{- end -}}
 

@@ -1,8 +1,13 @@
 {{/* Alerts and recording rules, as deploy/prometheus/source writes them with open places. */}}
 
-{{/* A file of rules with its thresholds. Takes {root, text}. */}}
+{{/* A file of rules with its thresholds, of this fleet alone where its series can be told. Takes {root, text}. */}}
 {{- define "stepfleet.filledRules" -}}
 {{- $text := .text -}}
+{{- if and .root.Values.monitoring.enabled (not .root.Values.prometheusRule.allFleets) -}}
+{{- $text = replace "<<own>>" (include "stepfleet.series" .root) $text -}}
+{{- else -}}
+{{- $text = $text | replace "{<<own>>}" "" | replace "<<own>>," "" -}}
+{{- end -}}
 {{- range $name, $limit := .root.Values.prometheusRule.thresholds -}}
 {{- /* As JSON: other ways to write a number make 1e+06 of a million, which is no time. */ -}}
 {{- if kindIs "map" $limit -}}
@@ -34,6 +39,11 @@
 {{- if and $rules.grafanaUrl $links.dashboard_url -}}
 {{- $path := regexReplaceAll "^https?://[^/]+" $links.dashboard_url "" -}}
 {{- $_ := set $links "dashboard_url" (printf "%s%s" (trimSuffix "/" $rules.grafanaUrl) $path) -}}
+{{- end -}}
+{{- $dashboards := .root.Values.dashboards -}}
+{{- if and $dashboards.enabled $dashboards.name $links.dashboard_url -}}
+{{- $own := printf "/d/stepfleet-%s-" $dashboards.name -}}
+{{- $_ := set $links "dashboard_url" (replace "/d/stepfleet-" $own $links.dashboard_url) -}}
 {{- end -}}
 {{- toYaml .rule -}}
 {{- end -}}

@@ -8,7 +8,7 @@ import re
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 # Labels that Prometheus adds, or the alerts themselves.
-ADDED = {"cluster", "namespace", "job", "instance", "le"}
+ADDED = {"cluster", "namespace", "fleet", "job", "instance", "le"}
 OTHERS = {"up": {"labels": set(), "kind": "gauge"}, "ALERTS": {"labels": None, "kind": "gauge"}}
 
 

@@ -129,7 +129,7 @@ def alerts(rules, dashboards):
             found.append(f"{name}: it links to a dashboard that does not exist")
         if not texts["description"].endswith(".") or texts["summary"].endswith("."):
             found.append(f"{name}: the summary is a line without a full stop, the description is sentences")
-        kept = set(promql.grouping_labels(rule["expr"])) | {"namespace"}
+        kept = set(promql.grouping_labels(rule["expr"])) | {"namespace", "fleet"}
         kept |= {"queue"} if "queue:" in rule["expr"] else set()
         for label in re.findall(r"\$labels\.(\w+)", json.dumps(texts)):
             if label not in kept:

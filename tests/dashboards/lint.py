@@ -11,7 +11,7 @@ QUERIED = {"timeseries", "stat", "table", "heatmap"}
 CORE = QUERIED | {"row"}
 # The ids of units that Grafana knows, as far as they are used here.
 UNITS = {"none", "short", "s", "h", "percentunit", "bytes", "cps", "reqps"}
-VARIABLES = ["datasource", "cluster", "namespace", "job"]
+VARIABLES = ["datasource", "cluster", "namespace", "fleet", "job"]
 
 SINCE_START = "must stay 0: the count since the start is asked"
 # (rule, part of the expression): why it is right all the same.
@@ -46,7 +46,7 @@ def template_datasource(dashboard):
 
 def template_required(dashboard):
     names = [variable["name"] for variable in dashboard["templating"]["list"]]
-    if names[:4] != VARIABLES or names[4:] not in ([], ["queue"]):
+    if names[:5] != VARIABLES or names[5:] not in ([], ["queue"]):
         yield f"the variables are {names}"
 
 
@@ -183,7 +183,7 @@ def target_histogram(dashboard):
 def target_job(dashboard):
     for panel, target in targets(dashboard):
         for selector in promql.selectors(target["expr"]):
-            for label in ("cluster", "namespace", "job"):
+            for label in ("cluster", "namespace", "fleet", "job"):
                 if selector.matchers.get(label) != ("=~", f"${label}"):
                     yield f"`{panel['title']}`: {selector.name} is not of the chosen {label} in `{target['expr']}`"
 

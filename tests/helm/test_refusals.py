@@ -62,6 +62,14 @@ def refusal(values, helm="4"):
             "workers.default.autoscaling.keda.prometheus.serverAddress is missing",
         ),
         (pool(autoscaling={"keda": {"enabled": True, "mode": "redis-streams"}}), "KEDA cannot read a URL"),
+        (pool(autoscaling={"keda": {"enabled": True, "mode": "metrics-api"}}), "metrics-api needs api.enabled"),
+        (
+            {
+                "api": {"enabled": True, "tokensSecret": "t"},
+                **pool(autoscaling={"keda": {"enabled": True, "mode": "metrics-api"}}),
+            },
+            "default.autoscaling.keda.metricsApi.tokenSecret must name a Secret with a token of role viewer",
+        ),
         (
             {
                 "redis": {"existingSecret": "", "hosts": ["a:1"]},

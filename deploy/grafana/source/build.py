@@ -33,8 +33,8 @@ def generated():
         text = json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
         files[f"deploy/grafana/{name}.json"] = text
         files[f"helm/stepfleet/dashboards/{name}.json"] = text
-    files["deploy/prometheus/rules.yaml"] = rules.text()
-    files["helm/stepfleet/rules/stepfleet.yaml"] = rules.text()
+    files["deploy/prometheus/rules.yaml"] = rules.text(rules.GROUPS)
+    files["helm/stepfleet/rules/stepfleet.yaml"] = rules.text(rules.of_one_fleet(rules.OPEN))
     return files
 
 

@@ -172,7 +172,7 @@ FLEET = [
         "Each has a runbook in docs/runbooks, named like it.",
         "none",
         [("Firing", 'ALERTS{alertname=~"Stepfleet.+", alertstate="firing"}')],
-        by=["severity", "alertname", "namespace", "queue"],
+        by=["severity", "alertname", "namespace", "fleet", "queue"],
         hidden=["__name__", "alertstate"],
         width=24,
         height=7,

@@ -1,6 +1,6 @@
 """What all dashboards share: panels, queries, variables, layout, and the JSON that Grafana reads.
 
-A query is PromQL with two short words for its selectors: `{@}` means the chosen cluster, namespace and job, and
+A query is PromQL with two short words for its selectors: `{@}` means the chosen cluster, namespace, fleet and job, and
 `{@queue}` the chosen queues as well; more matchers may follow, as in `{@queue, outcome="failed"}`.
 
 Series of two kinds: what every coordinator or worker counts for itself is summed; what one coordinator tells for the
@@ -9,7 +9,8 @@ whole fleet is read with `max`, so that nothing counts twice while that duty mov
 
 SCHEMA_VERSION = 39
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-SELECTED = 'cluster=~"$cluster", namespace=~"$namespace", job=~"$job"'
+OF_FLEET = 'cluster=~"$cluster", namespace=~"$namespace", fleet=~"$fleet"'
+SELECTED = OF_FLEET + ', job=~"$job"'
 SELECTED_QUEUE = SELECTED + ', queue=~"$queue"'
 COLUMNS = 24
 QUANTILES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
@@ -165,8 +166,8 @@ def _variable(name, label, expression, *, every):
 
 
 def _variables(with_queue):
-    """`.*` also matches a label that is not there: many have no clusters or namespaces."""
-    chosen = 'cluster=~"$cluster", namespace=~"$namespace"'
+    """`.*` also matches a label that is not there: many have no clusters, namespaces or several fleets."""
+    placed = 'cluster=~"$cluster", namespace=~"$namespace"'
     variables = [
         {
             "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0,
@@ -177,7 +178,8 @@ def _variables(with_queue):
         _variable(
             "namespace", "Namespace", 'label_values(stepfleet_build_info{cluster=~"$cluster"}, namespace)', every=".*"
         ),
-        _variable("job", "Job", f"label_values(stepfleet_build_info{{{chosen}}}, job)", every=".+"),
+        _variable("fleet", "Fleet", f"label_values(stepfleet_build_info{{{placed}}}, fleet)", every=".*"),
+        _variable("job", "Job", f"label_values(stepfleet_build_info{{{OF_FLEET}}}, job)", every=".+"),
     ]
     if with_queue:
         expression = f"label_values(stepfleet_queue_workers{{{SELECTED}}}, queue)"

@@ -1,6 +1,7 @@
 """Alerts about the engine: coordinators, partitions, commits, timers, the auditor, and the programs as such."""
 
 from entry import alert, grew
+from thresholds import limit
 
 BOARD = "coordinator-redis"
 
@@ -100,7 +101,7 @@ RULES = [
     alert(
         "StepfleetCommitSlow",
         "warning",
-        "fleet:stepfleet_owner_commit_seconds:p99_5m > 0.5",
+        f"fleet:stepfleet_owner_commit_seconds:p99_5m > {limit('commitSeconds')}",
         wait="10m",
         summary="Commits are slow",
         description="One commit of a hundred takes longer than {{ $value | humanizeDuration }}.",
@@ -109,7 +110,7 @@ RULES = [
     alert(
         "StepfleetSchedulingSlow",
         "warning",
-        "fleet:stepfleet_scheduling_delay_seconds:p99_5m > 1",
+        f"fleet:stepfleet_scheduling_delay_seconds:p99_5m > {limit('schedulingDelaySeconds')}",
         wait="10m",
         summary="Steps are scheduled late",
         description=(
@@ -121,7 +122,7 @@ RULES = [
     alert(
         "StepfleetLogLag",
         "warning",
-        "max by (fleet) (stepfleet_log_lag) > 10000",
+        f"max by (fleet) (stepfleet_log_lag) > {limit('logLag')}",
         wait="5m",
         summary="Owners do not follow their logs",
         description="{{ $value }} entries are not decided yet.",
@@ -130,10 +131,10 @@ RULES = [
     alert(
         "StepfleetTimersLate",
         "warning",
-        """
+        f"""
         max by (fleet) (stepfleet_timers_overdue) > 0
         or
-        fleet:stepfleet_timer_late_seconds:p99_5m > 10
+        fleet:stepfleet_timer_late_seconds:p99_5m > {limit("timerLateSeconds")}
         """,
         wait="5m",
         summary="Timers come late",
@@ -207,9 +208,9 @@ RULES = [
     alert(
         "StepfleetApiErrors",
         "warning",
-        """
-        sum by (fleet) (rate(stepfleet_http_requests_total{status=~"5.."}[5m]))
-        / on (fleet) sum by (fleet) (rate(stepfleet_http_requests_total[5m])) > 0.05
+        f"""
+        sum by (fleet) (rate(stepfleet_http_requests_total{{status=~"5.."}}[5m]))
+        / on (fleet) sum by (fleet) (rate(stepfleet_http_requests_total[5m])) > {limit("apiErrorRatio")}
         """,
         wait="10m",
         summary="The API answers with errors",
@@ -221,7 +222,7 @@ RULES = [
         "warning",
         """
         up == 0
-        and on (cluster, namespace, job, instance) last_over_time(stepfleet_build_info[1h])
+        and on (fleet, job, instance) last_over_time(stepfleet_build_info[1h])
         """,
         wait="5m",
         summary="A program of the fleet is not scraped any more",

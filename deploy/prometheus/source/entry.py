@@ -1,7 +1,7 @@
 """What an alert and a recording rule are made of, and the short words of their expressions.
 
-`fleet` in `by (fleet ...)` and `on (fleet ...)` means the labels that tell one fleet from another: `cluster` and
-`namespace`. Both may be missing, as in a Prometheus that scrapes one fleet only.
+`fleet` in `by (fleet ...)` and `on (fleet ...)` means the labels that tell one fleet from another: `cluster`,
+`namespace` and `fleet`. Each may be missing, as in a Prometheus that scrapes one fleet only.
 
 What every process counts for itself is summed; what one coordinator tells for the whole fleet is read with `max`, so
 that nothing counts twice while that duty moves to another coordinator.
@@ -13,6 +13,7 @@ import textwrap
 RUNBOOKS = "https://stepfleet.example.org/docs/runbooks"
 GRAFANA = "http://localhost:3000"
 
+FLEET = "cluster, namespace, fleet"
 SEVERITIES = {
     "critical": "somebody is woken",
     "warning": "somebody looks today",
@@ -23,16 +24,16 @@ SEVERITIES = {
 def _spelled(expression):
     text = textwrap.dedent(expression).strip()
     for word in ("by", "on"):
-        text = text.replace(f"{word} (fleet", f"{word} (cluster, namespace")
+        text = text.replace(f"{word} (fleet", f"{word} ({FLEET}")
     return text
 
 
-def grew(counter, labels, window):
+def grew(counter, labels, window, more_than=0):
     """That a counter became larger. A series that is born with 1 counts as well; `increase` does not see it."""
     return (
-        f"sum by ({labels}) (increase({counter}[{window}])) > 0\n"
+        f"sum by ({labels}) (increase({counter}[{window}])) > {more_than}\n"
         f"or\n"
-        f"sum by ({labels}) ({counter} unless {counter} offset {window}) > 0"
+        f"sum by ({labels}) ({counter} unless {counter} offset {window}) > {more_than}"
     )
 
 
@@ -42,7 +43,7 @@ def record(name, expression):
 
 def alert(name, severity, expression, *, wait, summary, description, dashboard, about=()):
     """`wait` is how long it must hold. `about` are labels that the link to the dashboard passes on too."""
-    variables = "".join(f"&var-{label}={{{{ $labels.{label} }}}}" for label in ("namespace", *about))
+    variables = "".join(f"&var-{label}={{{{ $labels.{label} }}}}" for label in ("namespace", "fleet", *about))
     return {
         "alert": name,
         "expr": _spelled(expression),

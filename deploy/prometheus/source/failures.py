@@ -1,11 +1,13 @@
 """Alerts about what fails: attempts, runs, retries, dead letters, breakers, campaigns, and those who should be told."""
 
 from entry import alert, grew
+from thresholds import limit
 
 BOARD = "workflows-failures"
 
 
-def _failure_ratio(severity, share):
+def _failure_ratio(severity):
+    share = limit("attemptFailureRatio", severity)
     return alert(
         "StepfleetFailureRatioHigh",
         severity,
@@ -26,31 +28,31 @@ def _failure_ratio(severity, share):
 
 
 RULES = [
-    _failure_ratio("warning", 0.05),
-    _failure_ratio("critical", 0.25),
+    _failure_ratio("warning"),
+    _failure_ratio("critical"),
     alert(
         "StepfleetRunFailureRatioHigh",
         "critical",
-        """
-        fleet:stepfleet_run_failures:ratio_rate5m > 0.05
-        and fleet:stepfleet_run_failures:ratio_rate30m > 0.05
+        f"""
+        fleet:stepfleet_run_failures:ratio_rate5m > {limit("runFailureRatio")}
+        and fleet:stepfleet_run_failures:ratio_rate30m > {limit("runFailureRatio")}
         and on (fleet) sum by (fleet) (increase(stepfleet_runs_finished_total[30m])) >= 10
         """,
         wait="5m",
-        summary="More than 5 % of the runs fail",
+        summary="Too many runs fail",
         description="{{ $value | humanizePercentage }} of the runs that ended in the last five minutes failed.",
         dashboard=BOARD,
     ),
     alert(
         "StepfleetRetryStorm",
         "warning",
-        """
+        f"""
         sum by (fleet, queue) (rate(stepfleet_retries_total[10m]))
-        / sum by (fleet, queue) (rate(stepfleet_jobs_dispatched_total[10m])) > 0.5
+        / sum by (fleet, queue) (rate(stepfleet_jobs_dispatched_total[10m])) > {limit("retryRatio")}
         and on (fleet, queue) sum by (fleet, queue) (increase(stepfleet_retries_total[10m])) > 50
         """,
         wait="10m",
-        summary="More than half of the jobs of queue {{ $labels.queue }} are retries",
+        summary="Many jobs of queue {{ $labels.queue }} are retries",
         description="{{ $value | humanizePercentage }} of what is dispatched was tried before.",
         dashboard=BOARD,
         about=["queue"],
@@ -58,7 +60,7 @@ RULES = [
     alert(
         "StepfleetDeadLettersGrowing",
         "warning",
-        grew("stepfleet_dead_letters_total", "fleet, queue", "10m"),
+        grew("stepfleet_dead_letters_total", "fleet, queue", "10m", limit("deadLettersNew")),
         wait="15m",
         summary="Steps of queue {{ $labels.queue }} give up, one after the other",
         description="New dead letters came in every ten minutes for a quarter of an hour.",
@@ -96,16 +98,16 @@ RULES = [
     alert(
         "StepfleetRunsStuck",
         "critical",
-        """
-        max by (fleet) (stepfleet_runs{state="active"}) > 0
-        unless on (fleet) sum by (fleet) (rate(stepfleet_owner_events_total[20m])) > 0
+        f"""
+        max by (fleet) (stepfleet_runs{{state="active"}}) > 0
+        unless on (fleet) sum by (fleet) (rate(stepfleet_owner_events_total[{limit("runsStuckSeconds")}s])) > 0
         unless on (fleet) max by (fleet) (stepfleet_queue_pending) > 0
         unless on (fleet) max by (fleet) (stepfleet_queue_depth) > 0
         unless on (fleet) max by (fleet) (stepfleet_parked_steps) > 0
         """,
         wait="10m",
         summary="Runs are open and nothing moves",
-        description="{{ $value }} runs are active, and for twenty minutes nothing was decided, waits or runs.",
+        description="{{ $value }} runs are active, and for long nothing was decided, waits or runs.",
         dashboard=BOARD,
     ),
     alert(
@@ -123,7 +125,7 @@ RULES = [
     alert(
         "StepfleetOutboxBacklog",
         "warning",
-        "max by (fleet, subscriber) (stepfleet_outbox_lag) > 1000",
+        f"max by (fleet, subscriber) (stepfleet_outbox_lag) > {limit('outboxLag')}",
         wait="10m",
         summary="Subscriber {{ $labels.subscriber }} is behind",
         description="{{ $value }} entries of the outbox wait for it for ten minutes.",
@@ -155,9 +157,9 @@ RULES = [
     alert(
         "StepfleetResultsIgnored",
         "warning",
-        """
+        f"""
         sum by (fleet) (rate(stepfleet_results_ignored_total[10m]))
-        / on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total[10m])) > 0.01
+        / on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total[10m])) > {limit("resultsIgnoredRatio")}
         """,
         wait="15m",
         summary="Work is done twice",

@@ -1,6 +1,7 @@
 """Alerts about queues and workers: is what waits being served?"""
 
 from entry import alert
+from thresholds import limit
 
 BOARD = "queues-workers"
 
@@ -8,12 +9,12 @@ BOARD = "queues-workers"
 NOT_PAUSED = "unless on (fleet, queue) max by (fleet, queue) (stepfleet_queue_paused) == 1"
 
 
-def _too_old(severity, seconds):
+def _too_old(severity):
     return alert(
         "StepfleetQueueOldestTooOld",
         severity,
         f"""
-        max by (fleet, queue) (stepfleet_queue_oldest_seconds) > {seconds}
+        max by (fleet, queue) (stepfleet_queue_oldest_seconds) > {limit("queueOldestSeconds", severity)}
         {NOT_PAUSED}
         """,
         wait="5m",
@@ -25,8 +26,8 @@ def _too_old(severity, seconds):
 
 
 RULES = [
-    _too_old("warning", 300),
-    _too_old("critical", 1800),
+    _too_old("warning"),
+    _too_old("critical"),
     alert(
         "StepfleetNoWorkersForQueue",
         "critical",
@@ -44,28 +45,33 @@ RULES = [
     alert(
         "StepfleetQueueNotDraining",
         "critical",
+        # With room, the oldest job is taken at once; while nobody takes it, its age grows by a second each second. Jobs
+        # that run for hours fill slots, and full slots are StepfleetWorkersSaturated. Slots of workers with several
+        # queues count for each of these: the second `unless` is for those that another queue has filled.
         f"""
         max by (fleet, queue) (stepfleet_queue_depth) > 0
-        and on (fleet, queue) max by (fleet, queue) (stepfleet_queue_workers) > 0
-        unless on (fleet, queue) sum by (fleet, queue) (rate(stepfleet_jobs_finished_total[10m])) > 0
-        unless on (fleet) sum by (fleet) (rate(stepfleet_jobs_finished_total{{queue="other"}}[10m])) > 0
+        and on (fleet, queue) max by (fleet, queue) (deriv(stepfleet_queue_oldest_seconds[10m])) > 0.5
+        and on (fleet, queue)
+        max by (fleet, queue) (stepfleet_queue_pending)
+        < on (fleet, queue) max by (fleet, queue) (stepfleet_queue_slots)
+        unless on (fleet) fleet:stepfleet_worker_slots:used_ratio >= 1
         {NOT_PAUSED}
         """,
         wait="10m",
-        summary="Queue {{ $labels.queue }} has workers, and nothing of it ends",
-        description="{{ $value }} jobs wait, there are workers, and no job has ended in ten minutes.",
+        summary="Queue {{ $labels.queue }} has free slots, and its jobs are not taken",
+        description="{{ $value }} jobs wait, there are free slots, and the oldest job only becomes older.",
         dashboard=BOARD,
         about=["queue"],
     ),
     alert(
         "StepfleetQueueBacklogGrowing",
         "warning",
-        """
-        max by (fleet, queue) (stepfleet_queue_drain_seconds) > 3600
+        f"""
+        max by (fleet, queue) (stepfleet_queue_drain_seconds) > {limit("queueDrainSeconds")}
         and on (fleet, queue) max by (fleet, queue) (deriv(stepfleet_queue_depth[15m])) > 0
         """,
         wait="15m",
-        summary="The backlog of queue {{ $labels.queue }} grows beyond an hour",
+        summary="The backlog of queue {{ $labels.queue }} grows",
         description="At the present rate what waits takes {{ $value | humanizeDuration }}, and it becomes more.",
         dashboard=BOARD,
         about=["queue"],
@@ -86,12 +92,12 @@ RULES = [
     alert(
         "StepfleetWorkersSaturated",
         "warning",
-        """
-        fleet:stepfleet_worker_slots:used_ratio > 0.95
+        f"""
+        fleet:stepfleet_worker_slots:used_ratio > {limit("workerSlotsUsedRatio")}
         and on (fleet) sum by (fleet) (max by (fleet, queue) (stepfleet_queue_depth)) > 0
         """,
         wait="15m",
-        summary="All worker slots are in use, and jobs wait",
+        summary="Nearly all worker slots are in use, and jobs wait",
         description="{{ $value | humanizePercentage }} of the slots are busy for a quarter of an hour.",
         dashboard=BOARD,
     ),
@@ -134,18 +140,15 @@ RULES = [
     alert(
         "StepfleetJobsLostOften",
         "warning",
-        """
+        f"""
         sum by (fleet) (increase(stepfleet_jobs_lost_total[15m])) > 5
         and on (fleet)
         sum by (fleet) (increase(stepfleet_jobs_lost_total[15m]))
-        / on (fleet) sum by (fleet) (increase(stepfleet_jobs_dispatched_total[15m])) > 0.01
+        / on (fleet) sum by (fleet) (increase(stepfleet_jobs_dispatched_total[15m])) > {limit("jobsLostRatio")}
         """,
         wait="5m",
         summary="Workers die with jobs again and again",
-        description=(
-            "{{ $value | humanize }} jobs were taken back from dead workers in a quarter of an hour, "
-            "more than one of a hundred."
-        ),
+        description="{{ $value | humanize }} jobs were taken back from dead workers in a quarter of an hour.",
         dashboard=BOARD,
     ),
     alert(

@@ -1,6 +1,6 @@
 """Recording rules: what several alerts ask, and what is worth keeping for longer. Named `level:metric:operation`."""
 
-from entry import record
+from entry import FLEET, record
 
 FAILED = 'outcome=~"failed|timed_out|lost"'
 ENDED = 'outcome=~"completed|failed|timed_out|lost"'
@@ -35,8 +35,6 @@ def _quantile(level, metric, labels, quantile):
         f"histogram_quantile(0.{quantile}, sum by (le, {labels}) (rate({metric}_bucket[5m])))",
     )
 
-
-FLEET = "cluster, namespace"
 
 RULES = [
     record(

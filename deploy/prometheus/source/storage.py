@@ -1,15 +1,16 @@
 """Alerts about Redis, where everything is: room, eviction, persistence, speed."""
 
 from entry import alert
+from thresholds import limit
 
 BOARD = "coordinator-redis"
 
 
-def _memory(severity, share, means):
+def _memory(severity, means):
     return alert(
         "StepfleetRedisMemoryHigh",
         severity,
-        f"max by (fleet, node) (stepfleet_redis_memory_ratio) > {share}",
+        f"max by (fleet, node) (stepfleet_redis_memory_ratio) > {limit('redisMemoryRatio', severity)}",
         wait="2m",
         summary="Redis node {{ $labels.node }} fills up",
         description=f"{{{{ $value | humanizePercentage }}}} of `maxmemory` is used. {means}",
@@ -18,14 +19,14 @@ def _memory(severity, share, means):
 
 
 RULES = [
-    _memory("warning", 0.7, "From 80 % on new runs are refused."),
-    _memory("critical", 0.8, "New runs are refused, from 90 % on commands too."),
+    _memory("warning", "From 80 % on new runs are refused."),
+    _memory("critical", "From 80 % on new runs are refused, from 90 % on commands too."),
     alert(
         "StepfleetRedisFullSoon",
         "warning",
-        "min by (fleet, node) (stepfleet_redis_memory_full_in_seconds) < 6 * 3600",
+        f"min by (fleet, node) (stepfleet_redis_memory_full_in_seconds) < {limit('redisFullInSeconds')}",
         wait="15m",
-        summary="Redis node {{ $labels.node }} is full within hours",
+        summary="Redis node {{ $labels.node }} is full soon",
         description="At the rate of the last ten minutes there is room for {{ $value | humanizeDuration }}.",
         dashboard=BOARD,
     ),
@@ -59,7 +60,7 @@ RULES = [
     alert(
         "StepfleetRedisSlow",
         "warning",
-        "fleet:stepfleet_redis_trip_seconds:p99_5m > 0.25",
+        f"fleet:stepfleet_redis_trip_seconds:p99_5m > {limit('redisTripSeconds')}",
         wait="10m",
         summary="Redis answers slowly",
         description="One trip of a hundred takes longer than {{ $value | humanizeDuration }}.",

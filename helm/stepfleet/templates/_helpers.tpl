@@ -13,6 +13,12 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Matchers of this fleet's series, if its monitors label them; nothing else tells fleets of a namespace apart. */}}
+{{- define "stepfleet.series" -}}
+namespace={{ .Release.Namespace | quote }}
+{{- if .Values.monitoring.enabled -}},fleet={{ .Release.Name | quote }}{{- end -}}
+{{- end -}}
+
 {{/* What selects pods; never changes. Takes {root, component, pool}. */}}
 {{- define "stepfleet.selector" -}}
 app.kubernetes.io/name: {{ include "stepfleet.name" .root }}

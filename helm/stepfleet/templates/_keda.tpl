@@ -21,7 +21,7 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- define "stepfleet.kedaQuery" -}}
 {{- $queues := list -}}
 {{- range .own.queues -}}{{- $queues = append $queues (regexQuoteMeta . | replace "\\" "\\\\") -}}{{- end -}}
-{{- $of := printf "namespace=%q,queue=~\"%s\"" .root.Release.Namespace (join "|" $queues) -}}
+{{- $of := printf "%s,queue=~\"%s\"" (include "stepfleet.series" .root) (join "|" $queues) -}}
 {{- printf "sum(max by (queue) (stepfleet_queue_wanted_workers{%s}))" $of -}}
 {{- end -}}
 
@@ -46,7 +46,7 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- if $redis.tls.enabled -}}{{- $_ := set $metadata "enableTLS" "true" -}}{{- end -}}
 {{- with (include "stepfleet.kedaLogin" . | fromYaml).user -}}{{- $_ := set $metadata "username" . -}}{{- end -}}
 {{- $type := eq $topology "single" | ternary "redis-streams" (printf "redis-%s-streams" $topology) -}}
-{{- $per := $streams.jobsPerWorker | default .own.concurrency | int64 | toString -}}
+{{- $per := include "stepfleet.kedaJobs" .own -}}
 {{- $tags := include "stepfleet.partitionTags" .root | splitList " " -}}
 {{- $triggers := list -}}
 {{- $auth := include "stepfleet.kedaAuth" . -}}
@@ -66,7 +66,33 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- toYaml $triggers -}}
 {{- end -}}
 
-{{/* All jobs of all streams, waiting and running. A lag that Redis cannot tell is -1. Takes a list of triggers. */}}
+{{/* A pair of triggers for every queue. Any coordinator tells the same, from Redis. Takes {root, own, name}. */}}
+{{- define "stepfleet.kedaApi" -}}
+{{- $service := printf "%s-api.%s.svc" (include "stepfleet.fullname" .root) .root.Release.Namespace -}}
+{{- $url := printf "http://%s:%d/api/v1/queues" $service (int .root.Values.api.port) -}}
+{{- $common := dict "url" $url "targetValue" (include "stepfleet.kedaJobs" .own) "authMode" "bearer" -}}
+{{- $auth := dict "name" (include "stepfleet.kedaAuth" .) -}}
+{{- $triggers := list -}}
+{{- range $q, $queue := .own.queues -}}
+{{- range $what, $field := dict "waiting" "depth" "running" "pending" -}}
+{{- /* A queue that had no job yet is not in the list: of 0 and what is found there the last one counts. */ -}}
+{{- $path := printf "[!0,items.#(name==%q).%s].@reverse.0" $queue $field -}}
+{{- $metadata := merge (dict "valueLocation" $path) $common -}}
+{{- $trigger := dict "type" "metrics-api" "name" (printf "%s_%d" $what $q) "metadata" $metadata -}}
+{{- $triggers = append $triggers (merge (dict "authenticationRef" $auth) $trigger) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $triggers -}}
+{{- end -}}
+
+{{/* Jobs of each pod, where jobs are counted. Takes a merged pool. */}}
+{{- define "stepfleet.kedaJobs" -}}
+{{- $keda := .autoscaling.keda -}}
+{{- $own := ternary $keda.metricsApi $keda.redisStreams (eq $keda.mode "metrics-api") -}}
+{{- $own.jobsPerWorker | default .concurrency | int64 -}}
+{{- end -}}
+
+{{/* All jobs, waiting and running. A lag that Redis cannot tell is -1. Takes a list of triggers. */}}
 {{- define "stepfleet.kedaFormula" -}}
 {{- $terms := list -}}
 {{- range . -}}{{- $terms = append $terms (printf "max(%s, 0)" .name) -}}{{- end -}}
@@ -88,9 +114,40 @@ mws 22u eoi 5f 4x6 6zp 4i4 6kr nbd 1cj n7n 1rh bgq 5og bvs 1g2v 3el 9n2 30f d8p 
 {{- end -}}
 {{- end -}}
 
-{{/* The name of the pool's TriggerAuthentication; nothing if Redis asks for nothing. Takes {root, own, name}. */}}
+{{/* The name of the pool's TriggerAuthentication; nothing if nothing is asked for. Takes {root, own, name}. */}}
 {{- define "stepfleet.kedaAuth" -}}
-{{- if or (include "stepfleet.kedaLogin" . | fromYaml) (include "stepfleet.redisFiles" .root) -}}
+{{- $mode := .own.autoscaling.keda.mode -}}
+{{- if eq $mode "metrics-api" -}}
+{{ .name }}-api
+{{- else if and (eq $mode "redis-streams") (include "stepfleet.kedaSecrets" . | fromYamlArray) -}}
 {{ .name }}-redis
 {{- end -}}
+{{- end -}}
+
+{{/* What KEDA reads from Secrets, by parameters of its triggers. Takes {root, own}. */}}
+{{- define "stepfleet.kedaSecrets" -}}
+{{- $redis := .root.Values.redis -}}
+{{- $login := include "stepfleet.kedaLogin" . | fromYaml -}}
+{{- $sentinel := and (eq $redis.topology "sentinel") (not .root.Values.valkey.enabled) -}}
+{{- $client := $redis.tls.clientSecret -}}
+{{- $found := list -}}
+{{- if eq .own.autoscaling.keda.mode "metrics-api" -}}
+{{- $token := .own.autoscaling.keda.metricsApi.tokenSecret -}}
+{{- $found = append $found (dict "parameter" "token" "name" $token.name "key" $token.key) -}}
+{{- else -}}
+{{- with $login.name -}}
+{{- $found = append $found (dict "parameter" "password" "name" . "key" $login.key) -}}
+{{- end -}}
+{{- if and $sentinel $redis.sentinelPasswordSecret.name -}}
+{{- $found = append $found (merge (dict "parameter" "sentinelPassword") $redis.sentinelPasswordSecret) -}}
+{{- end -}}
+{{- with include "stepfleet.redisCaSecret" .root | fromYaml -}}
+{{- $found = append $found (merge (dict "parameter" "ca") .) -}}
+{{- end -}}
+{{- if $client.name -}}
+{{- $found = append $found (dict "parameter" "cert" "name" $client.name "key" $client.certKey) -}}
+{{- $found = append $found (dict "parameter" "key" "name" $client.name "key" $client.keyKey) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $found -}}
 {{- end -}}

@@ -107,6 +107,14 @@
 {{- if and $keda.enabled (eq $keda.mode "prometheus") (not $keda.prometheus.serverAddress) -}}
 {{- fail (printf "%s.keda.prometheus.serverAddress is missing, as http://prometheus.monitoring:9090" $at) -}}
 {{- end -}}
+{{- if and $keda.enabled (eq $keda.mode "metrics-api") -}}
+{{- if not .root.Values.api.enabled -}}
+{{- fail (printf "%s.keda.mode metrics-api needs api.enabled: without it the API is on loopback only" $at) -}}
+{{- end -}}
+{{- if not $keda.metricsApi.tokenSecret.name -}}
+{{- fail (printf "%s.keda.metricsApi.tokenSecret must name a Secret with a token of role viewer" $at) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $keda.enabled (eq $keda.mode "redis-streams") -}}
 {{- if not (include "stepfleet.redisHosts" .root) -}}
 {{- fail (printf "%s.keda.mode redis-streams needs redis.hosts or valkey.enabled: KEDA cannot read a URL" $at) -}}

@@ -219,6 +219,17 @@ DEATHS = [
         ],
         width=12,
     ),
+    graph(
+        "Watched pods and errors of the watch",
+        "Where coordinators watch pods of Kubernetes: how many each knows, and how often its watch failed.",
+        "none",
+        [
+            query("sum by (instance) (stepfleet_pods_watched{@})", "{{instance}}"),
+            query("sum by (instance) (increase(stepfleet_pod_watch_errors_total{@}[$__rate_interval]))",
+                  "errors of {{instance}}"),
+        ],
+        width=12,
+    ),
     stat(
         "Mass deaths held back",
         "More than a third of the fleet fell silent at once, in the last day: the coordinators "

@@ -190,4 +190,13 @@ RULES = [
         description="A coordinator watches the channels of {{ $value }} workers, fewer than there are.",
         dashboard=BOARD,
     ),
+    alert(
+        "StepfleetPodWatchFailing",
+        "warning",
+        "sum by (fleet, instance) (increase(stepfleet_pod_watch_errors_total[15m])) > 3",
+        wait="15m",
+        summary="A coordinator cannot watch the pods of workers",
+        description="The watch of {{ $labels.instance }} failed {{ $value | humanize }} times in a quarter of an hour.",
+        dashboard=BOARD,
+    ),
 ]

@@ -4,7 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use kube::core::{NotUsed, Object};
 use serde::Deserialize;
-use stepfleet_protocol::pod::{POD_MESSAGE_MAX, PodEnd};
+use stepfleet_protocol::{
+    failure::cut,
+    pod::{POD_MESSAGE_MAX, PodEnd},
+};
 
 /// A pod, as far as it is looked at.
 pub(super) type Pod = Object<NotUsed, PodStatus>;
@@ -120,8 +123,8 @@ fn end(pod: &Pod, name: &str, container: &str) -> Option<(String, PodEnd)> {
             other => other,
         };
         let message = if message.is_empty() { status.message.as_str() } else { message };
-        let message = Some(cut(message)).filter(|message| !message.is_empty());
-        PodEnd { pod: name.to_owned(), reason: cut(reason), exit_code, message }
+        let message = Some(line(message)).filter(|message| !message.is_empty());
+        PodEnd { pod: name.to_owned(), reason: line(reason), exit_code, message }
     };
     let statuses = &status.container_statuses;
     let ours = match statuses.as_slice() {
@@ -142,11 +145,9 @@ fn end(pod: &Pod, name: &str, container: &str) -> Option<(String, PodEnd)> {
     }
 }
 
-/// The beginning of a text, in one line.
-fn cut(text: &str) -> String {
-    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.truncate(line.floor_char_boundary(POD_MESSAGE_MAX));
-    line
+/// A text in one line, cut.
+fn line(text: &str) -> String {
+    cut(text.split_whitespace().collect::<Vec<_>>().join(" "), POD_MESSAGE_MAX)
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ WITH_SERVERS = set -a; \
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
 .PHONY: help setup build test test-users demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check \
-  chart-readme check-helm check-helm-run check-image dashboards check-dashboards check-dashboards-live
+  chart-readme check-helm check-helm-run check-image check-image-size dashboards check-dashboards \
+  check-dashboards-live
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
@@ -114,6 +115,10 @@ check-helm-run: setup ## start what the chart renders as local processes on a re
 check-image: setup ## the images: a linter, and their files run as their entry points say, without a container engine
 	cargo build --workspace --bins
 	@$(WITH_SERVERS) tests/image/check.sh
+
+check-image-size: setup ## the same with the program built as images have it, which must be small; takes some 15 minutes
+	cargo build --profile image --locked -p stepfleet
+	@$(WITH_SERVERS) PROGRAM=target/image/stepfleet tests/image/check.sh
 
 dashboards: ## write what Grafana and Prometheus read, from deploy/grafana/source and deploy/prometheus/source
 	@python3 deploy/grafana/source/build.py

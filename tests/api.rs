@@ -52,6 +52,7 @@ impl Site {
             retention: Retention::default(),
             dispatcher: Some(Dispatcher::new(client, Outbox::default(), subscribers)),
             spans: stepfleet_coordinator::shell::spans::Spans::default(),
+            pods: stepfleet_coordinator::shell::observer::Pods::default(),
         };
         tokio::spawn(fleet::run(redis.clone(), config, metrics.clone(), stop.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

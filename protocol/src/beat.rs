@@ -9,10 +9,12 @@ use crate::{
     gate::Gate,
     id::{JobId, PartitionId, StreamId},
     name::Name,
+    pod::PodEnd,
 };
 
 /// Field of a worker's registry hash, beside its account: how many times it lost its own control channel. A worker that writes
-/// it beats at once when that happens, and every [`QUICK_BEAT_MS`](crate::limits::QUICK_BEAT_MS) until it is heard again.
+/// it has been heard there, beats at once when it is not any more, and every
+/// [`QUICK_BEAT_MS`](crate::limits::QUICK_BEAT_MS) until it is again.
 pub const FIELD_LOSSES: &str = "losses";
 
 /// A worker's account of itself, in its registry hash with each beat.
@@ -38,6 +40,9 @@ pub struct Beat {
     pub pid: u32,
     /// Jobs it holds: running, or taken and not begun.
     pub held: Vec<Held>,
+    /// Uid of the pod of Kubernetes that it runs in, if it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// A coordinator's account of itself, about twice a second.
@@ -82,7 +87,7 @@ pub struct Held {
 }
 
 /// What a coordinator knew of a worker when it reported one of its jobs lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sight {
     /// For how long its beat had not moved while the server answered and took writes, in milliseconds.
     pub silent_ms: u64,
@@ -102,10 +107,16 @@ pub struct Sight {
     /// or that was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone_ms: Option<u64>,
+    /// How its pod ended, if Kubernetes told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodEnd>,
 }
 
 impl fmt::Display for Sight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(end) = &self.pod {
+            write!(f, "{end}; ")?;
+        }
         let Self { silent_ms, trip_ms, .. } = self;
         write!(f, "its beat had not moved for {silent_ms} ms, and the server answered in {trip_ms} ms; ")?;
         if let Some(ms) = self.gone_ms {

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod message;
 pub mod missing;
 pub mod name;
+pub mod pod;
 pub mod policy;
 pub mod rate;
 pub mod span;

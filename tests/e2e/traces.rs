@@ -186,6 +186,13 @@ async fn a_submitter_has_the_run_in_its_trace_a_dead_letter_is_seen_and_attempts
     let failed = failed.context("a failed attempt is in the log").unwrap();
     let where_it_was = ["run", "step", "attempt", "trace"].map(|name| failed["span"][name].clone());
     assert_eq!(where_it_was, [json!(run), json!("only"), json!(1), json!(own.trace)]);
+    let told = wait::until(SOON, "the coordinator's line", async || {
+        let text = fleet.coordinators[0].program.stderr();
+        let line = text.lines().find(|line| line.contains("a step needs attention") && line.contains(&run));
+        ensure!(line.context("none yet")?.contains(id), "{line:?} has the trace");
+        Ok(())
+    });
+    told.await.unwrap();
     std::fs::write(path, "stepfleet_worker=debug").unwrap();
     let changed = wait::until(SOON, "the level to change", async || {
         ensure!(lines().iter().any(|line| line["fields"]["message"] == "the log filter changes"), "not yet");

@@ -22,7 +22,8 @@ def violations(spec, name, openshift=False):
     expect(security.get("seccompProfile") == {"type": "RuntimeDefault"}, "no seccomp profile")
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         expect(not spec.get(field), field)
-    expect(spec.get("automountServiceAccountToken") is False, "a token of Kubernetes is mounted")
+    watches = any("STEPFLEET_WATCH_PODS" in [given["name"] for given in c.get("env", [])] for c in spec["containers"])
+    expect(spec.get("automountServiceAccountToken") is watches, "whether a token of Kubernetes is mounted")
     for volume in spec.get("volumes", []):
         expect(set(volume) - {"name"} <= VOLUMES, f"the volume {volume['name']}")
     for container in spec["containers"] + spec.get("initContainers", []):
@@ -214,3 +215,25 @@ def test_each_component_has_an_account_of_its_own_or_the_one_that_is_named():
     assert pod(of(full, "Deployment", "worker-gpu"))["serviceAccountName"] == "gpu"
     assert pod(of(full, "Deployment", "worker-default"))["serviceAccountName"] == "workers"
     assert "Role" not in kinds(full) and "ClusterRole" not in kinds(full)
+
+
+def test_coordinators_that_watch_pods_may_see_pods_and_nothing_else():
+    things = case("watch-pods")
+    coordinator, slow = of(things, "Deployment", "coordinator"), of(things, "Deployment", "slow")
+    role, binding = of(things, "Role", "coordinator-pods"), of(things, "RoleBinding", "coordinator-pods")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    account = {"kind": "ServiceAccount", "name": pod(coordinator)["serviceAccountName"], "namespace": NAMESPACE}
+    assert binding["subjects"] == [account]
+    found = env(coordinator)
+    assert (found["STEPFLEET_WATCH_PODS"], found["STEPFLEET_WATCH_PODS_NAMESPACE"]) == ("true", NAMESPACE)
+    assert found["STEPFLEET_WATCH_PODS_CONTAINER"] == pod(slow)["containers"][0]["name"]
+    # All pods of workers of this release, and of no other.
+    labels = slow["spec"]["template"]["metadata"]["labels"]
+    wanted = dict(pair.split("=") for pair in found["STEPFLEET_WATCH_PODS_SELECTOR"].split(","))
+    assert wanted.items() <= labels.items() and "app.kubernetes.io/instance" in wanted
+    assert not wanted.items() <= coordinator["spec"]["template"]["metadata"]["labels"].items()
+    assert env(slow)["STEPFLEET_POD_UID"] == {"fieldRef": {"fieldPath": "metadata.uid"}}
+    egress = of(things, "NetworkPolicy", "coordinator")["spec"]["egress"]
+    assert egress[-1] == {"ports": [{"port": 6443, "protocol": "TCP"}]}
+    assert not {"Role", "RoleBinding"} & kinds(case("defaults"))

@@ -11,7 +11,8 @@ from chart import CASES, CHART, TOP, Refused, case, env, of, pod, render
 SOURCE = TOP / "cli/src"
 OF_REDIS = ["process/redis.rs"]
 OF = {
-    "coordinator": [*OF_REDIS, "process/telemetry.rs", "process/coordinator.rs", "process/retention.rs", "process/outbox.rs"],
+    "coordinator": [*OF_REDIS, "process/telemetry.rs", "process/coordinator.rs", "process/retention.rs", "process/outbox.rs",
+                    "process/pods.rs"],
     "worker": [*OF_REDIS, "process/telemetry.rs", "process/trace.rs", "process/worker.rs"],
 }
 # Read without clap, by both.

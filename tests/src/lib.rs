@@ -8,6 +8,7 @@ pub mod binary;
 pub mod chaos;
 mod child;
 pub mod cluster;
+pub mod kubernetes;
 pub mod lab;
 pub mod otlp;
 pub mod port;

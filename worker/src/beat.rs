@@ -84,9 +84,9 @@ async fn follow(kit: &Kit, beaten: &Notify) {
 async fn beat(kit: &Kit, count: u64) -> Result<(), String> {
     let own = kit.keys.worker(&kit.worker);
     let mut pipeline = Pipeline::new();
-    let losses = kit.hearing.borrow().losses;
+    let losses = kit.hearing.borrow().told_losses();
     let fields = pipeline.cmd("HSET").arg(&own).arg("n").arg(count).arg("beat").arg(pack(&account(kit)));
-    fields.arg(FIELD_LOSSES).arg(losses);
+    losses.iter().for_each(|losses| _ = fields.arg(FIELD_LOSSES).arg(losses));
     pipeline.cmd("PEXPIRE").arg(&own).arg(REGISTRY_TTL.as_millis() as u64);
     trip(kit, &own, &pipeline).await.map(|_| ())
 }
@@ -119,6 +119,7 @@ fn account(kit: &Kit) -> Beat {
         host: crate::builder::host(),
         pid: std::process::id(),
         held: vouched(kit),
+        pod: kit.pod.clone(),
     }
 }
 

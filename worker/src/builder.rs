@@ -8,6 +8,7 @@ use stepfleet_protocol::{
     failure::Origin,
     keys::{Keys, PREFIX_DEFAULT},
     name::Name,
+    pod::pod_uid,
 };
 
 use crate::{
@@ -79,6 +80,7 @@ pub(crate) struct Plan {
     pub(crate) drain_timeout: Duration,
     pub(crate) health: Option<SocketAddr>,
     pub(crate) tracing: Tracing,
+    pub(crate) pod: Option<String>,
 }
 
 /// Puts a [`Worker`] together, and runs it. Problems are told by [`Builder::run`] and [`Builder::build`], all at once.
@@ -94,6 +96,7 @@ pub struct Builder {
     drain_timeout: Duration,
     health: Option<SocketAddr>,
     tracing: Tracing,
+    pod: Option<String>,
 }
 
 impl Builder {
@@ -109,6 +112,7 @@ impl Builder {
             drain_timeout: DRAIN_TIMEOUT,
             health: None,
             tracing: Tracing::default(),
+            pod: None,
         }
     }
 
@@ -199,6 +203,13 @@ impl Builder {
         self
     }
 
+    /// Uid of the Kubernetes pod that the worker runs in (`metadata.uid` of the downward API): coordinators that watch pods then
+    /// give its jobs to others as soon as the pod ends.
+    pub fn pod_uid(mut self, uid: &str) -> Self {
+        self.pod = Some(uid.to_owned());
+        self
+    }
+
     /// Checks everything.
     ///
     /// # Errors
@@ -238,6 +249,7 @@ impl Builder {
         if self.prefix.contains(['{', '}']) {
             problems.push(format!("prefix is `{}`; allowed: a text without braces", self.prefix));
         }
+        let pod = self.pod.and_then(|uid| pod_uid(&uid).map_err(|why| problems.push(format!("pod_uid: {why}"))).ok());
         let redis = self.redis.map_err(|error| problems.push(error)).ok();
         match (name, redis) {
             (Some(name), Some(redis)) if problems.is_empty() => Ok(Worker {
@@ -252,6 +264,7 @@ impl Builder {
                     drain_timeout: self.drain_timeout,
                     health: self.health,
                     tracing: self.tracing,
+                    pod,
                 },
             }),
             _ => Err(BuildError { problems }),

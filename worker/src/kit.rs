@@ -30,6 +30,8 @@ pub(crate) struct Kit {
     pub(crate) redis: Redis,
     pub(crate) keys: Keys,
     pub(crate) worker: WorkerId,
+    /// Uid of the pod that it runs in.
+    pub(crate) pod: Option<String>,
     /// What failed attempts say of this program.
     pub(crate) origin: Origin,
     /// Most urgent first; never empty.
@@ -69,10 +71,12 @@ pub(crate) struct Kit {
 /// How the worker's own control channel is heard.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Hearing {
-    /// It was heard, and is not now: coordinators see that nobody listens there.
+    /// It was heard at some time.
+    was_heard: bool,
+    /// It was lost and is not heard now: coordinators see that nobody listens there.
     pub(crate) is_deaf: bool,
     /// How many times it was lost.
-    pub(crate) losses: u64,
+    losses: u64,
 }
 
 impl Hearing {
@@ -82,7 +86,13 @@ impl Hearing {
     }
 
     pub(crate) fn regain(&mut self) {
-        self.is_deaf = false;
+        (self.was_heard, self.is_deaf) = (true, false);
+    }
+
+    /// How many times it was lost, for coordinators: told only once it was heard, so that nobody misses a worker there that
+    /// has just come.
+    pub(crate) fn told_losses(&self) -> Option<u64> {
+        self.was_heard.then_some(self.losses)
     }
 }
 

@@ -113,6 +113,7 @@ fn kit_of(plan: Plan, redis: Redis, reports: mpsc::Sender<Report>) -> Kit {
         redis,
         keys: plan.keys,
         worker: WorkerId::new(&plan.name, boot),
+        pod: plan.pod,
         queues: plan.queues,
         handlers: plan.handlers,
         classifier: plan.classifier,

@@ -8,7 +8,7 @@ use clap::Args;
 use stepfleet_connect::{Redis, Settings};
 use stepfleet_coordinator::{
     http::{self, AppState, tokens::Tokens},
-    shell::{fleet, lanes::Lanes, metrics::Metrics, retention::Retention, spans::Spans},
+    shell::{fleet, lanes::Lanes, metrics::Metrics, observer::Pods, retention::Retention, spans::Spans},
     store::client::Client,
 };
 use stepfleet_protocol::{duration::Millis, keys::Keys, limits::PARTITIONS_MAX, name::Name};
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::{Outbox, OutboxArgs};
+use super::pods::{PodWatch, PodsArgs};
 use super::redis::{self, RedisArgs};
 use super::retention::{self, RetentionArgs};
 use super::settings::{address, number};
@@ -68,6 +69,8 @@ pub(crate) struct CoordinatorArgs {
     pub(super) retention: RetentionArgs,
     #[command(flatten)]
     pub(super) outbox: OutboxArgs,
+    #[command(flatten)]
+    pub(super) pods: PodsArgs,
 }
 
 /// `coordinator`, as it is meant.
@@ -95,6 +98,8 @@ pub(crate) struct Config {
     pub(crate) outbox: Outbox,
     /// Where spans go.
     pub(crate) spans: Spans,
+    /// The watch of the pods of workers, if it is wanted.
+    pub(crate) pods: Option<PodWatch>,
 }
 
 impl CoordinatorArgs {
@@ -122,6 +127,7 @@ impl CoordinatorArgs {
         let queue_age_target = checks.read("queue_age_target", &self.queue_age_target, age_target);
         let retention = self.retention.check(retention::Keys::FindTheirRuns, &mut checks);
         let outbox = self.outbox.check(&mut checks);
+        let pods = self.pods.check(&mut checks);
         let config = (|| {
             Some(Config {
                 redis: redis?,
@@ -135,6 +141,7 @@ impl CoordinatorArgs {
                 retention: retention?,
                 outbox: outbox?,
                 spans: Spans::default(),
+                pods: pods?,
             })
         })();
         checks.done(config)
@@ -207,6 +214,10 @@ pub(super) async fn serve(redis: Redis, config: &Config, stop: CancellationToken
         retention: config.retention,
         dispatcher: Some(config.outbox.dispatcher(client, config.retention.audit_ms)),
         spans: config.spans.clone(),
+        pods: match &config.pods {
+            Some(watch) => watch.begin(&metrics, &stop).await?,
+            None => Pods::default(),
+        },
     };
     tracing::info!(coordinator = settings.name, api = %config.listen, redis = %config.redis, "the coordinator starts");
     let lanes = Lanes::open().map_err(|error| Failure::failed(format!("no threads for the owners: {error}")))?;

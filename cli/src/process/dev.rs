@@ -148,6 +148,7 @@ pub(crate) async fn run(args: DevArgs, given: &Given, out: &Out) -> Result<Exit,
         retention: config.retention,
         outbox: config.outbox.clone(),
         spans: telemetry.spans(),
+        pods: None,
     };
     let (stop_workers, stop_coordinator) = (CancellationToken::new(), CancellationToken::new());
     let client = Client::new(redis.clone(), coordinator_config.keys.clone());
@@ -213,6 +214,7 @@ fn worker_config(config: &Config, redis: &Settings, number: usize) -> worker::Co
         name: Some(Name::new(&format!("dev-{number}")).expect("a legal name")),
         drain_timeout: DRAIN_TIMEOUT,
         health: None,
+        pod: None,
         tracing: config.tracing.clone(),
     }
 }

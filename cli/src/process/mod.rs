@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod coordinator;
 pub(crate) mod dev;
 mod outbox;
+mod pods;
 pub(crate) mod redis;
 mod retention;
 mod server;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use stepfleet_connect::Settings;
-use stepfleet_protocol::{duration::Millis, name::Name};
+use stepfleet_protocol::{duration::Millis, name::Name, pod::pod_uid};
 use stepfleet_worker::{RunError, Tracing, Worker, limits};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,10 @@ pub(crate) struct WorkerArgs {
     /// hundreds of jobs at once, and costs the least.
     #[arg(long, value_name = "N", env = "STEPFLEET_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: u16,
+    /// Uid of the Kubernetes pod that this worker runs in, `metadata.uid` of the downward API: coordinators with --watch-pods
+    /// then give its jobs to others as soon as the pod ends.
+    #[arg(long, value_name = "UID", env = "STEPFLEET_POD_UID")]
+    pod_uid: Option<String>,
     #[command(flatten)]
     log: LogArgs,
     #[command(flatten)]
@@ -71,6 +75,8 @@ pub(crate) struct Config {
     pub(crate) health: Option<SocketAddr>,
     /// What spans of attempts say.
     pub(crate) tracing: Tracing,
+    /// Uid of the pod that it runs in.
+    pub(crate) pod: Option<String>,
 }
 
 impl WorkerArgs {
@@ -88,6 +94,7 @@ impl WorkerArgs {
         let drain_timeout = checks.read("drain_timeout", &self.drain_timeout, Millis::parse);
         let health = checks.maybe("health_listen", self.health_listen.as_deref(), address);
         let tracing = self.trace.check(&mut checks);
+        let pod = checks.maybe("pod_uid", self.pod_uid.as_deref(), pod_uid);
         let config = (|| {
             Some(Config {
                 redis: redis?,
@@ -98,6 +105,7 @@ impl WorkerArgs {
                 drain_timeout: drain_timeout?.std(),
                 health: health?,
                 tracing: tracing?,
+                pod: pod?,
             })
         })();
         checks.done(config)
@@ -134,6 +142,9 @@ pub(super) async fn work(config: &Config, stop: CancellationToken) -> Result<Exi
         .stock_handlers();
     if let Some(name) = &config.name {
         builder = builder.name(name.as_str());
+    }
+    if let Some(uid) = &config.pod {
+        builder = builder.pod_uid(uid);
     }
     if let Some(address) = config.health {
         builder = builder.health(address);

@@ -281,6 +281,7 @@ mod tests {
             host: String::new(),
             pid: 1,
             held: Vec::new(),
+            pod: None,
         };
         let beat = (word != "unknown").then_some(beat);
         Registered { id: WorkerId::new(&name("w"), 1), registered_ms: 1, beats: 1, beat, silent: word == "silent" }

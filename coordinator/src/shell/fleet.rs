@@ -21,7 +21,7 @@ use super::{
     lanes::Lanes,
     lease::{self, Leases},
     metrics::Metrics,
-    observer::Observer,
+    observer::{Observer, Pods},
     policies::{Known, Watcher},
     retention::Retention,
     spans::Spans,
@@ -50,6 +50,8 @@ pub struct Config {
     pub dispatcher: Option<Dispatcher>,
     /// Where spans go.
     pub spans: Spans,
+    /// What Kubernetes says of the pods of workers, if somebody asks it.
+    pub pods: Pods,
 }
 
 /// Live slots by queue, in one partition's share.
@@ -68,7 +70,7 @@ pub async fn run_on<D: Dial>(lanes: Lanes, dial: D, config: Config, metrics: Met
     let slots = watch::Sender::new(Slots::new());
     let owned = watch::Sender::new(BTreeSet::new());
     let observer = Observer::new(dial.clone(), config.keys.clone(), metrics.clone(), owned.subscribe(), slots.clone());
-    let observing = tokio::spawn(observer.run(shutdown.clone()));
+    let observing = tokio::spawn(observer.with_pods(config.pods.clone()).run(shutdown.clone()));
     let mut watcher = Watcher::new(dial.clone(), config.keys.clone(), metrics.clone());
     let known = watcher.subscribe();
     // Owners that begin now decide with them from their first batch on.

@@ -206,7 +206,7 @@ fn split(id: StreamId, body: Body, items: &mut Vec<Item>) {
         Body::Command(command) => push(command.run, What::Command(command)),
         Body::Lost(lost) => {
             for (n, of) in lost.jobs.into_iter().enumerate() {
-                let (worker, counted, seen) = (lost.worker.clone(), lost.counted, lost.seen.get(n).copied());
+                let (worker, counted, seen) = (lost.worker.clone(), lost.counted, lost.seen.get(n).cloned());
                 push(of.run, What::Event(Event::Lost { of, worker, counted, seen }));
             }
         }

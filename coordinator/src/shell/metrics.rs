@@ -50,6 +50,10 @@ pub struct Metrics {
     pub deaths: IntCounterVec,
     /// Workers whose control channel would tell of their death within seconds.
     pub channels_watched: IntGauge,
+    /// Pods of workers that are watched, as this coordinator's own watch sees them.
+    pub pods_watched: IntGauge,
+    /// Times that the watch of pods failed.
+    pub pod_watch_errors: IntCounter,
     /// Times that a third of the fleet would have died at once, and was given another period.
     pub mass_deaths_held: IntCounter,
     /// What was beyond retention and was deleted.
@@ -209,6 +213,11 @@ impl Metrics {
             channels_watched: f.gauge(
                 "stepfleet_worker_channels_watched",
                 "Workers whose control channel would tell of their death within seconds",
+            ),
+            pods_watched: f.gauge("stepfleet_pods_watched", "Pods that this coordinator's watch of Kubernetes knows"),
+            pod_watch_errors: f.counter(
+                "stepfleet_pod_watch_errors_total",
+                "Times that this coordinator's watch of pods failed and began again",
             ),
             mass_deaths_held: f
                 .counter("stepfleet_mass_deaths_held_total", "Sweeps that would have killed a third of the fleet"),

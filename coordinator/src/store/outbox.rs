@@ -4,14 +4,11 @@
 //! moment, and the later write wins, perhaps with an older cursor. What lies behind that one is then delivered again; nothing
 //! is passed by, because each writes only what it has delivered itself or found written.
 
-use std::{collections::HashMap, sync::Arc};
-
 use serde::{Deserialize, Serialize};
 use stepfleet_protocol::{
     codec::{self, VERSION},
-    id::{PartitionId, RunId, StreamId},
+    id::{PartitionId, StreamId},
     keys::{Keys, PartitionKeys, slot, slot_of},
-    workflow::Workflow,
 };
 
 use super::{
@@ -21,7 +18,6 @@ use super::{
         audit::{AuditId, Filter},
         streams::{Sifted, sift},
     },
-    record,
     reply::{self, Fields},
 };
 
@@ -239,25 +235,6 @@ impl Client {
         let replies = ask::all_good(ask::ask(&self.redis, slot, pipe).await?)?;
         let executed = replies.last().and_then(reply::array).unwrap_or_default();
         Ok(ask::all_good(executed.to_vec()).map(drop)?)
-    }
-
-    /// What these runs of one partition follow. Runs and plans that are gone are left out.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn followed_by(&self, runs: Vec<RunId>) -> Result<HashMap<RunId, Arc<Workflow>>, ClientError> {
-        let get = |run: &RunId| {
-            let mut cmd = redis::cmd("HGET");
-            cmd.arg(self.keys.partition(run.partition()).run(run)).arg(record::FIELD_RECORD);
-            (slot(run.partition()), cmd)
-        };
-        let replies = self.ask_all(runs.iter().map(get).collect()).await?;
-        let mut out = HashMap::new();
-        for (run, value) in runs.into_iter().zip(replies) {
-            let Some(record) = reply::bytes(&value).and_then(|b| record::unpack_run(b).ok()) else { continue };
-            out.extend(self.plan(run.partition(), &record.plan).await?.map(|workflow| (run, workflow)));
-        }
-        Ok(out)
     }
 
     /// Every subscriber that ever ran, in every partition and of the fleet.

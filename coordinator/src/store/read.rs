@@ -8,6 +8,7 @@ pub mod calls;
 pub mod doctor;
 pub mod explain;
 pub mod fleet;
+pub mod followed;
 mod gates;
 pub mod groups;
 pub mod history;

@@ -99,7 +99,7 @@ impl Subscriber for Probe {
 
     fn deliver<'a>(&'a self, notices: &'a [Notice]) -> BoxFuture<'a, Result<(), Refusal>> {
         async move {
-            assert!(notices.iter().all(|notice| notice.workflow.is_some() && !notice.transitions.is_empty()));
+            assert!(notices.iter().all(|notice| notice.followed.is_some() && !notice.transitions.is_empty()));
             let number = {
                 let mut told = self.told.lock().expect("nobody panics");
                 told.extend(notices.iter().map(|notice| (notice.entry, notice.run)));

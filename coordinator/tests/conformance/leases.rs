@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stepfleet_coordinator::{
-    shell::{fleet, lease::Leases, links::Links, metrics::Metrics, retention::Retention, spans},
+    shell::{fleet, lease::Leases, links::Links, metrics::Metrics, observer, retention::Retention, spans},
     store::{
         link::{Dial, Link},
         memory::{Clock, MemoryDial, MemoryServer},
@@ -157,6 +157,7 @@ fn config(name: &str) -> fleet::Config {
         retention,
         dispatcher: None,
         spans: spans::Spans::default(),
+        pods: observer::Pods::default(),
     }
 }
 

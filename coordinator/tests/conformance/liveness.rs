@@ -59,6 +59,7 @@ pub(crate) async fn beat<D: Dial>(w: &mut World<D>, worker: &Worker<D>, held: &[
         host: "h".into(),
         pid: 1,
         held: held.collect(),
+        pod: None,
     };
     let mut pipe = redis::pipe();
     pipe.cmd("ZADD").arg(all_keys().workers()).arg(1).arg(worker.id.as_str());

@@ -6,6 +6,7 @@ use stepfleet_coordinator::{
     shell::{
         fleet,
         metrics::Metrics,
+        observer,
         owner::{BATCH_ITEMS_MAX, OwnerError},
         retention::Retention,
         spans,
@@ -167,6 +168,7 @@ fn a_reign_that_has_the_number_of_a_lost_one_is_another_reign() {
             retention,
             dispatcher: None,
             spans: spans::Spans::default(),
+            pods: observer::Pods::default(),
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(fleet::run(w.dial.clone(), config, Metrics::new(), stop.clone()));

@@ -11,10 +11,10 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* The beginning of a pod, up to its containers. Takes {root, own, account, grace}. */}}
+{{/* The beginning of a pod, up to its containers. Takes {root, own, account, grace, token}. */}}
 {{- define "stepfleet.podSpec" -}}
 serviceAccountName: {{ .account }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ .grace }}
 {{- with .root.Values.imagePullSecrets }}

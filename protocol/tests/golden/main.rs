@@ -19,6 +19,7 @@ use stepfleet_protocol::{
     },
     missing::Missing,
     name::Name,
+    pod::PodEnd,
     state::State,
     value::{Input, Payload, ValueRef},
 };
@@ -91,7 +92,9 @@ fn failure() -> Failure {
 
 fn entries() -> Vec<(&'static str, LogEntry)> {
     let (read_age_ms, running_ms, gone_ms) = (Some(4), Some(500), None);
-    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms, held: true, running_ms, gone_ms };
+    let sight = Sight { silent_ms: 31_000, trip_ms: 2, read_age_ms, held: true, running_ms, gone_ms, pod: None };
+    let end = PodEnd { pod: "pool-1".into(), reason: "OOMKilled".into(), exit_code: Some(137), message: None };
+    let by_pod = Sight { pod: Some(end), ..sight.clone() };
     let result = |outcome| JobResult { of: at(), run_ms: 12, outcome, gate: None };
     let outcomes = vec![
         result(Outcome::Completed(None)),
@@ -120,6 +123,7 @@ fn entries() -> Vec<(&'static str, LogEntry)> {
         ("log-started", Body::Started(Started { worker: worker(), jobs: vec![(at(), 1_500)] })),
         ("log-lost", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: Vec::new() })),
         ("log-lost-seen", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![sight] })),
+        ("log-lost-pod", Body::Lost(Lost { worker: worker(), counted: true, jobs: vec![at()], seen: vec![by_pod] })),
         ("log-audit", Body::Audit(Audit::of_step(run_id(), 2))),
         (
             "log-unreadable",
@@ -169,6 +173,7 @@ fn beat() -> Beat {
         host: "pod-1".into(),
         pid: 1234,
         held: vec![held(Some(5), Some(50)), held(None, None)],
+        pod: None,
     }
 }
 
@@ -182,6 +187,7 @@ fn every_message_keeps_its_bytes_and_tolerates_unknown_fields() {
     }
     check("reply", &reply());
     check("beat", &beat());
+    check("beat-pod", &Beat { pod: Some("0a1b2c3d-0000-4000-8000-000000000001".into()), ..beat() });
     check("failure", &failure());
     check("failure-minimal", &Failure::new(Category::Permanent, "no"));
 }

@@ -49,7 +49,7 @@ use super::{
     links::{Ask, Links},
     metrics::Metrics,
 };
-use crate::store::link::Dial;
+use crate::store::{link::Dial, read::followed::trace_id, record, reply};
 
 /// Time between two steps of the walk.
 const TICK: Duration = Duration::from_secs(1);
@@ -200,13 +200,15 @@ impl<D: Dial> Auditor<D> {
             Place::Letter(letter) => at.without(Missing::Letter { id: letter }),
         };
         let wire = codec::encode(&LogEntry::new(Body::Audit(audit)));
-        let (mut add, mut count) = (redis::cmd("XADD"), redis::cmd("HINCRBY"));
+        let [mut add, mut count, mut trace] = ["XADD", "HINCRBY", "HGET"].map(redis::cmd);
         add.arg(&log).arg("*").arg(wire.field).arg(wire.bytes);
         count.arg(&counters).arg("repairs").arg(1);
+        trace.arg(self.keys.partition(run.partition()).run(&run)).arg(record::FIELD_TRACE);
         let what = place.missing();
-        match self.links.gather(vec![Ask::new(&log, vec![add, count])], 1).await.swap_remove(0) {
-            Ok(answer) if crate::store::reply::error(&answer.replies[0]).is_none() => {
-                tracing::warn!(%run, ?index, what, "something was in no place; its owner repairs it");
+        match self.links.gather(vec![Ask::new(&log, vec![add, count, trace])], 1).await.swap_remove(0) {
+            Ok(answer) if reply::error(&answer.replies[0]).is_none() => {
+                let trace = trace_id(answer.replies.get(2).and_then(reply::bytes));
+                tracing::warn!(%run, trace, ?index, what, "something was in no place; its owner repairs it");
                 self.metrics.repairs.with_label_values(&[what]).inc();
             }
             // It is found again by a later walk.

@@ -48,6 +48,8 @@ struct Escalation<'a> {
     why: &'static str,
     reason: &'a str,
     at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a str>,
 }
 
 /// Whether a transition for this reason is something that a person should look at.
@@ -58,7 +60,8 @@ pub fn is_escalation(why: Why) -> bool {
 impl<'a> Escalation<'a> {
     /// Those of a notice; what the run does about them is in its history.
     fn of(notice: &'a Notice) -> impl Iterator<Item = Self> {
-        let workflow = notice.workflow.as_ref().map_or("", |workflow| workflow.workflow.as_str());
+        let workflow = notice.followed.as_ref().map_or("", |followed| followed.workflow.workflow.as_str());
+        let trace = notice.followed.as_ref().and_then(|followed| followed.trace.as_deref());
         let escalation = move |t: &'a Transition| {
             let index = t.step.filter(|_| is_escalation(t.why))?;
             Some(Self {
@@ -70,6 +73,7 @@ impl<'a> Escalation<'a> {
                 why: if t.why == Why::GaveUp { "gave_up" } else { "escalated" },
                 reason: t.note.as_deref().unwrap_or_default(),
                 at: rfc3339(t.at_ms),
+                trace,
             })
         };
         notice.transitions.iter().filter_map(escalation)
@@ -88,8 +92,8 @@ impl Subscriber for EscalationLog {
     fn deliver<'a>(&'a self, notices: &'a [Notice]) -> BoxFuture<'a, Result<(), Refusal>> {
         async move {
             for e in notices.iter().flat_map(Escalation::of) {
-                let Escalation { run, workflow, step, step_index, attempt, why, reason, at } = e;
-                tracing::warn!(%run, step, step_index, workflow, reason, why, attempt, at, "a step needs attention");
+                let Escalation { run, workflow, step, step_index, attempt, why, reason, at, trace } = e;
+                tracing::warn!(%run, trace, step, step_index, workflow, reason, why, attempt, at, "a step needs attention");
             }
             Ok(())
         }

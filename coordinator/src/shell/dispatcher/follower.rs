@@ -113,7 +113,7 @@ impl Follower {
         for (entry, fields) in read.entries {
             batch.push((entry, self.news(entry, &fields)));
         }
-        self.name_workflows(&mut batch).await?;
+        self.look_up_runs(&mut batch).await?;
         for (entry, news) in batch {
             match news {
                 Ok(News::Nothing) => self.pass(entry, 0),
@@ -163,8 +163,8 @@ impl Follower {
         }
     }
 
-    /// Adds to wanted notices what their runs follow.
-    async fn name_workflows<E>(&self, batch: &mut [(StreamId, Result<News, E>)]) -> Result<(), ClientError> {
+    /// Adds to wanted notices what their runs follow, and their traces.
+    async fn look_up_runs<E>(&self, batch: &mut [(StreamId, Result<News, E>)]) -> Result<(), ClientError> {
         let commits = batch.iter_mut().filter_map(|(_, news)| match news {
             Ok(News::Commit(notices)) => Some(notices),
             Ok(News::Nothing | News::Fleet(_)) | Err(_) => None,
@@ -176,9 +176,9 @@ impl Follower {
         if runs.is_empty() {
             return Ok(());
         }
-        let workflows = self.client.followed_by(runs).await?;
+        let followed = self.client.followed_by(runs).await?;
         for notice in &mut notices {
-            notice.workflow = workflows.get(&notice.run).cloned();
+            notice.followed = followed.get(&notice.run).cloned();
         }
         Ok(())
     }

@@ -1,18 +1,14 @@
 //! What a subscriber is told.
 
-use std::sync::Arc;
-
 use stepfleet_protocol::{
     codec::{self, DecodeError},
     id::{PartitionId, RunId, StreamId},
-    workflow::Workflow,
 };
 
 use super::super::core::Outbox;
 use crate::{
     machine::decision::{Transition, Why},
-    store::history,
-    store::reply::Fields,
+    store::{history, read::followed::Followed, reply::Fields},
 };
 
 /// The transitions of one run in one commit.
@@ -24,8 +20,8 @@ pub struct Notice {
     pub entry: StreamId,
     /// The run.
     pub run: RunId,
-    /// What the run follows; none if run or plan are gone.
-    pub workflow: Option<Arc<Workflow>>,
+    /// What the run follows, and its trace; none if run or plan are gone.
+    pub followed: Option<Followed>,
     /// The transitions, in order.
     pub transitions: Vec<Transition>,
 }
@@ -44,7 +40,7 @@ impl Notice {
         let outbox: Outbox = codec::decode(field, bytes)?;
         let notice = |(run, packed): (RunId, bytes::Bytes)| {
             let transitions = history::unpack(&packed);
-            Self { partition, entry, run, workflow: None, transitions }
+            Self { partition, entry, run, followed: None, transitions }
         };
         // Most runs go well, and nobody wants to hear of them: what is packed is looked at first.
         let wanted = outbox.runs.into_iter().filter(|(_, packed)| history::tells_of(packed, &wants));
@@ -53,7 +49,7 @@ impl Notice {
 
     /// The name of a step, if it is known.
     pub fn step_name(&self, index: u32) -> Option<&str> {
-        let steps = &self.workflow.as_ref()?.steps;
+        let steps = &self.followed.as_ref()?.workflow.steps;
         steps.keys().nth(index as usize).map(|name| name.as_str())
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Channel {
     seen: Option<Instant>,
     /// Since when nobody has been there for sure.
     absent: Option<Instant>,
+    /// The last look counted nobody there, over whatever connection.
+    is_empty: bool,
     /// When the last answer came.
     looked: Option<Instant>,
     /// It came late, or long after the one before: while all do, no absence is ever long enough.
@@ -45,6 +47,7 @@ impl Channel {
         let paused = self.looked.is_some_and(|at| look.sent.saturating_duration_since(at) > PAUSE_MAX);
         self.is_doubtful = paused || look.got - look.sent > TRIP_MAX;
         self.looked = Some(look.got);
+        self.is_empty = subscribers == 0;
         if self.seen != Some(look.steady) {
             (self.seen, self.absent) = (None, None);
         }
@@ -67,6 +70,11 @@ impl Channel {
         !self.is_doubtful
             && self.absent.is_none()
             && self.seen.is_some_and(|since| now.saturating_duration_since(since) >= CALM)
+    }
+
+    /// Whether the last look counted nobody there. Alone it says little: see above.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Since when nobody has been there.

@@ -4,13 +4,14 @@
 //! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
 //! accepted writes; any gap starts the count again. It is gone, and so are its jobs, after 4 s without a sign of life of any
 //! kind: nobody listens on its control channel any more, it does not beat although such a worker beats every second, and it
-//! reads no job stream (`channel`, `watch::Workers::gone`). Clocks of other hosts are never compared. A sweep is a few pipelined
+//! reads no job stream (`channel`, `watch::Workers::gone`); at once if Kubernetes says that its pod ended (`pods`). Clocks of other hosts are never compared. A sweep is a few pipelined
 //! trips to each node; a node that fails stops nothing on the others. How long a sweep takes is no gap: only the pause between
 //! two of them, a look that failed, and a trip that took too long are.
 
 mod channel;
 mod consumers;
 mod listen;
+mod pods;
 mod report;
 mod watch;
 
@@ -27,6 +28,7 @@ use stepfleet_protocol::{
 use tokio::{sync::watch as told, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+pub use self::pods::Pods;
 use self::{
     consumers::{Consumer, Found},
     report::Finding,
@@ -47,9 +49,10 @@ use crate::{
 };
 
 /// What tells of deaths.
-pub const WAYS: [&str; 2] = [BEATS, CHANNEL];
+pub const WAYS: [&str; 3] = [BEATS, CHANNEL, POD];
 const BEATS: &str = "beats";
 const CHANNEL: &str = "channel";
+const POD: &str = "pod";
 /// Time between the beginnings of two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two
 /// later. Sweeps that take longer follow each other at once, but for a tenth of a second.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
@@ -73,6 +76,7 @@ pub struct Observer<D: Dial> {
     metrics: Metrics,
     owned: told::Receiver<BTreeSet<PartitionId>>,
     slots: told::Sender<Slots>,
+    pods: Pods,
     workers: Workers,
     /// How many partitions there are, owned here or not, as far as was heard.
     partitions: u64,
@@ -90,8 +94,13 @@ impl<D: Dial> Observer<D> {
         owned: told::Receiver<BTreeSet<PartitionId>>,
         slots: told::Sender<Slots>,
     ) -> Self {
-        let (links, workers) = (Links::new(dial), Workers::default());
-        Self { links, keys, metrics, owned, slots, workers, partitions: 1, ended: None, held_back: false }
+        let (links, workers, pods) = (Links::new(dial), Workers::default(), Pods::default());
+        Self { links, keys, metrics, owned, slots, pods, workers, partitions: 1, ended: None, held_back: false }
+    }
+
+    /// Believes what `pods` are told.
+    pub fn with_pods(self, pods: Pods) -> Self {
+        Self { pods, ..self }
     }
 
     /// Sweeps until `shutdown`.
@@ -99,10 +108,15 @@ impl<D: Dial> Observer<D> {
         while !shutdown.is_cancelled() {
             let begun = Instant::now();
             self.sweep().await;
-            let pause = SWEEP_EVERY.saturating_sub(begun.elapsed()).max(SWEEP_PAUSE_MIN);
+            let next = begun + SWEEP_EVERY;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(SWEEP_PAUSE_MIN) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep_until(next) => {}
+                () = self.pods.news() => {}
             }
         }
     }
@@ -123,6 +137,7 @@ impl<D: Dial> Observer<D> {
         self.tell_slots();
         let mut dead = self.judge();
         let gone = self.workers.gone(Instant::now());
+        dead.extend(self.workers.ended_with_pods(self.pods.take(), Instant::now()));
         self.metrics.channels_watched.set(self.workers.watched(Instant::now()) as i64);
         let (streams, all_streams) = self.streams().await;
         let (found, all_consumers) = self.consumers(&streams).await;

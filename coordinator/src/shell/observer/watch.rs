@@ -10,13 +10,15 @@ use stepfleet_protocol::{
     id::{PartitionId, StreamId},
     limits::{DEAD_AFTER_MS, GONE_AFTER_MS},
     name::Name,
+    pod::PodEnd,
 };
 use tokio::time::Instant;
 
 use super::{
     super::fleet::Slots,
-    BEATS, CHANNEL,
+    BEATS, CHANNEL, POD,
     channel::{CALM, Channel, Look},
+    pods::{Ended, NEWS_KEPT},
 };
 use crate::mutants::mutant;
 
@@ -63,6 +65,8 @@ pub(super) struct Watched {
     losses: Option<i64>,
     /// When it was seen to have lost its channel and to live.
     fell: Option<Instant>,
+    /// How its pod ended.
+    pod_end: Option<PodEnd>,
     /// Its death was counted.
     is_buried: bool,
 }
@@ -80,6 +84,7 @@ impl Watched {
             channel: Channel::default(),
             losses: None,
             fell: None,
+            pod_end: None,
             is_buried: false,
         }
     }
@@ -111,6 +116,8 @@ pub(super) struct Workers {
     by_id: BTreeMap<String, Watched>,
     /// When the looks paused, or so many were gone at once that it was no death.
     unrest: Option<Instant>,
+    /// Ends of pods whose workers are not missed yet.
+    ended: Vec<Ended>,
 }
 
 impl Workers {
@@ -141,7 +148,8 @@ impl Workers {
         // A trip that took so long is a gap of its own: this process or the server stood still.
         if got - sent > GAP_MAX || (count.is_some() && count != watched.count) {
             watched.moved = got;
-            watched.is_buried = false;
+            // Whoever was taken for dead is back, whatever Kubernetes said.
+            (watched.is_buried, watched.pod_end) = (false, None);
         }
         if losses > watched.losses && watched.losses.is_some() {
             watched.fell = Some(got);
@@ -229,6 +237,21 @@ impl Workers {
         self.by_id.iter().filter(|(_, w)| gone(w)).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Who ended with a pod: it told its uid, and nobody is on its channel. A worker that the next container of the same pod has
+    /// started is on its own, or has not said yet that it was.
+    pub(super) fn ended_with_pods(&mut self, news: Vec<Ended>, now: Instant) -> BTreeSet<String> {
+        self.ended.extend(news);
+        self.ended.retain(|ended| now.saturating_duration_since(ended.at) < NEWS_KEPT);
+        let by_id = &mut self.by_id;
+        self.ended.retain(|ended| {
+            let is_of = |w: &Watched| w.beat.as_ref().is_some_and(|beat| beat.pod.as_ref() == Some(&ended.uid));
+            let is_missed = |w: &Watched| w.losses.is_some() && w.channel.is_empty() && w.pod_end.is_none();
+            let missed = by_id.values_mut().filter(|w| is_of(w) && is_missed(w));
+            missed.map(|w| w.pod_end = Some(ended.end.clone())).count() == 0
+        });
+        self.by_id.iter().filter(|(_, w)| w.pod_end.is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
     fn is_calm(&self, now: Instant) -> bool {
         let lately = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < CALM);
         let fallen = self.by_id.values().filter(|w| lately(w.fell)).count();
@@ -246,7 +269,12 @@ impl Workers {
         for id in dead {
             let Some(watched) = self.by_id.get_mut(id).filter(|watched| !watched.is_buried) else { continue };
             watched.is_buried = true;
-            new.push((id.clone(), if watched.silent() < DEAD_AFTER { CHANNEL } else { BEATS }));
+            let way = match watched.pod_end {
+                Some(_) => POD,
+                None if watched.silent() < DEAD_AFTER => CHANNEL,
+                None => BEATS,
+            };
+            new.push((id.clone(), way));
         }
         new
     }
@@ -281,6 +309,7 @@ impl Workers {
             held: held.is_some(),
             running_ms: held.and_then(|held| held.running_ms),
             gone_ms: watched.channel.absent().map(|since| ms(watched.looked.saturating_duration_since(since))),
+            pod: watched.pod_end.clone(),
         }
     }
 

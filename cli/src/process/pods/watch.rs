@@ -9,7 +9,7 @@ use kube::{
     api::{ApiResource, ListParams, WatchEvent, WatchParams},
 };
 use stepfleet_coordinator::shell::{metrics::Metrics, observer::Pods};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     PodWatch,
@@ -23,7 +23,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 const WATCH_SECONDS: u32 = 60;
 /// A watch that has not ended by then has lost its server.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
-/// The longest time between two tries.
+/// The longest time between two tries, and how long one has to last to have gone well.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Time between two watches, so that a server that ends each at once is not asked without a pause.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -60,24 +60,27 @@ impl Watch {
 
     /// Watches without an end.
     pub(super) async fn run(mut self) {
-        let mut failures = 0u32;
+        let mut tries = 0u32;
         loop {
-            let listed = self.list().await;
-            let followed = match listed {
-                Ok(version) => {
-                    failures = 0;
-                    self.follow(version).await
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = followed {
-                failures = failures.saturating_add(1);
-                self.metrics.pod_watch_errors.inc();
-                tracing::warn!(error, failures, "pods cannot be watched; beats and channels tell of deaths");
+            let begun = Instant::now();
+            let ended = self.watch().await;
+            if begun.elapsed() > PAUSE_MAX {
+                tries = 0;
             }
-            let longest = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+            tries = tries.saturating_add(1);
+            if let Err(error) = ended {
+                self.metrics.pod_watch_errors.inc();
+                tracing::warn!(error, tries, "pods cannot be watched; beats and channels tell of deaths");
+            }
+            let longest = PAUSE.saturating_mul(1 << tries.min(10)).min(PAUSE_MAX);
             sleep(longest.mul_f64(rand_share())).await;
         }
+    }
+
+    /// Lists the pods and follows them, until that fails or they are to be listed again.
+    async fn watch(&mut self) -> Result<(), String> {
+        let version = self.list().await?;
+        self.follow(version).await
     }
 
     /// Looks at all pods. Returns the version to follow from.

@@ -23,9 +23,9 @@ class Refused(Exception):
     """Helm did not render; the text is its message."""
 
 
-def text(*paths, helm="4", kube="1.31.0", chart=CHART, release="fleet"):
+def text(*paths, helm="4", kube="1.31.0", chart=CHART, release="fleet", namespace=NAMESPACE):
     """What `helm template` writes for these files of values."""
-    command = [HELMS[helm], "template", release, str(chart), "--namespace", NAMESPACE, "--kube-version", kube]
+    command = [HELMS[helm], "template", release, str(chart), "--namespace", namespace, "--kube-version", kube]
     for path in paths:
         command += ["--values", str(path)]
     return run(*command)

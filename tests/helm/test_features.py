@@ -244,7 +244,7 @@ def test_each_dashboard_is_a_config_map_that_grafana_s_sidecar_finds(packaged):
     }
     found = [thing for thing in render(values, chart=packaged) if thing["kind"] == "ConfigMap"]
     assert {tuple(thing["data"]) for thing in found} == {("overview.json",), ("queues.json",)}
-    assert of(found, "ConfigMap", "overview")["data"]["overview.json"] == '{"title": "{{ name }}"}'
+    assert of(found, "ConfigMap", "overview-prod")["data"]["overview.json"] == '{"title": "{{ name }}"}'
     for thing in found:
         assert thing["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert thing["metadata"]["annotations"] == {"grafana_folder": "Stepfleet"}

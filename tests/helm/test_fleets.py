@@ -76,6 +76,15 @@ def test_no_object_is_of_both():
     assert blue & green == set()
 
 
+def test_releases_of_one_name_share_no_object_in_the_namespace_of_prometheus_and_grafana():
+    prod, staging = (
+        render({"dashboards": {"name": where}}, base="two-fleets", namespace=where) for where in ("prod", "staging")
+    )
+    assert {name for _, name, _ in named(prod) & named(staging)} == set()
+    put = {kind for kind, namespace, _ in named(prod) if namespace == "monitoring"}
+    assert put == {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}
+
+
 def test_no_selector_reaches_a_pod_of_the_other():
     places = set()
     for own, other in (FLEETS, FLEETS[::-1]):
@@ -117,16 +126,17 @@ def test_what_an_object_names_is_of_its_own_release():
             assert not words & foreign, f"{thing['kind']} {thing['metadata']['name']} names {words & foreign}"
 
 
-def test_dashboards_have_uids_titles_and_links_of_their_own():
+def test_dashboards_have_uids_titles_files_and_links_of_their_own():
     seen = []
     for name in FLEETS:
-        boards = [
-            json.loads(text)
+        files = {
+            path: text
             for thing in fleet(name)
             if thing["kind"] == "ConfigMap"
             for path, text in thing["data"].items()
             if path.endswith(".json")
-        ]
+        }
+        boards = [json.loads(text) for text in files.values()]
         plain = [json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")]
         assert len(boards) == len(plain) == 4
         uids = {board["uid"] for board in boards}
@@ -140,7 +150,8 @@ def test_dashboards_have_uids_titles_and_links_of_their_own():
                 if "alert" in rule:
                     linked.add(re.search(r"/d/([a-z-]+)\?", rule["annotations"]["dashboard_url"]).group(1))
         assert linked == uids
-        seen.append(uids | {board["title"] for board in boards})
+        # Grafana's sidecar writes the files of all into one folder.
+        seen.append(uids | {board["title"] for board in boards} | set(files))
     assert seen[0] & seen[1] == set()
 
 

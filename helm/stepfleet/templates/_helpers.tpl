@@ -41,8 +41,11 @@ stepfleet/pool: {{ . | quote }}
 
 {{/* The metadata of an object. Takes {root, component, pool, name, namespace, more, annotations}. */}}
 {{- define "stepfleet.metadata" -}}
-name: {{ .name }}
-namespace: {{ .namespace | default .root.Release.Namespace }}
+{{- $home := .root.Release.Namespace -}}
+{{- $namespace := .namespace | default $home -}}
+{{- /* In another namespace it may meet that of a release which has the same name in a third one. */ -}}
+name: {{ .name }}{{ if ne $namespace $home }}-{{ $home }}{{ end }}
+namespace: {{ $namespace }}
 labels:
   {{- include "stepfleet.labels" . | nindent 2 }}
 {{- with mergeOverwrite (dict) .root.Values.commonAnnotations (.annotations | default dict) }}

@@ -100,6 +100,7 @@ test-real: setup ## every real workflow graph of WFINSTANCES=folder on a small f
 check: ## formatting, lints and documentation, every warning an error
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 chart-readme: ## write the chart's README from its values and their schema

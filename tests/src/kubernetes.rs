@@ -52,6 +52,15 @@ pub struct ApiServer {
     task: JoinHandle<()>,
 }
 
+/// What is wrong with the server.
+#[derive(Debug, Clone, Copy)]
+pub enum Wrong {
+    /// It does not answer.
+    Silent,
+    /// It answers every request with this status.
+    Answers(u16),
+}
+
 #[derive(Debug)]
 struct Shared {
     cluster: Mutex<Cluster>,
@@ -66,7 +75,7 @@ struct Cluster {
     /// Events by their version; those up to `forgotten` are not kept.
     events: BTreeMap<u64, Value>,
     forgotten: u64,
-    is_silent: bool,
+    wrong: Option<Wrong>,
     lists: u64,
     watches: u64,
 }
@@ -178,9 +187,9 @@ impl ApiServer {
         cluster.events.clear();
     }
 
-    /// From now on no request is answered, or they are again.
-    pub fn silence(&self, is_silent: bool) {
-        self.cluster().is_silent = is_silent;
+    /// From now on this is wrong, or nothing is any more. Every watch is cut.
+    pub fn is(&self, wrong: Option<Wrong>) {
+        self.cluster().wrong = wrong;
         self.cut();
     }
 
@@ -241,8 +250,13 @@ async fn pods(
     if namespace != NAMESPACE || param("labelSelector") != SELECTOR {
         return refused(StatusCode::FORBIDDEN, "pods is forbidden");
     }
-    if shared.cluster().is_silent {
-        std::future::pending::<()>().await;
+    let wrong = shared.cluster().wrong;
+    match wrong {
+        Some(Wrong::Silent) => std::future::pending::<()>().await,
+        Some(Wrong::Answers(code)) => {
+            return refused(StatusCode::from_u16(code).unwrap_or_default(), "something is wrong");
+        }
+        None => {}
     }
     if param("watch") == "true" || param("watch") == "1" {
         shared.cluster().watches += 1;
@@ -252,8 +266,12 @@ async fn pods(
     }
     let mut cluster = shared.cluster();
     cluster.lists += 1;
-    let items: Vec<&Value> = cluster.pods.values().collect();
-    let metadata = json!({ "resourceVersion": cluster.version.to_string() });
+    // Pages of one pod, so that every list of several is read page by page.
+    let from: usize = param("continue").parse().unwrap_or(0);
+    let items: Vec<&Value> = cluster.pods.values().skip(from).take(1).collect();
+    let has_more = from + 1 < cluster.pods.len();
+    let rest = if has_more { (from + 1).to_string() } else { String::new() };
+    let metadata = json!({ "resourceVersion": cluster.version.to_string(), "continue": rest });
     Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items })).into_response()
 }
 

@@ -171,3 +171,19 @@ impl Pulse {
         self.age() < Duration::from_millis(stepfleet_protocol::limits::DEAD_AFTER_MS / 2)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_told_once_the_channel_was_heard() {
+        let mut hearing = Hearing::default();
+        hearing.lose();
+        assert_eq!(hearing.told_losses(), None, "nobody is to miss it where it never was");
+        hearing.regain();
+        assert_eq!((hearing.told_losses(), hearing.is_deaf), (Some(1), false));
+        hearing.lose();
+        assert_eq!((hearing.told_losses(), hearing.is_deaf), (Some(2), true));
+    }
+}

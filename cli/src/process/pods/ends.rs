@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use kube::core::{NotUsed, Object};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use stepfleet_protocol::{
     failure::cut,
     pod::{POD_MESSAGE_MAX, PodEnd},
@@ -12,13 +12,17 @@ use stepfleet_protocol::{
 /// A pod, as far as it is looked at.
 pub(super) type Pod = Object<NotUsed, PodStatus>;
 
-/// How it goes.
+/// How it goes. A server may write `null` for what is not set, as for the times of a container that a kubelet lost.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct PodStatus {
+    #[serde(deserialize_with = "or_default")]
     phase: String,
+    #[serde(deserialize_with = "or_default")]
     reason: String,
+    #[serde(deserialize_with = "or_default")]
     message: String,
+    #[serde(deserialize_with = "or_default")]
     container_statuses: Vec<ContainerStatus>,
 }
 
@@ -26,9 +30,14 @@ pub(super) struct PodStatus {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
+    #[serde(deserialize_with = "or_default")]
     name: String,
+    #[serde(deserialize_with = "or_default")]
+    restart_count: u32,
+    #[serde(deserialize_with = "or_default")]
     state: ContainerState,
     /// The end of the container that this one came after.
+    #[serde(deserialize_with = "or_default")]
     last_state: ContainerState,
 }
 
@@ -41,12 +50,18 @@ struct ContainerState {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Terminated {
-    #[serde(rename = "containerID")]
+    #[serde(rename = "containerID", deserialize_with = "or_default")]
     container_id: String,
+    #[serde(deserialize_with = "or_default")]
     exit_code: i32,
+    #[serde(deserialize_with = "or_default")]
     reason: String,
+    #[serde(deserialize_with = "or_default")]
     message: String,
-    finished_at: String,
+}
+
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 /// The pods that are there, and which of their ends were told.
@@ -61,6 +76,8 @@ struct Seen {
     name: String,
     /// The last end that was told: one container comes after the other.
     told: Option<String>,
+    /// The worker's container has ended, and none has come after it.
+    has_ended: bool,
 }
 
 /// An end, and the uid of its pod.
@@ -86,12 +103,19 @@ impl Known {
         ends
     }
 
-    /// A pod is there, or has changed.
+    /// A pod is there, or has changed. How the containers before the first one that was seen ended is not told: nobody waits
+    /// for that.
     pub(super) fn saw(&mut self, pod: &Pod) -> Option<End> {
         let (uid, name) = (pod.metadata.uid.as_ref()?, pod.metadata.name.as_ref()?);
-        let seen = self.pods.entry(uid.clone()).or_insert_with(|| Seen { name: name.clone(), told: None });
-        let (id, end) = end(pod, name, &self.container)?;
-        (seen.told.replace(id.clone()) != Some(id)).then(|| (uid.clone(), end))
+        let is_new = !self.pods.contains_key(uid);
+        let new = || Seen { name: name.clone(), told: None, has_ended: false };
+        let seen = self.pods.entry(uid.clone()).or_insert_with(new);
+        let found = ended(pod, name, &self.container);
+        seen.has_ended = found.as_ref().is_some_and(|ended| !ended.is_past);
+        let Ended { id, is_past, end } = found?;
+        let is_news = seen.told.as_ref() != Some(&id) && !(is_new && is_past);
+        seen.told = Some(id);
+        is_news.then(|| (uid.clone(), end))
     }
 
     /// A pod was deleted, and is not there any more.
@@ -104,21 +128,34 @@ impl Known {
 
     fn gone(&mut self, uid: &str) -> Option<End> {
         let seen = self.pods.remove(uid)?;
+        if seen.has_ended {
+            return None;
+        }
         let end = PodEnd { pod: seen.name, reason: "Deleted".to_owned(), exit_code: None, message: None };
         Some((uid.to_owned(), end))
     }
 }
 
-/// How the worker's last container ended, with what tells that end from others; none if none has. Being deleted is no end:
-/// the worker drains.
-fn end(pod: &Pod, name: &str, container: &str) -> Option<(String, PodEnd)> {
+/// How the worker's last container ended.
+struct Ended {
+    /// What tells this end from others of the pod.
+    id: String,
+    /// Another container has come since.
+    is_past: bool,
+    end: PodEnd,
+}
+
+/// None if no container of the worker has ended. Being deleted is no end: the worker drains.
+fn ended(pod: &Pod, name: &str, container: &str) -> Option<Ended> {
     let status = pod.status.as_ref()?;
     let is_evicted = status.reason == "Evicted";
-    let named = |reason: &str, exit_code, message: &str| {
+    let is_deleted = pod.metadata.deletion_timestamp.is_some();
+    let named = |reason: &str, exit_code: Option<i32>, message: &str| {
         let reason = match reason {
             "OOMKilled" => "OOMKilled",
             _ if is_evicted => "Evicted",
-            _ if pod.metadata.deletion_timestamp.is_some() => "Deleted",
+            // At the end of its time, or by itself: what a pod that is deleted does.
+            _ if is_deleted && matches!(exit_code, None | Some(0 | 137 | 143)) => "Deleted",
             "" => "Error",
             other => other,
         };
@@ -133,13 +170,16 @@ fn end(pod: &Pod, name: &str, container: &str) -> Option<(String, PodEnd)> {
     };
     match ours {
         Some(ours) => {
-            let t = ours.state.terminated.as_ref().or(ours.last_state.terminated.as_ref())?;
-            let id = if t.container_id.is_empty() { &t.finished_at } else { &t.container_id };
-            Some((id.clone(), named(&t.reason, Some(t.exit_code), &t.message)))
+            let (now, past) = (ours.state.terminated.as_ref(), ours.last_state.terminated.as_ref());
+            let t = now.or(past)?;
+            let ends = ours.restart_count + u32::from(now.is_some());
+            let id = if t.container_id.is_empty() { format!("end {ends}") } else { t.container_id.clone() };
+            Some(Ended { id, is_past: now.is_none(), end: named(&t.reason, Some(t.exit_code), &t.message) })
         }
         // A kubelet that never saw the containers, or has forgotten them.
         None if statuses.is_empty() && matches!(status.phase.as_str(), "Failed" | "Succeeded") => {
-            Some((status.phase.clone(), named(&status.reason, None, "")))
+            let end = named(&status.reason, None, "");
+            Some(Ended { id: status.phase.clone(), is_past: false, end })
         }
         None => None,
     }
@@ -193,11 +233,38 @@ mod tests {
         let oom = pod("a", with(terminated("c1", "OOMKilled", 137), json!({})));
         assert_eq!(said(known.saw(&oom)), ["a its pod `pool-a`: OOMKilled, exit code 137"]);
         assert!(known.saw(&oom).is_none());
+        let ended = Known::new("worker").listed(vec![oom]);
+        assert_eq!(said(ended), ["a its pod `pool-a`: OOMKilled, exit code 137"], "it has ended, whenever that was");
         let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
         assert!(known.saw(&pod("a", with(waiting, terminated("c1", "OOMKilled", 137)))).is_none());
         let again = pod("a", with(running()["state"].clone(), terminated("c2", "Error", 1)));
         assert_eq!(said(known.saw(&again)), ["a its pod `pool-a`: Error, exit code 1"]);
-        assert!(known.listed(vec![again]).is_empty(), "a list tells nothing twice");
+        assert!(known.listed(vec![again.clone()]).is_empty(), "a list tells nothing twice");
+        assert!(Known::new("worker").listed(vec![again]).is_empty(), "the worker that runs is another one");
+        assert!(
+            known.deleted(&pod("a", with(terminated("c3", "Error", 2), json!({})))).len() == 1,
+            "its end, and no more"
+        );
+    }
+
+    #[test]
+    fn a_container_that_the_kubelet_has_lost_has_no_times_and_no_id() {
+        let lost = |restarts: u32| {
+            let mut status = with(json!({}), json!({}));
+            let ended = json!({ "terminated": { "exitCode": 137, "reason": "ContainerStatusUnknown",
+                "message": "The container could not be located", "startedAt": null, "finishedAt": null } });
+            status["containerStatuses"][0]["state"] = ended;
+            status["containerStatuses"][0]["lastState"] = Value::Null;
+            status["containerStatuses"][0]["restartCount"] = json!(restarts);
+            pod("a", status)
+        };
+        let mut known = Known::new("worker");
+        let told = "a its pod `pool-a`: ContainerStatusUnknown, exit code 137 (The container could not be located)";
+        assert_eq!(said(known.listed(vec![lost(0)])), [told]);
+        assert!(known.saw(&lost(0)).is_none());
+        assert_eq!(said(known.saw(&lost(1))), [told], "and the next one too");
+        let empty = json!({ "phase": null, "reason": null, "message": null, "containerStatuses": null });
+        assert!(known.saw(&pod("b", empty)).is_none());
     }
 
     #[test]

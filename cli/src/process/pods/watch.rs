@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, pin_mut};
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, ListParams, WatchEvent, WatchParams},
+    api::{ApiResource, ListParams, ObjectList, Request, WatchEvent, WatchParams},
 };
 use stepfleet_coordinator::shell::{metrics::Metrics, observer::Pods};
 use tokio::time::{Instant, sleep, timeout};
@@ -17,19 +17,26 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// How long a list may take, and a watch to begin.
-const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a page of a list may take, and a watch to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What it is when one takes longer.
+const SILENT: &str = "the API server does not answer";
+/// Pods of a page.
+const PAGE: u32 = 500;
+/// A watch that brought nothing and lasted no longer was none.
+const SHORT: Duration = Duration::from_secs(1);
 /// How long the server keeps one watch, in seconds.
 const WATCH_SECONDS: u32 = 60;
 /// A watch that has not ended by then has lost its server.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 /// The longest time between two tries, and how long one has to last to have gone well.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Time between two watches, so that a server that ends each at once is not asked without a pause.
+/// Half of the longest pause before the second try; each is twice as long as the one before.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A watch of pods.
 pub(super) struct Watch {
+    client: Client,
     api: Api<Pod>,
     selector: Option<String>,
     known: Known,
@@ -50,7 +57,8 @@ impl Watch {
         let resource = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         tracing::info!(namespace, selector = settings.selector, "watching the pods of workers");
         Ok(Self {
-            api: Api::namespaced_with(client, &namespace, &resource),
+            api: Api::namespaced_with(client.clone(), &namespace, &resource),
+            client,
             selector: settings.selector.clone(),
             known: Known::new(&settings.container),
             pods,
@@ -83,27 +91,39 @@ impl Watch {
         self.follow(version).await
     }
 
-    /// Looks at all pods. Returns the version to follow from.
+    /// Looks at all pods, page by page. Returns the version to follow from.
     async fn list(&mut self) -> Result<String, String> {
-        let params = ListParams { label_selector: self.selector.clone(), ..ListParams::default() };
-        let listed = timeout(LIST_TIMEOUT, self.api.list(&params)).await;
-        let listed = listed.map_err(|_| "the API server does not answer".to_owned())?.map_err(|e| e.to_string())?;
-        let ends = self.known.listed(listed.items);
-        self.tell(ends);
-        listed.metadata.resource_version.ok_or_else(|| "the list has no version".to_owned())
+        let mut params =
+            ListParams { label_selector: self.selector.clone(), limit: Some(PAGE), ..ListParams::default() };
+        let mut pods = Vec::new();
+        loop {
+            let request = Request::new(self.api.resource_url()).list(&params).map_err(|error| error.to_string())?;
+            // `Api::list` logs the whole answer where it cannot be read, with everything that is in the pods.
+            let answer = timeout(ANSWER_TIMEOUT, self.client.request_text(request)).await;
+            let text = answer.map_err(|_| SILENT.to_owned())?.map_err(|error| error.to_string())?;
+            let page: ObjectList<Pod> = serde_json::from_str(&text).map_err(|error| format!("a list: {error}"))?;
+            pods.extend(page.items);
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                let ends = self.known.listed(pods);
+                self.tell(ends);
+                return page.metadata.resource_version.ok_or_else(|| "a list has no version".to_owned());
+            }
+        }
     }
 
     /// Follows changes, over one watch after the other, until the server has forgotten the version (410): then they are to be
     /// listed again.
     async fn follow(&mut self, mut version: String) -> Result<(), String> {
         loop {
+            let (begun, before) = (Instant::now(), version.clone());
             let params = WatchParams { label_selector: self.selector.clone(), ..WatchParams::default() };
             let params = params.timeout(WATCH_SECONDS);
-            let events = match timeout(LIST_TIMEOUT, self.api.watch(&params, &version)).await {
+            let events = match timeout(ANSWER_TIMEOUT, self.api.watch(&params, &version)).await {
                 Ok(Ok(events)) => events,
                 Ok(Err(kube::Error::Api(status))) if status.code == 410 => return Ok(()),
                 Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => return Err("the API server does not answer".to_owned()),
+                Err(_) => return Err(SILENT.to_owned()),
             };
             pin_mut!(events);
             let silent = |_| "the watch was silent beyond its end".to_owned();
@@ -124,7 +144,9 @@ impl Watch {
                     WatchEvent::Error(status) => return Err(format!("{}: {}", status.reason, status.message)),
                 }
             }
-            sleep(PAUSE).await;
+            if version == before && begun.elapsed() < SHORT {
+                return Err("the server ends watches at once".to_owned());
+            }
         }
     }
 

@@ -227,7 +227,8 @@ impl Deciding<'_> {
         let end = end.map(|end| format!(": {}", end.cause())).unwrap_or_default();
         let text = format!("worker `{worker}` died with the job (loss {losses} of {LOSSES_MAX}){end}");
         let mut failure = Failure::new(Category::WorkerLost, text).with_code("worker_lost");
-        // No part of the message, but for a word of Kubernetes: what was seen differs from loss to loss, and the failure is the same one.
+        // No part of the message, but for a word of Kubernetes: what was seen differs from loss to loss, and the failure is the
+        // same one.
         failure.causes.extend(seen.map(|seen| seen.to_string()));
         let (job, of) = (of.job, Some(of));
         let failed = Failed { index, job, of, worker: Some(worker), run_ms: 0, failure, counts: false };

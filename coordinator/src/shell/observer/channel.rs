@@ -33,7 +33,7 @@ pub(super) struct Channel {
     seen: Option<Instant>,
     /// Since when nobody has been there for sure.
     absent: Option<Instant>,
-    /// The last look counted nobody there, over whatever connection.
+    /// The last look counted nobody.
     is_empty: bool,
     /// When the last answer came.
     looked: Option<Instant>,
@@ -46,8 +46,7 @@ impl Channel {
     pub(super) fn heard(&mut self, look: Look, subscribers: i64) {
         let paused = self.looked.is_some_and(|at| look.sent.saturating_duration_since(at) > PAUSE_MAX);
         self.is_doubtful = paused || look.got - look.sent > TRIP_MAX;
-        self.looked = Some(look.got);
-        self.is_empty = subscribers == 0;
+        (self.looked, self.is_empty) = (Some(look.got), subscribers == 0);
         if self.seen != Some(look.steady) {
             (self.seen, self.absent) = (None, None);
         }
@@ -72,9 +71,10 @@ impl Channel {
             && self.seen.is_some_and(|since| now.saturating_duration_since(since) >= CALM)
     }
 
-    /// Whether the last look counted nobody there. Alone it says little: see above.
+    /// Whether the last look counted nobody there, and one before it, over the same connection, somebody. Alone it says little:
+    /// it may be the moment of a reset.
     pub(super) fn is_empty(&self) -> bool {
-        self.is_empty
+        self.seen.is_some() && self.is_empty
     }
 
     /// Since when nobody has been there.

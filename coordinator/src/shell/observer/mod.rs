@@ -4,9 +4,11 @@
 //! A worker is dead when its beat did not move during 30 s of this process's own monotonic time in which Redis answered and
 //! accepted writes; any gap starts the count again. It is gone, and so are its jobs, after 4 s without a sign of life of any
 //! kind: nobody listens on its control channel any more, it does not beat although such a worker beats every second, and it
-//! reads no job stream (`channel`, `watch::Workers::gone`); at once if Kubernetes says that its pod ended (`pods`). Clocks of other hosts are never compared. A sweep is a few pipelined
-//! trips to each node; a node that fails stops nothing on the others. How long a sweep takes is no gap: only the pause between
-//! two of them, a look that failed, and a trip that took too long are.
+//! reads no job stream (`channel`, `watch::Workers::gone`); within a second if Kubernetes says that its pod ended (`pods`).
+//!
+//! Clocks of other hosts are never compared. A sweep is a few pipelined trips to each node; a node that fails stops nothing on
+//! the others. How long a sweep takes is no gap: only the pause between two of them, a look that failed, and a trip that took
+//! too long are.
 
 mod channel;
 mod consumers;
@@ -56,6 +58,8 @@ const POD: &str = "pod";
 /// Time between the beginnings of two sweeps: a worker that is gone is missed after at most one, and its jobs are lost two
 /// later. Sweeps that take longer follow each other at once, but for a tenth of a second.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// Time between the end of a sweep that missed a worker of an ended pod and the next one.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 /// Time between two sweeps, at least.
 const SWEEP_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// An entry pending at a live worker for this long has outlived two beats sent after its delivery.
@@ -108,7 +112,8 @@ impl<D: Dial> Observer<D> {
         while !shutdown.is_cancelled() {
             let begun = Instant::now();
             self.sweep().await;
-            let next = begun + SWEEP_EVERY;
+            let next =
+                if self.workers.wants_a_second_look() { Instant::now() + SECOND_LOOK } else { begun + SWEEP_EVERY };
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep(SWEEP_PAUSE_MIN) => {}
@@ -116,7 +121,7 @@ impl<D: Dial> Observer<D> {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep_until(next) => {}
-                () = self.pods.news() => {}
+                () = self.pods.news_of(|uid| self.workers.is_in_pod(uid)) => {}
             }
         }
     }
@@ -127,6 +132,8 @@ impl<D: Dial> Observer<D> {
         if self.ended.take().is_none_or(|at| begun - at > GAP_MAX) {
             self.workers.start_again(begun);
         }
+        // Before the looks: they are to be younger than it.
+        let news = self.pods.take();
         let registered = self.registered().await;
         self.read_beats(registered.as_ref()).await;
         if let Some(registered) = &registered {
@@ -137,7 +144,7 @@ impl<D: Dial> Observer<D> {
         self.tell_slots();
         let mut dead = self.judge();
         let gone = self.workers.gone(Instant::now());
-        dead.extend(self.workers.ended_with_pods(self.pods.take(), Instant::now()));
+        dead.extend(self.workers.ended_with_pods(news, Instant::now()));
         self.metrics.channels_watched.set(self.workers.watched(Instant::now()) as i64);
         let (streams, all_streams) = self.streams().await;
         let (found, all_consumers) = self.consumers(&streams).await;

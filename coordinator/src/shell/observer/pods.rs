@@ -10,6 +10,10 @@ use std::{
 use stepfleet_protocol::pod::PodEnd;
 use tokio::{sync::Notify, time::Instant};
 
+/// A worker is not missed before two looks so far apart found it gone: one that lives and has just lost its channel beats at once.
+pub(super) const MISSED_FOR: Duration = Duration::from_millis(250);
+/// The same while workers lose their channels and live: those beat every second.
+pub(super) const MISSED_FOR_IN_UNREST: Duration = Duration::from_millis(2_500);
 /// An end whose worker is still on its channel is kept for this long: the server may not have noticed yet.
 pub(super) const NEWS_KEPT: Duration = Duration::from_secs(10);
 
@@ -44,8 +48,14 @@ impl Pods {
         std::mem::take(&mut *self.0.ends.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until something is told.
-    pub(super) async fn news(&self) {
-        self.0.news.notified().await;
+    /// Waits until something is told of one of these pods.
+    pub(super) async fn news_of(&self, is_known: impl Fn(&str) -> bool) {
+        loop {
+            self.0.news.notified().await;
+            let ends = self.0.ends.lock().unwrap_or_else(PoisonError::into_inner);
+            if ends.iter().any(|ended| is_known(&ended.uid)) {
+                return;
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     super::fleet::Slots,
     BEATS, CHANNEL, POD,
     channel::{CALM, Channel, Look},
-    pods::{Ended, NEWS_KEPT},
+    pods::{Ended, MISSED_FOR, MISSED_FOR_IN_UNREST, NEWS_KEPT},
 };
 use crate::mutants::mutant;
 
@@ -65,7 +65,9 @@ pub(super) struct Watched {
     losses: Option<i64>,
     /// When it was seen to have lost its channel and to live.
     fell: Option<Instant>,
-    /// How its pod ended.
+    /// Since when it has been missed after the end of its pod, and its beat then.
+    missed: Option<(Instant, Option<i64>)>,
+    /// How its pod ended, and it with it.
     pod_end: Option<PodEnd>,
     /// Its death was counted.
     is_buried: bool,
@@ -84,6 +86,7 @@ impl Watched {
             channel: Channel::default(),
             losses: None,
             fell: None,
+            missed: None,
             pod_end: None,
             is_buried: false,
         }
@@ -93,6 +96,26 @@ impl Watched {
     fn gone(&self) -> Option<Duration> {
         self.losses?;
         Some(self.looked.saturating_duration_since(self.channel.absent()?.max(self.moved)))
+    }
+
+    fn is_in_pod(&self, uid: &str) -> bool {
+        self.beat.as_ref().is_some_and(|beat| beat.pod.as_deref() == Some(uid))
+    }
+
+    /// Whether two looks that were so far apart have found it gone, without a beat between them.
+    fn is_missed(&mut self, now: Instant, wait: Duration) -> bool {
+        if self.losses.is_none() || !self.channel.is_empty() {
+            return false;
+        }
+        let is_deaf = self.fell.is_some_and(|at| now.saturating_duration_since(at) < CALM);
+        let wait = if is_deaf { MISSED_FOR_IN_UNREST } else { wait };
+        match self.missed {
+            Some((since, count)) if count == self.count => self.looked.saturating_duration_since(since) >= wait,
+            _ => {
+                self.missed = Some((now, self.count));
+                false
+            }
+        }
     }
 
     /// How long its beat surely did not move although it could have.
@@ -237,19 +260,36 @@ impl Workers {
         self.by_id.iter().filter(|(_, w)| gone(w)).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Who ended with a pod: it told its uid, and nobody is on its channel. A worker that the next container of the same pod has
-    /// started is on its own, or has not said yet that it was.
+    /// Whether a worker has told this uid.
+    pub(super) fn is_in_pod(&self, uid: &str) -> bool {
+        self.by_id.values().any(|watched| watched.is_in_pod(uid))
+    }
+
+    /// Who ended with a pod: it told its uid, and since the end was told two looks have found nobody on its channel, where
+    /// somebody was, and no beat between them. `news` came before the looks. A worker that the next container of the same pod has
+    /// started is on its own channel, or has not said yet that it was.
     pub(super) fn ended_with_pods(&mut self, news: Vec<Ended>, now: Instant) -> BTreeSet<String> {
+        let wait = if self.is_calm(now) { MISSED_FOR } else { MISSED_FOR_IN_UNREST };
         self.ended.extend(news);
         self.ended.retain(|ended| now.saturating_duration_since(ended.at) < NEWS_KEPT);
+        self.by_id.values_mut().filter(|w| w.losses.is_none() || !w.channel.is_empty()).for_each(|w| w.missed = None);
         let by_id = &mut self.by_id;
         self.ended.retain(|ended| {
-            let is_of = |w: &Watched| w.beat.as_ref().is_some_and(|beat| beat.pod.as_ref() == Some(&ended.uid));
-            let is_missed = |w: &Watched| w.losses.is_some() && w.channel.is_empty() && w.pod_end.is_none();
-            let missed = by_id.values_mut().filter(|w| is_of(w) && is_missed(w));
-            missed.map(|w| w.pod_end = Some(ended.end.clone())).count() == 0
+            let mut is_done = false;
+            for watched in by_id.values_mut().filter(|w| w.is_in_pod(&ended.uid) && w.pod_end.is_none()) {
+                if watched.is_missed(now, wait) {
+                    watched.pod_end = Some(ended.end.clone());
+                    is_done = true;
+                }
+            }
+            !is_done
         });
         self.by_id.iter().filter(|(_, w)| w.pod_end.is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether a second look is wanted soon, at a worker that the first one missed.
+    pub(super) fn wants_a_second_look(&self) -> bool {
+        self.by_id.values().any(|w| w.missed.is_some() && w.pod_end.is_none())
     }
 
     fn is_calm(&self, now: Instant) -> bool {

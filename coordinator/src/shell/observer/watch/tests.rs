@@ -174,8 +174,8 @@ fn a_death_is_counted_once_until_the_worker_beats_again() {
     assert_eq!(workers.bury(&["a".to_owned()].into()), [("a".to_owned(), "channel")]);
 }
 
-/// A worker that told the uid `pod`, seen at second 1 with so many on its channel; `losses` as its record says.
-fn in_a_pod(base: Instant, losses: Option<i64>, subscribers: i64) -> Workers {
+/// A worker that told the uid `pod` and was on its channel at second 1; `losses` as its record says.
+fn in_a_pod(base: Instant, losses: Option<i64>) -> Workers {
     let mut workers = Workers::default();
     let beat = Beat {
         v: 1,
@@ -191,12 +191,8 @@ fn in_a_pod(base: Instant, losses: Option<i64>, subscribers: i64) -> Workers {
         pod: Some("pod".into()),
     };
     workers.seen("a", (at(base, 1), at(base, 1)), Record { count: Some(1), beat: Some(beat), losses });
-    on_channel(&mut workers, base, 1, subscribers);
+    workers.heard("a", Look { steady: base, sent: at(base, 1), got: at(base, 1) }, 1);
     workers
-}
-
-fn on_channel(workers: &mut Workers, base: Instant, secs: u64, subscribers: i64) {
-    workers.heard("a", Look { steady: base, sent: at(base, secs), got: at(base, secs) }, subscribers);
 }
 
 fn ended(uid: &str, at: Instant) -> Vec<Ended> {
@@ -204,50 +200,90 @@ fn ended(uid: &str, at: Instant) -> Vec<Ended> {
     vec![Ended { uid: uid.into(), end, at }]
 }
 
+/// A sweep so many milliseconds after `base`, with `news` from before it: how many ended with their pods.
+fn sweep(
+    workers: &mut Workers,
+    base: Instant,
+    ms: u64,
+    record: (i64, i64),
+    subscribers: i64,
+    news: Vec<Ended>,
+) -> usize {
+    let now = base + Duration::from_millis(ms);
+    let (count, losses) = record;
+    workers.seen("a", (now, now), Record { count: Some(count), beat: None, losses: Some(losses) });
+    workers.heard("a", Look { steady: base, sent: now, got: now }, subscribers);
+    workers.ended_with_pods(news, now).len()
+}
+
 #[test]
-fn who_ended_with_its_pod_and_is_not_on_its_channel_is_dead_at_once_until_it_beats_again() {
+fn who_ended_with_its_pod_is_dead_by_the_second_look_until_it_beats_again() {
     let base = Instant::now();
-    let mut workers = in_a_pod(base, Some(0), 0);
-    assert!(workers.ended_with_pods(ended("other", at(base, 2)), at(base, 2)).is_empty());
-    let dead = workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2));
-    assert_eq!(dead, BTreeSet::from(["a".to_owned()]));
+    let mut workers = in_a_pod(base, Some(0));
+    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 0, ended("other", at(base, 2))), 0);
+    assert!(!workers.wants_a_second_look() && workers.is_in_pod("pod") && !workers.is_in_pod("other"));
+    // A beat from before its end is seen only now.
+    assert_eq!(sweep(&mut workers, base, 2_500, (2, 0), 0, ended("pod", at(base, 2))), 0);
+    assert!(workers.wants_a_second_look());
+    assert_eq!(sweep(&mut workers, base, 2_600, (2, 0), 0, Vec::new()), 0, "too soon");
+    assert_eq!(sweep(&mut workers, base, 2_800, (2, 0), 0, Vec::new()), 1);
+    let dead = BTreeSet::from(["a".to_owned()]);
     assert_eq!(workers.bury(&dead), [("a".to_owned(), POD)]);
     let queue = Name::new("q").expect("a legal name");
     let sight = workers.sight("a", PartitionId(0), &queue, StreamId::default());
     assert!(sight.to_string().starts_with("its pod `p`: OOMKilled, exit code 137; its beat"), "{sight}");
-    assert_eq!(workers.ended_with_pods(Vec::new(), at(base, 60)).len(), 1, "it stays dead");
-    workers.seen("a", (at(base, 61), at(base, 61)), beats(2));
-    assert!(workers.ended_with_pods(Vec::new(), at(base, 61)).is_empty(), "it was none");
+    assert_eq!(sweep(&mut workers, base, 60_000, (2, 0), 0, Vec::new()), 1, "it stays dead");
+    assert_eq!(sweep(&mut workers, base, 61_000, (3, 0), 0, Vec::new()), 0, "it was none");
 }
 
 #[test]
 fn an_end_waits_for_the_server_to_miss_the_worker_but_not_for_long() {
     let base = Instant::now();
-    let mut workers = in_a_pod(base, Some(0), 1);
-    assert!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty(), "it is on its channel");
-    on_channel(&mut workers, base, 4, 0);
-    assert_eq!(workers.ended_with_pods(Vec::new(), at(base, 4)).len(), 1);
-    let mut workers = in_a_pod(base, Some(0), 1);
-    assert!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty());
-    on_channel(&mut workers, base, 13, 0);
-    assert!(workers.ended_with_pods(Vec::new(), at(base, 13)).is_empty(), "that is another matter now");
+    let mut workers = in_a_pod(base, Some(0));
+    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 1, ended("pod", at(base, 2))), 0, "it is on its channel");
+    assert_eq!(sweep(&mut workers, base, 4_000, (1, 0), 0, Vec::new()), 0);
+    assert_eq!(sweep(&mut workers, base, 4_300, (1, 0), 0, Vec::new()), 1);
+    let mut workers = in_a_pod(base, Some(0));
+    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 1, ended("pod", at(base, 2))), 0);
+    assert_eq!(sweep(&mut workers, base, 13_000, (1, 0), 0, Vec::new()), 0);
+    assert_eq!(sweep(&mut workers, base, 14_000, (1, 0), 0, Vec::new()), 0, "that is another matter now");
+}
+
+/// The successor of a worker that ended, or one whose pod went by force: what was said is not about it.
+#[test]
+fn a_worker_that_lost_its_channel_and_beats_does_not_end_with_its_pod() {
+    let base = Instant::now();
+    let mut workers = in_a_pod(base, Some(0));
+    let news = ended("pod", at(base, 2));
+    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 0, news), 0);
+    assert_eq!(sweep(&mut workers, base, 2_300, (2, 1), 0, Vec::new()), 0, "it beats at once");
+    for (ms, count) in [(2_600, 2), (2_900, 2), (3_200, 2), (3_500, 3), (3_800, 3), (4_500, 4), (5_500, 5), (7_500, 6)]
+    {
+        assert_eq!(sweep(&mut workers, base, ms, (count, 1), 0, Vec::new()), 0, "and every second: {ms}");
+    }
 }
 
 #[test]
-fn a_worker_that_has_not_said_that_it_is_heard_and_one_whose_channel_is_in_doubt_do_not_end_with_their_pod() {
+fn who_was_not_seen_on_its_channel_over_this_connection_does_not_end_with_its_pod() {
     let base = Instant::now();
-    let mut new = in_a_pod(base, None, 0);
-    assert!(new.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty());
-    let mut doubtful = in_a_pod(base, Some(0), 0);
+    let mut new = in_a_pod(base, None);
+    new.heard("a", Look { steady: base, sent: at(base, 2), got: at(base, 2) }, 0);
+    for secs in [2, 4, 6] {
+        assert!(
+            new.ended_with_pods(ended("pod", at(base, 2)), at(base, secs)).is_empty(),
+            "it has not said that it is"
+        );
+    }
+    let mut elsewhere = in_a_pod(base, Some(0));
+    let news = ended("pod", at(base, 2));
+    for (secs, news) in [(2, news), (4, Vec::new()), (6, Vec::new())] {
+        let look = Look { steady: at(base, 1), sent: at(base, secs), got: at(base, secs) };
+        elsewhere.seen("a", (at(base, secs), at(base, secs)), Record { count: Some(1), beat: None, losses: Some(0) });
+        elsewhere.heard("a", look, 0);
+        assert!(elsewhere.ended_with_pods(news, at(base, secs)).is_empty(), "after a fail-over");
+    }
+    let mut doubtful = in_a_pod(base, Some(0));
     doubtful.unheard_channel("a");
     assert!(doubtful.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).is_empty(), "the look failed");
-}
-
-#[test]
-fn one_end_kills_no_worker_that_comes_after_the_one_that_it_killed() {
-    let base = Instant::now();
-    let mut workers = in_a_pod(base, Some(0), 0);
-    assert_eq!(workers.ended_with_pods(ended("pod", at(base, 2)), at(base, 2)).len(), 1);
-    workers.seen("a", (at(base, 3), at(base, 3)), beats(2));
-    assert!(workers.ended_with_pods(Vec::new(), at(base, 4)).is_empty());
+    assert!(!doubtful.wants_a_second_look());
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chart import CASES, NAMESPACE, case, containers, env, kinds, of, pod, render, text, CHART
+from chart import CASES, NAMESPACE, Refused, case, containers, env, kinds, of, pod, render, text, CHART
 
 # Volumes that the restricted level allows.
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
@@ -221,7 +221,7 @@ def test_coordinators_that_watch_pods_may_see_pods_and_nothing_else():
     things = case("watch-pods")
     coordinator, slow = of(things, "Deployment", "coordinator"), of(things, "Deployment", "slow")
     role, binding = of(things, "Role", "coordinator-pods"), of(things, "RoleBinding", "coordinator-pods")
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     account = {"kind": "ServiceAccount", "name": pod(coordinator)["serviceAccountName"], "namespace": NAMESPACE}
     assert binding["subjects"] == [account]
@@ -237,3 +237,16 @@ def test_coordinators_that_watch_pods_may_see_pods_and_nothing_else():
     egress = of(things, "NetworkPolicy", "coordinator")["spec"]["egress"]
     assert egress[-1] == {"ports": [{"port": 6443, "protocol": "TCP"}]}
     assert not {"Role", "RoleBinding"} & kinds(case("defaults"))
+
+
+def test_without_its_ports_a_watch_of_pods_still_opens_no_more_than_the_api_server():
+    # As `--reuse-values` leaves them, of a release of an older chart.
+    values = {"coordinator": {"watchPods": True}, "networkPolicy": {"enabled": True, "kubernetesPorts": None}}
+    egress = of(render(values), "NetworkPolicy", "coordinator")["spec"]["egress"]
+    assert [port["port"] for port in egress[-1]["ports"]] == [443, 6443]
+
+
+def test_a_watch_of_pods_is_not_for_every_pod_of_the_namespace():
+    accounts = {"coordinator": {"create": False}}
+    with pytest.raises(Refused, match="coordinator.watchPods needs serviceAccounts.coordinator"):
+        render({"coordinator": {"watchPods": True}, "serviceAccounts": accounts})

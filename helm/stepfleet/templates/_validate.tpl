@@ -11,6 +11,10 @@
 {{- fail (printf "tracing.resourceAttributes has `%s`; allowed are names and values without commas" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- $account := .Values.serviceAccounts.coordinator -}}
+{{- if and .Values.coordinator.watchPods (not $account.create) (not $account.name) -}}
+{{- fail "coordinator.watchPods needs serviceAccounts.coordinator.create or .name: else every pod of the namespace's default account could list pods" -}}
+{{- end -}}
 {{- $coordinator := dict "root" . "own" .Values.coordinator "component" "coordinator" -}}
 {{- include "stepfleet.validateLogin" (merge (dict "at" "coordinator.redis") $coordinator) -}}
 {{- $own := include "stepfleet.envOfCoordinator" . | splitList " " -}}

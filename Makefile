@@ -25,6 +25,9 @@ WITH_SERVERS = set -a; \
   STEPFLEET_TEST_SERVER="$${given:-$$STEPFLEET_TEST_SERVER}"; \
   STEPFLEET_TEST_SERVER_TLS="$${given_tls:-$$STEPFLEET_TEST_SERVER_TLS}"; set +a;
 
+# The program of images. Relative relocations are packed, which the glibc of the base image (2.36) can read.
+IMAGE_PROGRAM = cargo rustc --profile image --locked -p stepfleet --bin stepfleet -- -C link-arg=-Wl,-z,pack-relative-relocs
+
 # The distribution's build, where there is one: it is what people run, and its allocator makes it up to three times faster.
 MEASURED_SERVER = export STEPFLEET_TEST_SERVER="$${given:-$${STEPFLEET_TEST_SERVER_TLS:-$$STEPFLEET_TEST_SERVER}}";
 
@@ -118,7 +121,7 @@ check-image: setup ## the images: a linter, and their files run as their entry p
 	@$(WITH_SERVERS) tests/image/check.sh
 
 check-image-size: setup ## the same with the program built as images have it, which must be small; takes some 15 minutes
-	cargo build --profile image --locked -p stepfleet
+	$(IMAGE_PROGRAM)
 	@$(WITH_SERVERS) PROGRAM=target/image/stepfleet tests/image/check.sh
 
 dashboards: ## write what Grafana and Prometheus read, from deploy/grafana/source and deploy/prometheus/source

@@ -272,8 +272,10 @@ impl Workers {
         let wait = if self.is_calm(now) { MISSED_FOR } else { MISSED_FOR_IN_UNREST };
         self.ended.extend(news);
         self.ended.retain(|ended| now.saturating_duration_since(ended.at) < NEWS_KEPT);
-        self.by_id.values_mut().filter(|w| w.losses.is_none() || !w.channel.is_empty()).for_each(|w| w.missed = None);
-        let by_id = &mut self.by_id;
+        let (by_id, ended) = (&mut self.by_id, &self.ended);
+        // Whoever is there, or is asked after no more, is not missed.
+        let is_asked_after = |w: &Watched| w.channel.is_empty() && ended.iter().any(|ended| w.is_in_pod(&ended.uid));
+        by_id.values_mut().filter(|w| !is_asked_after(w)).for_each(|w| w.missed = None);
         self.ended.retain(|ended| {
             let mut is_done = false;
             for watched in by_id.values_mut().filter(|w| w.is_in_pod(&ended.uid) && w.pod_end.is_none()) {

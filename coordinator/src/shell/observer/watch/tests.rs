@@ -200,17 +200,11 @@ fn ended(uid: &str, at: Instant) -> Vec<Ended> {
     vec![Ended { uid: uid.into(), end, at }]
 }
 
-/// A sweep so many milliseconds after `base`, with `news` from before it: how many ended with their pods.
-fn sweep(
-    workers: &mut Workers,
-    base: Instant,
-    ms: u64,
-    record: (i64, i64),
-    subscribers: i64,
-    news: Vec<Ended>,
-) -> usize {
+/// A sweep with `news` from before it: how many ended with their pods. `look`: milliseconds after `base`, and the beats and the
+/// losses of the record then.
+fn sweep(workers: &mut Workers, base: Instant, look: (u64, i64, i64), subscribers: i64, news: Vec<Ended>) -> usize {
+    let (ms, count, losses) = look;
     let now = base + Duration::from_millis(ms);
-    let (count, losses) = record;
     workers.seen("a", (now, now), Record { count: Some(count), beat: None, losses: Some(losses) });
     workers.heard("a", Look { steady: base, sent: now, got: now }, subscribers);
     workers.ended_with_pods(news, now).len()
@@ -220,33 +214,33 @@ fn sweep(
 fn who_ended_with_its_pod_is_dead_by_the_second_look_until_it_beats_again() {
     let base = Instant::now();
     let mut workers = in_a_pod(base, Some(0));
-    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 0, ended("other", at(base, 2))), 0);
+    assert_eq!(sweep(&mut workers, base, (2_000, 1, 0), 0, ended("other", at(base, 2))), 0);
     assert!(!workers.wants_a_second_look() && workers.is_in_pod("pod") && !workers.is_in_pod("other"));
     // A beat from before its end is seen only now.
-    assert_eq!(sweep(&mut workers, base, 2_500, (2, 0), 0, ended("pod", at(base, 2))), 0);
+    assert_eq!(sweep(&mut workers, base, (2_500, 2, 0), 0, ended("pod", at(base, 2))), 0);
     assert!(workers.wants_a_second_look());
-    assert_eq!(sweep(&mut workers, base, 2_600, (2, 0), 0, Vec::new()), 0, "too soon");
-    assert_eq!(sweep(&mut workers, base, 2_800, (2, 0), 0, Vec::new()), 1);
+    assert_eq!(sweep(&mut workers, base, (2_600, 2, 0), 0, Vec::new()), 0, "too soon");
+    assert_eq!(sweep(&mut workers, base, (2_800, 2, 0), 0, Vec::new()), 1);
     let dead = BTreeSet::from(["a".to_owned()]);
     assert_eq!(workers.bury(&dead), [("a".to_owned(), POD)]);
     let queue = Name::new("q").expect("a legal name");
     let sight = workers.sight("a", PartitionId(0), &queue, StreamId::default());
     assert!(sight.to_string().starts_with("its pod `p`: OOMKilled, exit code 137; its beat"), "{sight}");
-    assert_eq!(sweep(&mut workers, base, 60_000, (2, 0), 0, Vec::new()), 1, "it stays dead");
-    assert_eq!(sweep(&mut workers, base, 61_000, (3, 0), 0, Vec::new()), 0, "it was none");
+    assert_eq!(sweep(&mut workers, base, (60_000, 2, 0), 0, Vec::new()), 1, "it stays dead");
+    assert_eq!(sweep(&mut workers, base, (61_000, 3, 0), 0, Vec::new()), 0, "it was none");
 }
 
 #[test]
 fn an_end_waits_for_the_server_to_miss_the_worker_but_not_for_long() {
     let base = Instant::now();
     let mut workers = in_a_pod(base, Some(0));
-    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 1, ended("pod", at(base, 2))), 0, "it is on its channel");
-    assert_eq!(sweep(&mut workers, base, 4_000, (1, 0), 0, Vec::new()), 0);
-    assert_eq!(sweep(&mut workers, base, 4_300, (1, 0), 0, Vec::new()), 1);
+    assert_eq!(sweep(&mut workers, base, (2_000, 1, 0), 1, ended("pod", at(base, 2))), 0, "it is on its channel");
+    assert_eq!(sweep(&mut workers, base, (4_000, 1, 0), 0, Vec::new()), 0);
+    assert_eq!(sweep(&mut workers, base, (4_300, 1, 0), 0, Vec::new()), 1);
     let mut workers = in_a_pod(base, Some(0));
-    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 1, ended("pod", at(base, 2))), 0);
-    assert_eq!(sweep(&mut workers, base, 13_000, (1, 0), 0, Vec::new()), 0);
-    assert_eq!(sweep(&mut workers, base, 14_000, (1, 0), 0, Vec::new()), 0, "that is another matter now");
+    assert_eq!(sweep(&mut workers, base, (2_000, 1, 0), 1, ended("pod", at(base, 2))), 0);
+    assert_eq!(sweep(&mut workers, base, (13_000, 1, 0), 0, Vec::new()), 0);
+    assert_eq!(sweep(&mut workers, base, (14_000, 1, 0), 0, Vec::new()), 0, "that is another matter now");
 }
 
 /// The successor of a worker that ended, or one whose pod went by force: what was said is not about it.
@@ -255,12 +249,15 @@ fn a_worker_that_lost_its_channel_and_beats_does_not_end_with_its_pod() {
     let base = Instant::now();
     let mut workers = in_a_pod(base, Some(0));
     let news = ended("pod", at(base, 2));
-    assert_eq!(sweep(&mut workers, base, 2_000, (1, 0), 0, news), 0);
-    assert_eq!(sweep(&mut workers, base, 2_300, (2, 1), 0, Vec::new()), 0, "it beats at once");
+    assert_eq!(sweep(&mut workers, base, (2_000, 1, 0), 0, news), 0);
+    assert_eq!(sweep(&mut workers, base, (2_300, 2, 1), 0, Vec::new()), 0, "it beats at once");
     for (ms, count) in [(2_600, 2), (2_900, 2), (3_200, 2), (3_500, 3), (3_800, 3), (4_500, 4), (5_500, 5), (7_500, 6)]
     {
-        assert_eq!(sweep(&mut workers, base, ms, (count, 1), 0, Vec::new()), 0, "and every second: {ms}");
+        assert_eq!(sweep(&mut workers, base, (ms, count, 1), 0, Vec::new()), 0, "and every second: {ms}");
     }
+    assert!(workers.wants_a_second_look());
+    assert_eq!(sweep(&mut workers, base, (12_100, 7, 1), 0, Vec::new()), 0);
+    assert!(!workers.wants_a_second_look(), "nobody asks after it any more, channel or not");
 }
 
 #[test]

@@ -250,3 +250,10 @@ def test_a_watch_of_pods_is_not_for_every_pod_of_the_namespace():
     accounts = {"coordinator": {"create": False}}
     with pytest.raises(Refused, match="coordinator.watchPods needs serviceAccounts.coordinator"):
         render({"coordinator": {"watchPods": True}, "serviceAccounts": accounts})
+
+
+def test_scheduler_and_deadline_of_rollouts_are_values():
+    full = of(case("full"), "Deployment", "coordinator")
+    assert (pod(full)["schedulerName"], full["spec"]["progressDeadlineSeconds"]) == ("volcano", 300)
+    plain = of(case("defaults"), "Deployment", "coordinator")
+    assert "schedulerName" not in pod(plain) and plain["spec"]["progressDeadlineSeconds"] == 600

@@ -191,6 +191,9 @@ priorityClassName: {{ . }}
 {{- with .own.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
+{{- with .own.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{/* The constraints that are given, or the chart's own; each with a selector. */}}

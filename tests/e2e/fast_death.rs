@@ -21,7 +21,7 @@ const CALM: Duration = Duration::from_secs(90);
 const FAST: Duration = Duration::from_secs(5 * 8);
 
 /// Deaths that this coordinator saw by `way`.
-async fn deaths(api: &Api, way: &str) -> anyhow::Result<f64> {
+pub(crate) async fn deaths(api: &Api, way: &str) -> anyhow::Result<f64> {
     let text = api.text("/metrics").await?;
     let name = format!("stepfleet_worker_deaths_total{{way=\"{way}\"}} ");
     let value = text.lines().find_map(|line| line.strip_prefix(&name));
@@ -29,7 +29,7 @@ async fn deaths(api: &Api, way: &str) -> anyhow::Result<f64> {
 }
 
 /// Waits until the deaths of all `workers` would be seen at once.
-async fn until_watched(api: &Api, workers: usize) -> anyhow::Result<()> {
+pub(crate) async fn until_watched(api: &Api, workers: usize) -> anyhow::Result<()> {
     wait::until(CALM, "the channels of all workers to be watched", async || {
         let watched = api.metric("stepfleet_worker_channels_watched").await?;
         ensure!(watched == workers as f64, "{watched} of {workers}");

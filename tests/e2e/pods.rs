@@ -7,15 +7,16 @@ use serde_json::{Value, json};
 use stepfleet_tests::{
     Signal,
     kubernetes::{ApiServer, Wrong},
-    lab::{self, Api, Fleet},
+    lab::{self, Fleet},
     wait,
 };
 
-use crate::worker_death::{self, marked};
+use crate::{
+    fast_death,
+    worker_death::{self, marked},
+};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Channels tell nothing until the coordinator's connection was quiet for half a minute.
-const CALM: Duration = Duration::from_secs(90);
 /// The promise is 1 s after the word of Kubernetes; the machine may be busy.
 const FAST: Duration = Duration::from_secs(5);
 
@@ -36,20 +37,8 @@ async fn fleet(server: &str, cluster: &ApiServer, workers: usize) -> Fleet {
     })
     .await
     .unwrap();
-    wait::until(CALM, "the channels of all workers to be watched", async || {
-        let watched = api.metric("stepfleet_worker_channels_watched").await?;
-        ensure!(watched == workers as f64, "{watched} of {workers}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    fast_death::until_watched(api, workers).await.unwrap();
     fleet
-}
-
-async fn deaths_by_pods(api: &Api) -> f64 {
-    let text = api.text("/metrics").await.unwrap();
-    let found = text.lines().find_map(|line| line.strip_prefix("stepfleet_worker_deaths_total{way=\"pod\"} "));
-    found.context("the metric").unwrap().parse().unwrap()
 }
 
 /// Runs a job of the queue `q{n}`, kills its worker, lets Kubernetes say how, and waits until the job has begun elsewhere.
@@ -94,7 +83,7 @@ async fn the_job_of_a_pod_that_ended_is_elsewhere_at_once_and_its_error_says_how
     };
     let error = ends(&mut fleet, 3, unseen).await;
     assert!(error.contains("(loss 1 of 3): Deleted"), "{error}");
-    assert_eq!(deaths_by_pods(fleet.api()).await, 4.0);
+    assert_eq!(fast_death::deaths(fleet.api(), "pod").await.unwrap(), 4.0);
 }
 
 #[tokio::test]
@@ -163,7 +152,7 @@ async fn nobody_dies_of_a_pod_that_lives_nor_of_a_server_that_is_silent_or_wrong
     for name in ["q0", "q1"] {
         worker_death::until_lines(&file(name), 1, SOON).await.unwrap();
     }
-    assert_eq!(deaths_by_pods(&api).await, 0.0);
+    assert_eq!(fast_death::deaths(&api, "pod").await.unwrap(), 0.0);
     assert_eq!(api.metric("stepfleet_jobs_lost_total").await.unwrap(), 0.0);
     fleet.workers.remove(1);
     fleet.stop().await.unwrap();

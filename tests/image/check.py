@@ -4,6 +4,7 @@ the base image alone. Usage: check.py PROGRAM"""
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -95,6 +96,12 @@ def check_size(program, built):
         say(f"{text} of a build with the profile `image`, which this is not: `make check-image-size`")
 
 
+def check_build():
+    """The image and `make check-image-size` build the same program."""
+    (command,) = re.findall(r"^IMAGE_PROGRAM = (.+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
+    assert f" {command} &&" in " ".join(DOCKERFILE.read_text().split()), f"deploy/Dockerfile does not say `{command}`"
+
+
 def check_plain(root, image, started):
     code, told = root.run(image.user(), image.env(), image.command())
     assert code == 0 and "Usage: stepfleet" in told, told
@@ -145,6 +152,7 @@ def check_that_a_missing_library_is_found(folder, small, image):
 def main(program):
     image, lite = Image(DOCKERFILE, "final"), Image(DOCKERFILE, "lite")
     assert image.base == lite.base == "gcr.io/distroless/cc-debian12:nonroot" and image.user() == "65532:65532"
+    check_build()
     started = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)

@@ -90,7 +90,7 @@ fn selector(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "`{text}` is no label selector: allowed are 1 to {SELECTOR_MAX} characters, as in \
+        "`{text}` is no label selector: allowed are 1 to {SELECTOR_MAX} letters, digits, spaces and `._-/=!,()`, as in \
          `app.kubernetes.io/component=worker,tier in (a,b)`"
     ))
 }

@@ -140,7 +140,7 @@ pub(super) struct Workers {
     /// When the looks paused, or so many were gone at once that it was no death.
     unrest: Option<Instant>,
     /// Ends of pods whose workers are not missed yet.
-    ended: Vec<Ended>,
+    pod_ends: Vec<Ended>,
 }
 
 impl Workers {
@@ -270,13 +270,13 @@ impl Workers {
     /// started is on its own channel, or has not said yet that it was.
     pub(super) fn ended_with_pods(&mut self, news: Vec<Ended>, now: Instant) -> BTreeSet<String> {
         let wait = if self.is_calm(now) { MISSED_FOR } else { MISSED_FOR_IN_UNREST };
-        self.ended.extend(news);
-        self.ended.retain(|ended| now.saturating_duration_since(ended.at) < NEWS_KEPT);
-        let (by_id, ended) = (&mut self.by_id, &self.ended);
+        self.pod_ends.extend(news);
+        self.pod_ends.retain(|ended| now.saturating_duration_since(ended.at) < NEWS_KEPT);
+        let (by_id, ends) = (&mut self.by_id, &self.pod_ends);
         // Whoever is there, or is asked after no more, is not missed.
-        let is_asked_after = |w: &Watched| w.channel.is_empty() && ended.iter().any(|ended| w.is_in_pod(&ended.uid));
+        let is_asked_after = |w: &Watched| w.channel.is_empty() && ends.iter().any(|ended| w.is_in_pod(&ended.uid));
         by_id.values_mut().filter(|w| !is_asked_after(w)).for_each(|w| w.missed = None);
-        self.ended.retain(|ended| {
+        self.pod_ends.retain(|ended| {
             let mut is_done = false;
             for watched in by_id.values_mut().filter(|w| w.is_in_pod(&ended.uid) && w.pod_end.is_none()) {
                 if watched.is_missed(now, wait) {
